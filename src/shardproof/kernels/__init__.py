@@ -1,0 +1,1 @@
+"""What computes: the reference (the judge), the CPU kernels, the Triton kernels."""

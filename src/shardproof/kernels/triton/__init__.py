@@ -1,0 +1,1 @@
+"""The GPU kernels that are portable over NVIDIA and AMD."""
