@@ -164,7 +164,8 @@ def _placement(path: Path, tensors: list[TensorInfo], data_start: int, size: int
             overlaps = tensor.start < position
             yield CheckpointError(
                 "checkpoint.overlap" if overlaps else "checkpoint.hole",
-                f"the tensor's bytes overlap those of {previous}" if overlaps else f"bytes after {previous} belong to no tensor",
+                f"the tensor's bytes overlap those of {previous}"
+                if overlaps else f"bytes after {previous} belong to no tensor",
                 file=path, tensor=tensor.name, found=f"starts at byte {tensor.start}", needed=f"byte {position}",
             )  # fmt: skip
         position, previous = max(position, tensor.stop), tensor.name

@@ -94,7 +94,7 @@ def _collect(checkpoint: Checkpoint, dialect: PerExpertFormat) -> dict[str, _Lay
             match = _LAYER.search(path)
             by_path[path] = layers.setdefault(f"{match[1]}.{match[2]}", _Layer(path)) if match else None
         layer = by_path[path]
-        if layer is None or "shared" in path.rpartition(".")[2]:
+        if layer is None:
             continue
         parts = tail.split(".")
         if len(parts) == 3 and parts[1] in PROJECTION_NAMES and parts[2] in dialect.suffixes and parts[0].isdecimal():
@@ -151,7 +151,7 @@ def _check_complete(key: str, layer: _Layer, experts: int) -> None:
         projection, name = missing[0]
         code, what = (
             ("missing_scale", "a weight has no scale") if name == "scale"
-            else ("missing_projection", "an expert lacks a projection" if projection == "w2" else "half of w13 is missing")
+            else ("missing_projection", "w2 is missing" if projection == "w2" else "half of w13 is missing")
         )  # fmt: skip
         raise FormatError(
             f"format.{code}", what, layer=key, expert=expert, tensor=f"{layer.path}.{expert}.{projection}",
@@ -162,7 +162,8 @@ def _check_complete(key: str, layer: _Layer, experts: int) -> None:
     if with_bias and (len(with_bias) != 3 or any(len(b) != experts for b in with_bias.values())):
         raise FormatError(
             "format.missing_bias", "some experts have a bias and some have none", layer=key,
-            found=", ".join(f"{p}: {len(b)}" for p, b in with_bias.items()), needed=f"none, or {experts} of each projection",
+            found=", ".join(f"{p}: {len(b)}" for p, b in with_bias.items()),
+            needed=f"none, or {experts} of each projection",
         )  # fmt: skip
 
 
@@ -211,10 +212,10 @@ def _check_matrices(
     for expert, tensor in enumerate(tensors):
         if tensor.dtype in allowed and tensor.shape == wanted:
             continue
-        place = {"tensor": tensor.name, "layer": key, "expert": expert}
         if tensor.dtype not in allowed:
             raise FormatError(
-                "format.dtype", f"a {name} has the wrong dtype", **place, found=tensor.dtype, needed=" or ".join(allowed),
+                "format.dtype", f"a {name} has the wrong dtype", tensor=tensor.name, layer=key, expert=expert,
+                found=tensor.dtype, needed=" or ".join(allowed),
                 next_step="scales are E8M0 bytes: a scale that was cast to a number lost its meaning"
                 if name == "scale" else "this is not an MXFP4 tensor",
             )  # fmt: skip
@@ -222,7 +223,7 @@ def _check_matrices(
         raise FormatError(
             "format.transposed" if transposed else "format.shape",
             f"a {name} is transposed" if transposed else f"a {name} has the wrong shape",
-            **place, found=tensor.shape, needed=wanted,
+            tensor=tensor.name, layer=key, expert=expert, found=tensor.shape, needed=wanted,
         )  # fmt: skip
 
 
