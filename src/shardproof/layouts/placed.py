@@ -80,6 +80,14 @@ class Placed:
         self.steps = tuple(self._steps())
         self.nbytes = -(-self.units // UNITS_PER_BYTE[unit])
 
+    @property
+    def expert_bytes(self) -> int | None:
+        """Bytes of one expert's own run of the buffer, where experts stand one after the other; else None."""
+        first, experts = self.pattern.places[0], self.pattern.digits[0]
+        alone = len(self.pattern.axes) == 3 and isinstance(first, Place) and first == Place((experts[0].name,))
+        units = self.units // max(self.shape[0], 1)
+        return units // UNITS_PER_BYTE[self.unit] if alone and units % UNITS_PER_BYTE[self.unit] == 0 else None
+
     # -- compiling -----------------------------------------------------------------------------------------
 
     def _assign(self, places: Sequence[Place | Slot], stride: int) -> int:
