@@ -108,8 +108,8 @@ class Placed:
     def read(self, kernel: Bytes, first: int, count: int) -> Bytes:
         """Canonical bytes uint8 [count, N, K] of experts `first`, `first + 1`, ...; the inverse of `write`."""
         self._check_buffer(kernel)
-        part = self._check_part(np.empty((count, *self.shape[1:]), dtype=np.uint8), first)
-        for begin, leads, piece in self._pieces(part, first):
+        part = np.empty((count, *self.shape[1:]), dtype=np.uint8)
+        for begin, leads, piece in self._pieces(self._check_part(part, first), first):
             whole = np.empty((leads * self._lead.weight, *self._padded_bytes()), dtype=np.uint8)
             lead = self._lead_dim(leads, whole)
             swapped = Dim(lead.size, lead.target, lead.source)
