@@ -8,7 +8,17 @@ from shardproof.api import main_spec, open_model, platform_of
 from shardproof.backends import Request
 from shardproof.cli import show
 from shardproof.cli.options import (
-    BackendName, CheckpointPath, Ep, FormatName, GateModeName, Json, PlatformName, Tp, With, one_tp, read_gate_mode,
+    BackendName,
+    CheckpointPath,
+    Ep,
+    FormatName,
+    GateModeName,
+    Json,
+    PlatformName,
+    Tp,
+    With,
+    one_tp,
+    read_gate_mode,
 )  # fmt: skip
 from shardproof.errors import EXIT_FINDING
 from shardproof.oracle import Explanation

@@ -44,7 +44,10 @@ def _render(opened: Checkpoint, model: ExpertModel | None, problems: list[Shardp
     show.facts(
         [
             ("checkpoint", opened.root),
-            ("files", f"{len(opened.paths)}, {show.size(total_bytes(opened.tensors.values()))}, {len(opened.tensors)} tensors"),
+            (
+                "files",
+                f"{len(opened.paths)}, {show.size(total_bytes(opened.tensors.values()))}, {len(opened.tensors)} tensors",
+            ),
         ]
     )
     if model is not None:

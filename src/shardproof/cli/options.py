@@ -31,23 +31,28 @@ PlacementName: TypeAlias = Annotated[
     ),
 ]  # fmt: skip
 BackendName: TypeAlias = Annotated[
-    str | None, typer.Option("--backend", metavar="NAME", help="Take this backend or fail; default: the first that fits.")
+    str | None,
+    typer.Option("--backend", metavar="NAME", help="Take this backend or fail; default: the first that fits."),
 ]
 GateModeName: TypeAlias = Annotated[
     str | None, typer.Option("--gate-mode", metavar="separated|interleaved", help="Row order of w13 in the kernel.")
 ]
 PlatformName: TypeAlias = Annotated[
     str | None,
-    typer.Option("--platform", metavar="KIND[:ARCH]", help="Plan for this platform, e.g. rocm:gfx950; default: this machine."),
+    typer.Option(
+        "--platform", metavar="KIND[:ARCH]", help="Plan for this platform, e.g. rocm:gfx950; default: this machine."
+    ),
 ]
 With: TypeAlias = Annotated[
-    list[str] | None, typer.Option("--with", metavar="PACKAGE=VERSION", help="A package version there, e.g. aiter=0.1.15.")
+    list[str] | None,
+    typer.Option("--with", metavar="PACKAGE=VERSION", help="A package version there, e.g. aiter=0.1.15."),
 ]
 AllowEmpty: TypeAlias = Annotated[
     bool, typer.Option("--allow-empty", help="Allow tensor-parallel ranks that hold no block.")
 ]
 FormatName: TypeAlias = Annotated[
-    str | None, typer.Option("--format", metavar="NAME", help="Read the checkpoint as this format; default: recognise it.")
+    str | None,
+    typer.Option("--format", metavar="NAME", help="Read the checkpoint as this format; default: recognise it."),
 ]
 
 

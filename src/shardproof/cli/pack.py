@@ -11,8 +11,24 @@ import typer
 from shardproof.api import open_model, select
 from shardproof.cli import show
 from shardproof.cli.options import (
-    AllowEmpty, BackendName, CheckpointPath, Ep, FormatName, GateModeName, Json, PlacementName, PlatformName,
-    PolicyName, Tp, With, one_tp, pick_layers, read_gate_mode, read_placement, read_policy, read_range,
+    AllowEmpty,
+    BackendName,
+    CheckpointPath,
+    Ep,
+    FormatName,
+    GateModeName,
+    Json,
+    PlacementName,
+    PlatformName,
+    PolicyName,
+    Tp,
+    With,
+    one_tp,
+    pick_layers,
+    read_gate_mode,
+    read_placement,
+    read_policy,
+    read_range,
 )  # fmt: skip
 from shardproof.digest import Digest
 from shardproof.pack import Progress

@@ -10,8 +10,23 @@ from shardproof.api import main_spec, open_model, platform_of, select
 from shardproof.backends import Recipe, Request
 from shardproof.cli import show
 from shardproof.cli.options import (
-    AllowEmpty, BackendName, CheckpointPath, Ep, FormatName, GateModeName, Json, PlacementName, PlatformName,
-    PolicyName, Tp, With, read_gate_mode, read_placement, read_policy, read_range, refused,
+    AllowEmpty,
+    BackendName,
+    CheckpointPath,
+    Ep,
+    FormatName,
+    GateModeName,
+    Json,
+    PlacementName,
+    PlatformName,
+    PolicyName,
+    Tp,
+    With,
+    read_gate_mode,
+    read_placement,
+    read_policy,
+    read_range,
+    refused,
 )  # fmt: skip
 from shardproof.errors import EXIT_FINDING, ShardproofError
 from shardproof.formats import ExpertModel

@@ -57,7 +57,9 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, 
     if not sys.stdout.isatty():
         _plain_table(title, columns, rows, numbers)
         return
-    drawn = Table(title=title or None, title_justify="left", box=rich.box.SIMPLE_HEAD, title_style="bold", pad_edge=False)
+    drawn = Table(
+        title=title or None, title_justify="left", box=rich.box.SIMPLE_HEAD, title_style="bold", pad_edge=False
+    )
     for index, column in enumerate(columns):
         drawn.add_column(column, justify="right" if index in numbers else "left", overflow="fold")
     for row in rows:
