@@ -12,13 +12,17 @@ from shardproof.experts import ExpertSpec
 from shardproof.formats import ExpertModel, read_experts
 from shardproof.oracle import Decision
 from shardproof.oracle import select as select_backend
+from shardproof.repack import is_packed, open_packed
 
 
 def open_model(where: str | Path, *, format: str | None = None) -> ExpertModel:  # noqa: A002
     """Open a checkpoint (folder, file, or name in the Hugging Face cache) and read where its experts are.
 
-    Raises CheckpointError or FormatError.
+    A packed folder is opened as well: its experts come back through the inverse of its layouts.
+    Raises CheckpointError, FormatError or PackedError.
     """
+    if is_packed(where):
+        return open_packed(where)
     return read_experts(Checkpoint.open(where), format=format)
 
 
@@ -37,11 +41,14 @@ def select(
     `packages` are versions on a described platform, as `name=version`. Raises BackendError.
     """
     spec = main_spec(model) if isinstance(model, ExpertModel) else model
+    return select_backend(Request(spec, platform_of(platform, packages), tp, ep, gate_mode), backend=backend)
+
+
+def platform_of(platform: Platform | str | None, packages: Iterable[str] = ()) -> Platform:
+    """A platform as it is, described by text, or this machine's. Raises BackendError `backend.platform`."""
     if platform is None:
-        platform = detect(packages)
-    elif isinstance(platform, str):
-        platform = describe(platform, packages)
-    return select_backend(Request(spec, platform, tp, ep, gate_mode), backend=backend)
+        return detect(packages)
+    return describe(platform, packages) if isinstance(platform, str) else platform
 
 
 def main_spec(model: ExpertModel) -> ExpertSpec:
