@@ -15,7 +15,7 @@ import numpy as np
 
 from shardproof.checkpoint import Checkpoint
 from shardproof.errors import PackedError
-from shardproof.experts import STACKS, Field, Projection
+from shardproof.experts import STACKS, Field, Projection, Stack
 from shardproof.formats import Evidence, ExpertModel, LayerExperts, Source
 from shardproof.mxfp4 import Bytes
 from shardproof.packed import BIAS_DTYPE, MANIFEST, PackedExperts, load, rank_file, read_manifest
@@ -83,7 +83,8 @@ def _layer(opened: PackedFolder, key: str) -> LayerExperts:
 
 
 def _source(opened: PackedFolder, key: str, projection: Projection, name: Field) -> PackedSource:
-    plan, stack = opened.plan, "w2" if projection == "w2" else "w13"
+    plan = opened.plan
+    stack: Stack = "w2" if projection == "w2" else "w13"
     spec = plan.shape(key).spec
     rows = spec.hidden if projection == "w2" else spec.intermediate
     columns = spec.intermediate if projection == "w2" else spec.hidden

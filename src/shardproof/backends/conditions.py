@@ -189,9 +189,7 @@ class TensorParallelUpTo:
     def check(self, request: Request) -> Check:
         """Condition `tensor parallel`."""
         ok = request.tp <= self.most
-        return Check(
-            "tensor parallel", ok, f"tp {request.tp}", self.brief, f"ask for --tp {self.most} or less"
-        )
+        return Check("tensor parallel", ok, f"tp {request.tp}", self.brief, f"ask for --tp {self.most} or less")
 
 
 @dataclass(frozen=True)
@@ -210,9 +208,7 @@ class AskedFor:
         """Condition `static scales`."""
         found = f"activation dtype {request.activation_dtype or 'not asked'}"
         ok = request.activation_dtype == self.dtype
-        return Check(
-            "asked for", ok, found, f"{self.dtype}: {self.because}", f"ask for activation dtype {self.dtype}"
-        )
+        return Check("asked for", ok, found, f"{self.dtype}: {self.because}", f"ask for activation dtype {self.dtype}")
 
 
 ROUTING: dict[str, str] = {
@@ -244,6 +240,4 @@ class RoutesBySoftmax:
         routing = ROUTING.get(request.spec.family)
         ok = routing is None or routing.startswith("softmax")
         found = f"{routing or 'not known here'} (family {request.spec.family})"
-        return Check(
-            "routing", ok, found, "softmax over the chosen experts", "use triton_unfused, which takes any"
-        )
+        return Check("routing", ok, found, "softmax over the chosen experts", "use triton_unfused, which takes any")

@@ -48,9 +48,7 @@ def on_gfx950(*conditions: Condition, rows: str = "") -> tuple[Variant, ...]:
 def on_other_rocm(align: int, *conditions: Condition, rows: str = "") -> Variant:
     """The other AMD architectures: strided values and scales."""
     archs = RunsOn(rocm=tuple(arch for arch in ROCM.rocm if arch != "gfx950"))
-    return _variant(
-        "matmul_ogs", "triton_kernels.strided", "raw.scale", rows, align, align, archs, *conditions
-    )
+    return _variant("matmul_ogs", "triton_kernels.strided", "raw.scale", rows, align, align, archs, *conditions)
 
 
 def _variant(

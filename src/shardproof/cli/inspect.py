@@ -41,15 +41,9 @@ def _data(opened: Checkpoint, model: ExpertModel | None, problems: list[Shardpro
 
 
 def _render(opened: Checkpoint, model: ExpertModel | None, problems: list[ShardproofError]) -> None:
-    show.facts(
-        [
-            ("checkpoint", opened.root),
-            (
-                "files",
-                f"{len(opened.paths)}, {show.size(total_bytes(opened.tensors.values()))}, {len(opened.tensors)} tensors",
-            ),
-        ]
-    )
+    held = show.size(total_bytes(opened.tensors.values()))
+    files = f"{len(opened.paths)}, {held}, {len(opened.tensors)} tensors"
+    show.facts([("checkpoint", opened.root), ("files", files)])
     if model is not None:
         show.facts([("format", model.format), ("family", model.family), *(("evidence", e) for e in model.evidence)])
         show.facts([("experts", f"{show.size(model.expert_bytes)} in {model.tensor_count} tensors")])

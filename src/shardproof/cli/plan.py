@@ -8,6 +8,7 @@ import typer
 
 from shardproof.api import main_spec, open_model, platform_of, select
 from shardproof.backends import Recipe, Request
+from shardproof.backends.registry import find as find_backend
 from shardproof.cli import show
 from shardproof.cli.options import (
     AllowEmpty,
@@ -31,7 +32,8 @@ from shardproof.cli.options import (
 from shardproof.errors import EXIT_FINDING, ShardproofError
 from shardproof.formats import ExpertModel
 from shardproof.mxfp4 import BLOCK
-from shardproof.oracle import Decision, fitting
+from shardproof.oracle import Decision
+from shardproof.oracle import explain as explain_backends
 from shardproof.partition import Policy
 from shardproof.plan import ExpertMap, Plan, make_plan
 
@@ -76,16 +78,31 @@ def plan(
 def _compare(
     model: ExpertModel, request: Request, backend: str | None, policy: Policy, placement: ExpertMap, allow_empty: bool
 ) -> list[dict[str, Any]]:
-    """One row a backend that fits: what this number of ranks costs there, or why it cannot be."""
+    """One row a backend of the priority list: what this number of ranks costs there, or why it cannot be."""
+    if backend is not None:
+        find_backend(backend)
     rows = []
-    for name, recipe in fitting(request, backend):
+    for verdict in explain_backends(request):
+        name, failed = verdict.backend, verdict.failed
+        if name != backend and (backend is not None or verdict.place is None):
+            continue
         row: dict[str, Any] = {"tp": request.tp, "ep": request.ep, "backend": name}
+        if verdict.recipe is None:
+            reason = f"{failed.condition}: {failed.found}, needs {failed.needed}" if failed else ""
+            rows.append({**row, "error": failed.to_dict() if failed else None, "reason": reason})
+            continue
         try:
             made = make_plan(
-                model, recipe, tp=request.tp, ep=request.ep, policy=policy, placement=placement, allow_empty=allow_empty
+                model,
+                verdict.recipe,
+                tp=request.tp,
+                ep=request.ep,
+                policy=policy,
+                placement=placement,
+                allow_empty=allow_empty,
             )
-        except ShardproofError as reason:
-            rows.append({**row, "error": reason.to_dict(), "reason": refused(reason)})
+        except ShardproofError as refusal:
+            rows.append({**row, "error": refusal.to_dict(), "reason": refused(refusal)})
             continue
         rows.append({**row, **_size_row(made)})
     return rows
@@ -110,8 +127,8 @@ def _render_sizes(rows: list[dict[str, Any]]) -> None:
         valid = " or ".join(str(b * BLOCK) for b in row["blocks"])
         share = row["waste_bytes"] / row["bytes"] if row["bytes"] else 0
         shown.append(
-            (row["tp"], row["backend"], valid, row["intermediate"], show.size(row["bytes"]), show.size(row["waste_bytes"]),
-             f"{share:.0%} padding")
+            (row["tp"], row["backend"], valid, row["intermediate"], show.size(row["bytes"]),
+             show.size(row["waste_bytes"]), f"{share:.0%} padding")
         )  # fmt: skip
     show.table(
         "tensor-parallel sizes", ("tp", "backend", "I a rank", "padded", "GPU holds", "waste a GPU", ""), shown,
@@ -121,7 +138,7 @@ def _render_sizes(rows: list[dict[str, Any]]) -> None:
 
 def _plan_data(made: Plan, decision: Decision) -> dict[str, Any]:
     return {
-        "plan": made.to_dict(), "proof": made.prove(), "notes": list(decision.notes),
+        "plan": made.to_dict(), "proof": made.prove(), "notes": list(decision.recipe.notes), "reason": decision.reason,
         "ranks": [_rank_data(made, index) for index in range(len(made.ranks))],
     }  # fmt: skip
 
@@ -143,17 +160,16 @@ def _render(made: Plan, decision: Decision) -> None:
     show.facts(
         [
             ("model", f"{made.family}, format {made.format}, {len(made.layers)} MoE layers"),
-            ("backend", f"{recipe.backend}{f', {recipe.gate_mode}' if recipe.gate_mode else ''}"
-                        f"{f', version {recipe.version}' if recipe.version else ''}"),
+            ("backend", ", ".join(filter(None, (recipe.backend, recipe.gate_mode, recipe.version)))),
+            ("because", decision.reason),
             ("ranks", f"tp {made.tp} x ep {made.ep}, {made.policy}"),
             *((f"{stack}.{name}", identity) for (stack, name), identity in recipe.layouts.items()),
-            *(("note", note) for note in decision.notes),
+            *(("note", note) for note in recipe.notes),
         ]
     )  # fmt: skip
-    for index, shape in enumerate(made.shapes):
+    for index in range(len(made.shapes)):
         keys = [key for key, used in made.layers.items() if used == index]
         _render_shape(made, keys, f"{keys[0]} ... {keys[-1]} ({len(keys)} layers)" if len(keys) > 1 else keys[0])
-        del shape
     for sentence in made.prove():
         show.line(f"proven: {sentence}", style="green")
 
@@ -172,8 +188,8 @@ def _render_shape(made: Plan, keys: list[str], title: str) -> None:
         )  # fmt: skip
     show.table(
         title,
-        ("rank", "tp", "ep", "rows of I", "valid", "padded", "hidden_pad", "intermediate_pad", "experts", "holds", "waste",
-         "reads"),
+        ("rank", "tp", "ep", "rows of I", "valid", "padded", "hidden_pad", "intermediate_pad", "experts", "holds",
+         "waste", "reads"),
         rows, numbers=(0, 1, 2, 4, 5, 6, 7, 9, 10, 11),
     )  # fmt: skip
 

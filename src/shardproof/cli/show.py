@@ -88,7 +88,7 @@ def size(count: float) -> str:
 
 @contextmanager
 def progress(title: str, *, quiet: bool = False) -> Iterator[Step]:
-    """A progress bar with GB/s and time left on a terminal's stderr; one line at the end in a pipe; nothing if quiet."""
+    """A progress bar with GB/s and time left where stderr is a terminal; nothing in a pipe or if quiet."""
     if quiet or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
         yield lambda _done, _total, _what: None
         return
