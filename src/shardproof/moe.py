@@ -84,7 +84,10 @@ def moe(
 
 
 def choose(layer: PackedLayer, device: torch.device, name: str | None = None) -> Implementation:
-    """The named implementation, or the preferred one that takes the layer. Raises KernelError `kernel.implementation`."""
+    """The named implementation, or the preferred one that takes the layer.
+
+    Raises KernelError `kernel.implementation` with every refusal.
+    """
     known = implementations()
     if name is not None:
         known = [i for i in known if i.name == name]

@@ -23,7 +23,6 @@ from torch import Tensor
 
 from shardproof.experts import Activation, ExpertSpec, Field, Stack
 from shardproof.kernels.implementation import Implementation, Runner
-from shardproof.layouts import find
 from shardproof.mxfp4 import BLOCK, BLOCK_BYTES, Bytes, decode
 from shardproof.packed import PackedLayer
 
@@ -126,11 +125,12 @@ def _quantise(x: Tensor, kind: ActivationQuant | None) -> Tensor:
     if kind is None:
         return x
     size = x.shape[-1]
-    blocks = torch.nn.functional.pad(x.bfloat16().float(), (0, -size % _FP8_BLOCK)).unflatten(-1, (-1, _FP8_BLOCK))
+    whole = torch.nn.functional.pad(x.bfloat16().float(), (0, -size % _FP8_BLOCK))
+    blocks = whole.reshape(*x.shape[:-1], -1, _FP8_BLOCK)
     largest = blocks.abs().amax(-1, keepdim=True).clamp(min=1e-4)
     scale = torch.exp2(torch.ceil(torch.log2(largest / _FP8_MAX)))
     rounded = (blocks / scale).clamp(-_FP8_MAX, _FP8_MAX).to(torch.float8_e4m3fn).float() * scale
-    return rounded.flatten(-2)[..., :size]
+    return rounded.reshape(whole.shape)[..., :size]
 
 
 def from_canonical(
@@ -156,7 +156,7 @@ def from_packed(
 ) -> Reference:  # fmt: skip
     """A reference over one rank's packed layer in any layout, which is undone first.
 
-    Memory is one expert at a time, except that a layout in which experts are not contiguous is undone as a whole.
+    Memory is one expert at a time.
     `keep` decodes everything now and holds it, 32 bits a weight: for many calls.
     """
     read = _reader(layer)
@@ -169,18 +169,8 @@ def from_packed(
 
 
 def _reader(layer: PackedLayer) -> Callable[[int], dict[tuple[Stack, Field], Bytes]]:
-    stacks = {slot: _stack_reader(layer, *slot) for slot in layer.tensors}
-    return lambda local: {slot: read(local) for slot, read in stacks.items()}
-
-
-def _stack_reader(layer: PackedLayer, stack: Stack, name: Field) -> Callable[[int], Bytes]:
-    size = layer.placed(stack, name).expert_bytes
-    if size is None:
-        return layer.canonical(stack, name).__getitem__
-    layout, parameters = find(layer.plan.recipe.layouts[stack, name])
-    _, rows, width = layer.plan.canonical_shape(layer.key, layer.rank, stack, name)
-    single, packed, run = layout.place((1, rows, width), parameters), layer.tensors[stack, name], size
-    return lambda local: single.unpack(packed[local * run : (local + 1) * run])[0]
+    placed = {slot: layer.placed(*slot) for slot in layer.tensors}
+    return lambda local: {slot: placed[slot].read(bytes_, local, 1)[0] for slot, bytes_ in layer.tensors.items()}
 
 
 def reference(
