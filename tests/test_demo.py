@@ -28,6 +28,15 @@ CUTS = (Cut(1), Cut(3), Cut(4), Cut(1, 2), Cut(2, 2), Cut(2, 1, "interleaved"))
 TOLD = {"experts": 4, "cuts": CUTS, "mistake_tp": 3, "new_tokens": 8}
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Tiny matrices are slower on many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def tiny_subject() -> Subject:
     """A random Llama whose FFN matters: 4 experts of 96 = 3 blocks."""
     torch.manual_seed(3)
