@@ -14,15 +14,11 @@ NATIVE_128 = Needs(
 )
 GUGU = "16 rows of gate, 16 of up, alternating"
 BOUND = "the kernel sees fp8 for every batch size only with AITER_BF16_FP8_MOE_BOUND=0; else bfloat16 for small ones"
-INTERLEAVE_MODE = (
-    "pass gate_mode=GateMode.INTERLEAVE to aiter.fused_moe: its default is SEPARATED (vLLM #44893)"
-)
 
 
 def _interleaved(kind: ActivationKind, name: str, dtype: str, needs: Needs) -> list[Variant]:
     """The variant with I rounded up to 128 where AITER can, then the one with 256."""
-    note = (INTERLEAVE_MODE, BOUND) if dtype == "mxfp8" else (INTERLEAVE_MODE,)
-    return _sized(kind, name, dtype, needs, INTERLEAVED, note)
+    return _sized(kind, name, dtype, needs, INTERLEAVED, (BOUND,) if dtype == "mxfp8" else ())
 
 
 def _separated(kind: ActivationKind, name: str, dtype: str, needs: Needs) -> list[Variant]:
@@ -65,12 +61,13 @@ class Aiter(Kernel):
     """AITER's `fused_moe`, as vLLM's AITER_MXFP4_BF16 and AITER_MXFP4_MXFP4, SGLang and ATOM call it."""
 
     name = "aiter"
+    known_as = ("AITER_MXFP4_BF16", "AITER_MXFP4_MXFP4")
     summary = "AITER fused MoE (FlyDSL, CK) on AMD gfx950; separated or interleaved gate mode by version"
     source = (
         "symbols and commits read in ROCm/aiter's tags v0.1.12 to v0.1.20.post1 and at e4048607 (2026-08-22); vLLM "
-        "0.33 oracle/mxfp4.py; vLLM #42595, #44893, #46122, #51473. H is rounded up to 256 because stage 1 of FlyDSL reads "
-        "K in steps of 256 (vLLM rounds to 128). That 0.1.14 lacks what DeepSeek-V4 needs rests on #42595's words "
-        "only: its tag has GateMode but not commit 5104dca."
+        "0.33 oracle/mxfp4.py; vLLM #42595, #44893, #46122, #51473. H is rounded up to 256 because stage 1 of FlyDSL "
+        "reads K in steps of 256 (vLLM rounds to 128). That 0.1.14 lacks what DeepSeek-V4 needs rests on #42595's "
+        "words only: its tag has GateMode but not commit 5104dca."
     )
     package = "aiter"
     conditions = (

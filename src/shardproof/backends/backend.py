@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, TypeAlias
 
 from shardproof.backends.platform import Platform
 from shardproof.experts import ExpertSpec, Field, Stack
+from shardproof.mxfp4 import BLOCK
 
 GateMode: TypeAlias = Literal["separated", "interleaved"]
 
@@ -26,6 +27,11 @@ class Request:
     ep: int = 1
     gate_mode: GateMode | None = None
     activation_dtype: str | None = None
+
+    @property
+    def rank_intermediate(self) -> int:
+        """I of the fullest tensor-parallel rank before padding: whole blocks, the same for both policies."""
+        return -(-self.spec.blocks // self.tp) * BLOCK
 
 
 @dataclass(frozen=True, slots=True)

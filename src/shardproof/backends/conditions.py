@@ -8,6 +8,7 @@ from typing import Protocol
 
 from shardproof.backends.backend import Check, Request
 from shardproof.backends.packages import PACKAGES, order, version_of
+from shardproof.backends.platform import cpu_flags
 from shardproof.experts import ActivationKind
 
 OTHER_KERNEL = "this cannot be changed for this model; use another backend"
@@ -153,6 +154,26 @@ class ExpertParallel:
 
 
 @dataclass(frozen=True)
+class CpuHas:
+    """The host's processor has a feature, by the name that Linux gives it; on a described platform it is assumed."""
+
+    feature: str
+
+    @property
+    def brief(self) -> str:
+        """`amx_tile`."""
+        return self.feature
+
+    def check(self, request: Request) -> Check:
+        """Condition `processor`."""
+        has = request.platform.described or self.feature in cpu_flags()
+        found = "assumed" if request.platform.described else "present" if has else "absent"
+        return Check(
+            "processor", has, f"{self.feature} {found}", self.feature, "use a host whose processor has it"
+        )
+
+
+@dataclass(frozen=True)
 class HiddenMultiple:
     """The hidden size as it is must be a multiple: the kernel's caller does not pad it."""
 
@@ -212,38 +233,4 @@ class AskedFor:
         ok = request.activation_dtype == self.dtype
         return Check(
             "asked for", ok, found, f"{self.dtype}: {self.because}", f"ask for activation dtype {self.dtype}"
-        )
-
-
-ROUTING: dict[str, str] = {
-    "deepseek_v4": "sqrtsoftplus scores with a bias, or hashed",
-    "gpt_oss": "softmax over the chosen",
-    "qwen3_moe": "softmax, renormalised",
-    "mixtral": "softmax over the chosen",
-    "llama_moe": "softmax over the chosen",
-    "kimi_k3": "sigmoid scores with a bias",
-    "minimax_m2": "sigmoid scores with a bias",
-    "minimax_m3": "sigmoid scores with a bias",
-    "glm5": "sigmoid scores with a bias",
-    "deepseek_v3": "sigmoid scores with a bias",
-}
-"""How a family routes, where that is known (model cards and configurations, November 2026)."""
-
-
-@dataclass(frozen=True)
-class RoutesBySoftmax:
-    """The kernel's caller routes inside the layer, and only by a softmax over the chosen experts."""
-
-    @property
-    def brief(self) -> str:
-        """`softmax routing`."""
-        return "softmax routing"
-
-    def check(self, request: Request) -> Check:
-        """Condition `routing`; a family whose routing is not known here passes and the text says so."""
-        routing = ROUTING.get(request.spec.family)
-        ok = routing is None or routing.startswith("softmax")
-        found = f"{routing or 'not known here'} (family {request.spec.family})"
-        return Check(
-            "routing", ok, found, "softmax over the chosen experts", "use triton_unfused, which takes any"
         )

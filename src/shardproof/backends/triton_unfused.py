@@ -13,6 +13,7 @@ class TritonUnfused(Kernel):
     """vLLM's TRITON_UNFUSED: DeepSeek-V4's second choice on ROCm, and the base for LoRA."""
 
     name = "triton_unfused"
+    known_as = ("TRITON_UNFUSED",)
     summary = "triton_kernels without fused activation, bfloat16 activations; any routing"
     source = (
         f"vLLM 0.33 oracle/mxfp4.py; {SOURCE} vLLM leaves it out of its CUDA lists for a bug with speculative "
