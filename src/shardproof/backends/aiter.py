@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from shardproof.backends.conditions import Activations, Needs, RunsOn
+from shardproof.backends.conditions import Activations, RunsOn
 from shardproof.backends.kernel import Kernel, Variant, same_for_both, with_w13
+from shardproof.backends.packages import Needs
 from shardproof.experts import ActivationKind
 
 SEPARATED = same_for_both(weight="aiter.w16", scale="aiter.e8", bias="raw.bias")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from shardproof.backends.conditions import Activations, Needs, RunsOn
+from shardproof.backends.conditions import Activations, RunsOn
 from shardproof.backends.kernel import Kernel
+from shardproof.backends.packages import Needs
 from shardproof.backends.routing import RoutesBySoftmax
 from shardproof.backends.triton_kernels import on_gfx950, on_other_rocm
 
@@ -25,4 +26,4 @@ class AiterTritonBf16(Kernel):
         Needs(package="aiter"),
         RoutesBySoftmax(),
     )
-    variants = (*on_gfx950(rows="_interleaved"), on_other_rocm(256, rows="_interleaved"))
+    variants = (*on_gfx950(interleaved=True), on_other_rocm(256, interleaved=True))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
-from shardproof.backends.conditions import Activations, AskedFor, ExpertParallel, Needs, RunsOn
+from shardproof.backends.conditions import Activations, AskedFor, ExpertParallel, RunsOn
 from shardproof.backends.kernel import Kernel
+from shardproof.backends.packages import Needs
 from shardproof.backends.triton_kernels import on_gfx950, on_other_rocm
 
 
@@ -26,5 +27,5 @@ class AiterTritonFp8(Kernel):
     )
     variants = tuple(
         dataclasses.replace(variant, activation_dtype="fp8")
-        for variant in (*on_gfx950(rows="_interleaved"), on_other_rocm(256, rows="_interleaved"))
+        for variant in (*on_gfx950(interleaved=True), on_other_rocm(256, interleaved=True))
     )

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from shardproof.backends.conditions import Activations, Needs, RunsOn
+from shardproof.backends.conditions import Activations, RunsOn
 from shardproof.backends.kernel import Kernel, Variant, same_for_both, with_w13
+from shardproof.backends.packages import Needs
 
 SEPARATED = same_for_both(weight="raw.weight", scale="aiter.n32k4", bias="raw.bias")
 INTERLEAVED = with_w13(
-    SEPARATED, weight="raw.weight_interleaved", scale="aiter.n32k4_rowgugu", bias="raw.bias_interleaved"
+    SEPARATED,
+    weight="triton_kernels.strided_value_interleaved",
+    scale="aiter.n32k4_rowgugu",
+    bias="triton_kernels.bias_interleaved",
 )
 
 

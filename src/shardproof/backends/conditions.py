@@ -7,9 +7,9 @@ from fnmatch import fnmatch
 from typing import Protocol
 
 from shardproof.backends.backend import Check, Request
-from shardproof.backends.packages import PACKAGES, order, version_of
 from shardproof.backends.platform import cpu_flags
 from shardproof.experts import ActivationKind
+from shardproof.layouts import catalogue
 
 OTHER_KERNEL = "this cannot be changed for this model; use another backend"
 
@@ -62,42 +62,6 @@ class RunsOn:
             self.brief,
             f"run or plan for {self.brief}",
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Needs:
-    """The kernel's package is there, in a known version, not older than `since`; `because` names what came then."""
-
-    package: str
-    since: str = ""
-    because: str = ""
-
-    @property
-    def brief(self) -> str:
-        """`aiter >= 0.1.15`."""
-        return f"{self.package} >= {self.since}" if self.since else self.package
-
-    def check(self, request: Request) -> Check:
-        """Condition `package` or `version`, whichever is not met."""
-        info = PACKAGES[self.package]
-        version, origin = version_of(self.package, request.platform)
-        needed = f"{self.brief} ({self.because})" if self.because else self.brief
-        if version is None:
-            names = " or ".join(info.distributions)
-            return Check(
-                "package", False, f"{self.package} is not installed", needed,
-                f"install {names}, or name it to plan for another machine: --with {self.package}=VERSION",
-            )  # fmt: skip
-        found = f"{self.package} {version} ({origin})" if version else f"{self.package} ({origin})"
-        if not info.knows(version):
-            known = ", ".join(info.known)
-            return Check(
-                "version", False, found, f"{needed}, in a known release: {known}",
-                f"its byte orders may differ from those known here; if they do not, say --with {self.package}="
-                f"{info.newest}",
-            )  # fmt: skip
-        old = bool(self.since and version) and order(version) < order(self.since)
-        return Check("version", not old, found, needed, f"install {self.package} {self.since} or newer")
 
 
 @dataclass(frozen=True)
@@ -170,6 +134,26 @@ class CpuHas:
         found = "assumed" if request.platform.described else "present" if has else "absent"
         return Check(
             "processor", has, f"{self.feature} {found}", self.feature, "use a host whose processor has it"
+        )
+
+
+@dataclass(frozen=True)
+class Declared:
+    """The byte order is in the catalogue: a kernel whose order is not established here cannot be packed for."""
+
+    layout: str
+
+    @property
+    def brief(self) -> str:
+        """`layout humming.weight`."""
+        return f"layout {self.layout}"
+
+    def check(self, request: Request) -> Check:  # noqa: ARG002 - one signature for all conditions
+        """Condition `layout`."""
+        known = any(layout.name == self.layout for layout in catalogue())
+        found = f"{self.layout} is{'' if known else ' not'} declared"
+        return Check(
+            "layout", known, found, "a declared byte order", "use another backend, or declare the layout"
         )
 
 

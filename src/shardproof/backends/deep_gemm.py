@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from shardproof.backends.conditions import Activations, Needs, NoBias, RunsOn
+from shardproof.backends.conditions import Activations, NoBias, RunsOn
 from shardproof.backends.kernel import Kernel, Variant, same_for_both
+from shardproof.backends.packages import Needs
 
 
 class DeepGemm(Kernel):
@@ -25,7 +26,7 @@ class DeepGemm(Kernel):
     variants = (
         Variant(
             name="m_grouped_fp8_fp4_gemm",
-            layouts=same_for_both(weight="raw.weight", scale="deepgemm.scale"),
+            layouts=same_for_both(weight="raw.weight", scale="deepgemm.packed_ue8m0"),
             align_hidden=128,
             align_intermediate=128,
             activation_dtype="fp8",

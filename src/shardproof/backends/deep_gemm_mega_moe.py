@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from shardproof.backends.conditions import Activations, Needs, NoBias, RunsOn
+from shardproof.backends.conditions import Activations, NoBias, RunsOn
 from shardproof.backends.kernel import Kernel, Variant
+from shardproof.backends.packages import Needs
 
 
 class DeepGemmMegaMoe(Kernel):
@@ -24,10 +25,10 @@ class DeepGemmMegaMoe(Kernel):
         Variant(
             name="fp8_fp4_mega_moe",
             layouts={
-                "w13.weight": "deepgemm.mega_weight_w13",
-                "w13.scale": "deepgemm.mega_scale_w13",
+                "w13.weight": "deepgemm.mega_w13",
+                "w13.scale": "deepgemm.mega_w13_scale",
                 "w2.weight": "raw.weight",
-                "w2.scale": "deepgemm.mega_scale_w2",
+                "w2.scale": "deepgemm.mega_w2_scale",
             },
             align_hidden=128,
             align_intermediate=128,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from shardproof.backends.conditions import Activations, Needs, RunsOn
+from shardproof.backends.conditions import Activations, RunsOn
 from shardproof.backends.kernel import Kernel, Variant
+from shardproof.backends.packages import Needs
 from shardproof.backends.reference import RAW
 
 

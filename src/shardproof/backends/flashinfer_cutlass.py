@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from shardproof.backends.conditions import Activations, Needs, RunsOn
+from shardproof.backends.conditions import Activations, RunsOn
 from shardproof.backends.kernel import Kernel, Variant, same_for_both, with_w13
+from shardproof.backends.packages import Needs
 
 SM90 = with_w13(
-    same_for_both(weight="flashinfer.sm90_weight", scale="flashinfer.sm90_scale", bias="raw.bias"),
-    weight="flashinfer.sm90_weight_w13",
-    scale="flashinfer.sm90_scale_w13",
-    bias="raw.bias_up_first",
+    same_for_both(weight="flashinfer.sm90_w2", scale="flashinfer.sm90_w2_scale", bias="raw.bias"),
+    weight="flashinfer.sm90_w13",
+    scale="flashinfer.sm90_w13_scale",
+    bias="flashinfer.up_first_bias",
 )
 SM100 = with_w13(
     same_for_both(weight="raw.weight", scale="cutlass.scale_128x4", bias="raw.bias"),
-    weight="raw.weight_up_first",
-    scale="cutlass.scale_128x4_up_first",
-    bias="raw.bias_up_first",
+    weight="flashinfer.up_first_weight",
+    scale="flashinfer.up_first_scale_128x4",
+    bias="flashinfer.up_first_bias",
 )
 
 

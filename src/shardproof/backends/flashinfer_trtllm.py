@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from shardproof.backends.conditions import Activations, Needs, RunsOn
+from shardproof.backends.conditions import Activations, RunsOn
 from shardproof.backends.kernel import Kernel, Variant
+from shardproof.backends.packages import Needs
 
 LAYOUTS = {
-    f"{stack}.{field}": f"flashinfer.trtllm_{ending}{stack}"
+    f"{stack}.{field}": f"flashinfer.trtllm_{stack}{ending}"
     for stack in ("w13", "w2")
-    for field, ending in (("weight", ""), ("scale", "scale_"), ("bias", "bias_"))
+    for field, ending in (("weight", ""), ("scale", "_scale"), ("bias", "_bias"))
 }
 OAI, OTHERS = Activations(("swiglu_oai",)), Activations(("silu", "situ"))
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from shardproof.backends.conditions import Activations, Needs, RunsOn
+from shardproof.backends.conditions import Activations, Declared, RunsOn
 from shardproof.backends.kernel import Kernel, Variant, same_for_both
+from shardproof.backends.packages import Needs
 
 ELSEWHERE = RunsOn(cuda=((75, 99), (120, 129)))
 SM100 = RunsOn(cuda=((100, 109),))
@@ -13,7 +14,7 @@ def _variant(name: str, scale: str, on: RunsOn) -> Variant:
     return Variant(
         name=name,
         layouts=same_for_both(weight="humming.weight", scale=scale, bias="raw.bias"),
-        conditions=(on,),
+        conditions=(on, Declared("humming.weight")),
         align_hidden=256,
         align_intermediate=128,
         bias_dtype="bfloat16",
@@ -41,6 +42,6 @@ class Humming(Kernel):
         Needs(package="humming"),
     )
     variants = (
-        _variant("W4A16", "humming.scale_a16", ELSEWHERE),
-        _variant("W4A16, UMMA", "humming.scale_umma", SM100),
+        _variant("W4A16", "humming.scale", ELSEWHERE),
+        _variant("W4A16, UMMA", "humming.umma_scale", SM100),
     )

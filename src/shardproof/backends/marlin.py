@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from shardproof.backends.conditions import Activations, Needs, RunsOn
+from shardproof.backends.conditions import Activations, RunsOn
 from shardproof.backends.kernel import Kernel, Variant, same_for_both
+from shardproof.backends.packages import Needs
 
-A16 = same_for_both(weight="marlin.weight_a16", scale="marlin.scale_a16", bias="marlin.bias")
+A16 = same_for_both(weight="marlin.weight", scale="marlin.scale", bias="marlin.bias")
 A8 = same_for_both(weight="marlin.weight_a8", scale="marlin.scale_a8", bias="marlin.bias")
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from shardproof.backends.conditions import Activations, Needs
+from shardproof.backends.conditions import Activations
 from shardproof.backends.kernel import Kernel
+from shardproof.backends.packages import Needs
 from shardproof.backends.routing import RoutesBySoftmax
 from shardproof.backends.triton_kernels import BOTH, SOURCE, on_cuda, on_gfx950, on_other_rocm
 
@@ -18,7 +19,7 @@ class Triton(Kernel):
     package = "triton_kernels"
     conditions = (BOTH, Activations(("swiglu_oai",)), Needs(package="triton_kernels"), RoutesBySoftmax())
     variants = (
-        *on_cuda(rows="_interleaved"),
-        *on_gfx950(rows="_interleaved"),
-        on_other_rocm(256, rows="_interleaved"),
+        *on_cuda(interleaved=True),
+        *on_gfx950(interleaved=True),
+        on_other_rocm(256, interleaved=True),
     )
