@@ -143,9 +143,7 @@ def select(request: Request, backend: str | None = None) -> Decision:
             raise _nothing(request, verdicts)
         chosen = fitting[0]
         reason = (
-            f"first that fits of: {_arrows(v.backend for v in verdicts if v.place)} ({listed.source})"
-            if listed
-            else ""
+            f"first that fits of: {_arrows(v.backend for v in verdicts if v.place)} ({listed.source})" if listed else ""
         )
     assert chosen.recipe is not None
     notes = _assumptions(request, chosen)
@@ -194,9 +192,7 @@ def _nothing(request: Request, verdicts: Sequence[Verdict]) -> BackendError:
         f"no backend fits {request.spec.family} on {request.platform}",
         found="\n    ".join(["each one's reason:", *lines]),
         needed="one backend of the priority list whose conditions all hold",
-        next_step=by_name
-        if unlisted
-        else "change what a condition above names, or plan for another --platform",
+        next_step=by_name if unlisted else "change what a condition above names, or plan for another --platform",
     )
 
 

@@ -10,9 +10,7 @@ from shardproof.experts import ActivationKind
 SEPARATED = same_for_both(weight="aiter.w16", scale="aiter.e8", bias="raw.bias")
 INTERLEAVED = with_w13(SEPARATED, weight="aiter.w16_gugu", scale="aiter.e8_gugu")
 
-NATIVE_128 = Needs(
-    package="aiter", since="0.1.18", because="native I % 128: #4130 of 2026-07-09, first tag v0.1.18"
-)
+NATIVE_128 = Needs(package="aiter", since="0.1.18", because="native I % 128: #4130 of 2026-07-09, first tag v0.1.18")
 GUGU = "16 rows of gate, 16 of up, alternating"
 BOUND = "the kernel sees fp8 for every batch size only with AITER_BF16_FP8_MOE_BOUND=0; else bfloat16 for small ones"
 
@@ -48,12 +46,8 @@ def _sized(
 
 
 GUI = Needs(package="aiter", since="0.1.15.post1", because="the version that vLLM #46122 was validated with")
-FLYDSL = Needs(
-    package="aiter", since="0.1.15", because="first tag with commit 5104dca, which vLLM #42595 asks for"
-)
-GATE_MODE = Needs(
-    package="aiter", since="0.1.14", because="first tag with GateMode; vLLM #44893 fixed gpt-oss for it"
-)
+FLYDSL = Needs(package="aiter", since="0.1.15", because="first tag with commit 5104dca, which vLLM #42595 asks for")
+GATE_MODE = Needs(package="aiter", since="0.1.14", because="first tag with GateMode; vLLM #44893 fixed gpt-oss for it")
 SITU = Needs(package="aiter", since="0.1.19", because="first tag with Situv2")
 SITU_BF16 = Needs(package="aiter", since="0.1.20", because="first tag with the a16wmix kernel")
 
@@ -83,9 +77,7 @@ class Aiter(Kernel):
     variants = (
         *_interleaved("silu", "flydsl_moe1_afp8_*_gui (a8w4)", "mxfp8", GUI),
         *_separated("silu", "flydsl_moe1_afp4_* / mxmoe (a4w4)", "mxfp4", FLYDSL),
-        *_interleaved(
-            "swiglu_oai", "cktile and flydsl _gui (a16w4 for small batches)", "bfloat16", GATE_MODE
-        ),
+        *_interleaved("swiglu_oai", "cktile and flydsl _gui (a16w4 for small batches)", "bfloat16", GATE_MODE),
         *_interleaved("swiglu_oai", "flydsl_moe1_afp8_*_gui (a8w4)", "mxfp8", GATE_MODE),
         *_separated("swiglu_oai", "flydsl_moe1_afp4_* (a4w4; bfloat16 below 256 tokens)", "mxfp4", GATE_MODE),
         *_separated("situ", "flydsl_moe1_abf16_wfp4_* (a16wmix)", "bfloat16", SITU_BF16),

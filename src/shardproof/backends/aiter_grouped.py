@@ -23,9 +23,7 @@ def _variant(name: str, dtype: str) -> Variant:
         activation_dtype=dtype,
         gate_mode="interleaved",
         rows="gate and up rows alternate",
-        notes=(
-            "the kernel ignores hidden_pad and intermediate_pad, and does not detect another order of rows",
-        ),
+        notes=("the kernel ignores hidden_pad and intermediate_pad, and does not detect another order of rows",),
     )
 
 

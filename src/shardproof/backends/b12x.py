@@ -15,9 +15,7 @@ class B12x(Kernel):
     name = "b12x"
     known_as = ("B12X_MXFP4_MXFP8", "B12X_MXFP4_BF16")
     summary = "b12x on NVIDIA sm120 and sm121; takes canonical bytes and packs them itself"
-    source = (
-        "vLLM 0.33 fused_moe/b12x.py, read in less detail than the others; package b12x 1.5.1 was not read"
-    )
+    source = "vLLM 0.33 fused_moe/b12x.py, read in less detail than the others; package b12x 1.5.1 was not read"
     package = "b12x"
     conditions = (
         RunsOn(cuda=((120, 121),)),

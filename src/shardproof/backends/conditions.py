@@ -132,9 +132,7 @@ class CpuHas:
         """Condition `processor`."""
         has = request.platform.described or self.feature in cpu_flags()
         found = "assumed" if request.platform.described else "present" if has else "absent"
-        return Check(
-            "processor", has, f"{self.feature} {found}", self.feature, "use a host whose processor has it"
-        )
+        return Check("processor", has, f"{self.feature} {found}", self.feature, "use a host whose processor has it")
 
 
 @dataclass(frozen=True)
@@ -152,9 +150,7 @@ class Declared:
         """Condition `layout`."""
         known = any(layout.name == self.layout for layout in catalogue())
         found = f"{self.layout} is{'' if known else ' not'} declared"
-        return Check(
-            "layout", known, found, "a declared byte order", "use another backend, or declare the layout"
-        )
+        return Check("layout", known, found, "a declared byte order", "use another backend, or declare the layout")
 
 
 @dataclass(frozen=True)
@@ -194,9 +190,7 @@ class TensorParallelUpTo:
     def check(self, request: Request) -> Check:
         """Condition `tensor parallel`."""
         ok = request.tp <= self.most
-        return Check(
-            "tensor parallel", ok, f"tp {request.tp}", self.brief, f"ask for --tp {self.most} or less"
-        )
+        return Check("tensor parallel", ok, f"tp {request.tp}", self.brief, f"ask for --tp {self.most} or less")
 
 
 @dataclass(frozen=True)
@@ -215,6 +209,4 @@ class AskedFor:
         """Condition `static scales`."""
         found = f"activation dtype {request.activation_dtype or 'not asked'}"
         ok = request.activation_dtype == self.dtype
-        return Check(
-            "asked for", ok, found, f"{self.dtype}: {self.because}", f"ask for activation dtype {self.dtype}"
-        )
+        return Check("asked for", ok, found, f"{self.dtype}: {self.because}", f"ask for activation dtype {self.dtype}")

@@ -13,9 +13,7 @@ class DeepGemm(Kernel):
     name = "deep_gemm"
     known_as = ("DEEPGEMM_MXFP4",)
     summary = "DeepGEMM grouped GEMM on NVIDIA sm100 and sm120; fp8 activations in groups of 128"
-    source = (
-        "vLLM 0.33 oracle/mxfp4.py; DeepGEMM 54e2261 (2026-06-23). Its form for sm90 is an open request only."
-    )
+    source = "vLLM 0.33 oracle/mxfp4.py; DeepGEMM 54e2261 (2026-06-23). Its form for sm90 is an open request only."
     package = "deep_gemm"
     conditions = (
         RunsOn(cuda=((100, 109), (120, 129))),

@@ -25,9 +25,7 @@ class Sizes:
         spec, own = request.spec, request.rank_intermediate
         hidden = _up(spec.hidden, recipe.align_hidden)
         intermediate = _up(own, recipe.align_intermediate)
-        return cls(
-            -(-spec.experts // request.ep), hidden, intermediate, hidden - spec.hidden, intermediate - own
-        )
+        return cls(-(-spec.experts // request.ep), hidden, intermediate, hidden - spec.hidden, intermediate - own)
 
     @property
     def ragged_blocks(self) -> bool:

@@ -124,8 +124,7 @@ DEFECTS: tuple[Defect, ...] = (
         package="vllm",
         backends=("aiter",),
         meets=lambda request, recipe, _s: request.spec.bias and recipe.activation_dtype == "mxfp4",
-        text="vLLM passes biases to aiter for 16-bit activations only and drops them, in silence, with mxfp4 "
-        "ones",
+        text="vLLM passes biases to aiter for 16-bit activations only and drops them, in silence, with mxfp4 ones",
         source="read in vLLM 0.33",
     ),
     Defect(

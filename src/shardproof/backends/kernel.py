@@ -99,11 +99,7 @@ def _distance(checks: list[Check]) -> tuple[int, ...]:
 
 def _by_field(layouts: Mapping[str, str], *, bias: bool) -> dict[tuple[Stack, Field], str]:
     named = {(stack, name): layouts.get(f"{stack}.{name}") for stack in STACKS for name in FIELDS}
-    return {
-        key: identity
-        for key, identity in named.items()
-        if identity is not None and (bias or key[1] != "bias")
-    }
+    return {key: identity for key, identity in named.items() if identity is not None and (bias or key[1] != "bias")}
 
 
 def same_for_both(**identities: str) -> dict[str, str]:

@@ -65,17 +65,13 @@ PACKAGES: dict[str, Package] = {
         source="the generations that vLLM 0.33 accepts, and tokenspeed-triton-kernels 1.0.0.post20260510",
     ),
     "vllm": Package(distributions=("vllm",), known=("0.33",), source="vLLM 0.33.0"),
-    "flashinfer": Package(
-        distributions=("flashinfer-python",), known=("0.7.2",), source="FlashInfer 0.7.2.post1"
-    ),
+    "flashinfer": Package(distributions=("flashinfer-python",), known=("0.7.2",), source="FlashInfer 0.7.2.post1"),
     "deep_gemm": Package(
         distributions=("deep_gemm",),
         carriers=("vllm",),
         source="DeepGEMM 54e2261 (2026-06-23) and the copy in vLLM 0.33.0; no version numbers were compared",
     ),
-    "humming": Package(
-        distributions=("humming-kernels",), known=("0.1.19",), source="humming-kernels 0.1.19"
-    ),
+    "humming": Package(distributions=("humming-kernels",), known=("0.1.19",), source="humming-kernels 0.1.19"),
     "b12x": Package(distributions=("b12x",), known=("1.5",), source="package b12x 1.5.1, not read in detail"),
     "amd-quark": Package(distributions=("amd-quark",), known=("0.13",), source="amd-quark 0.13"),
     "torch": Package(distributions=("torch",), source="any version from 2.5 on"),

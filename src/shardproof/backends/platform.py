@@ -98,8 +98,6 @@ def _read_packages(packages: Iterable[str]) -> dict[str, str]:
     for text in packages:
         name, equals, version = text.partition("=")
         if not (name and equals and re.fullmatch(r"[\w.+\-]+", version)):
-            raise BackendError(
-                "backend.platform", "cannot read a package version", found=text, needed="NAME=VERSION"
-            )
+            raise BackendError("backend.platform", "cannot read a package version", found=text, needed="NAME=VERSION")
         named[name] = version
     return named

@@ -41,6 +41,4 @@ class RoutesBySoftmax:
         routing = routing_of(request.spec.family)
         ok = routing is None or routing.startswith("softmax")
         found = f"{routing or 'not known here'} (family {request.spec.family})"
-        return Check(
-            "routing", ok, found, "softmax over the chosen experts", "use triton_unfused, which takes any"
-        )
+        return Check("routing", ok, found, "softmax over the chosen experts", "use triton_unfused, which takes any")

@@ -14,9 +14,7 @@ class Xpu(Kernel):
     name = "xpu"
     known_as = ("XPU",)
     summary = "vLLM's MoE on Intel GPUs; canonical bytes, bfloat16 activations"
-    source = (
-        "vLLM 0.33 oracle/mxfp4.py; which activations it takes was not established beyond silu and swiglu_oai"
-    )
+    source = "vLLM 0.33 oracle/mxfp4.py; which activations it takes was not established beyond silu and swiglu_oai"
     package = "vllm"
     conditions = (RunsOn(others=("xpu",)), Activations(("silu", "swiglu_oai")), Needs(package="vllm"))
     variants = (Variant(name="xpu", layouts=RAW, align_intermediate=64),)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import re
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 
@@ -47,7 +48,7 @@ def find(identity: str) -> tuple[Layout, dict[str, int]]:
             "layout.unknown",
             "no such layout",
             found=identity,
-            needed="one of: " + ", ".join(sorted(_LAYOUTS)),
+            needed="one like: " + ", ".join(get_close_matches(identity, _LAYOUTS, 5, 0.3) or sorted(_LAYOUTS)[:5]),
             next_step="`shardproof layouts list` shows them all",
         )
     versions = _LAYOUTS[match["name"]]
