@@ -76,7 +76,7 @@ class Aiter(Kernel):
     )
     variants = (
         *_interleaved("silu", "flydsl_moe1_afp8_*_gui (a8w4)", "mxfp8", GUI),
-        *_separated("silu", "flydsl_moe1_afp4_* / mxmoe (a4w4)", "mxfp4", FLYDSL),
+        *_separated("silu", "flydsl_moe1_afp4_* (a4w4; from 0.1.18 also flydsl_mxmoe)", "mxfp4", FLYDSL),
         *_interleaved("swiglu_oai", "cktile and flydsl _gui (a16w4 for small batches)", "bfloat16", GATE_MODE),
         *_interleaved("swiglu_oai", "flydsl_moe1_afp8_*_gui (a8w4)", "mxfp8", GATE_MODE),
         *_separated("swiglu_oai", "flydsl_moe1_afp4_* (a4w4; bfloat16 below 256 tokens)", "mxfp4", GATE_MODE),
