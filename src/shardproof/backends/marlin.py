@@ -23,7 +23,7 @@ class Marlin(Kernel):
     )
     package = "vllm"
     conditions = (
-        RunsOn(cuda=((75, 999),)),
+        RunsOn(cuda=((75, 129),)),
         Activations(("silu", "swiglu_oai", "situ")),
         Needs(package="vllm"),
     )
