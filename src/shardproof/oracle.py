@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shardproof.backends.backend import Backend, Check, Recipe, Request
-from shardproof.backends.defects import warnings
+from shardproof.backends.known_defects import warnings
 from shardproof.backends.packages import version_of
 from shardproof.backends.priorities import priority
 from shardproof.backends.registry import catalogue, find

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import metadata
+from pathlib import Path
 
 from shardproof.errors import BackendError
 
@@ -80,6 +82,15 @@ def detect(packages: Iterable[str] = ()) -> Platform:
         return Platform("rocm", torch.cuda.get_device_properties(0).gcnArchName.split(":")[0], named)
     major, minor = torch.cuda.get_device_capability()
     return Platform("cuda", f"sm{major}{minor}", named)
+
+
+@cache
+def cpu_flags() -> frozenset[str]:
+    """Features of this host's processor as Linux names them; empty where it does not say."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return frozenset(flags.partition(":")[2].split())
 
 
 def _read_packages(packages: Iterable[str]) -> dict[str, str]:
