@@ -70,7 +70,9 @@ class Placed:
         Raises LayoutError `layout.shape` for another shape or dtype, `layout.value` for a byte the layout
         cannot hold.
         """
-        _require(canonical.shape == self.shape and canonical.dtype == np.uint8, canonical, f"uint8 {self.shape}")
+        _require(
+            canonical.shape == self.shape and canonical.dtype == np.uint8, canonical, f"uint8 {self.shape}"
+        )
         if out is None:
             out = np.empty(self.nbytes, dtype=np.uint8)
         if fill:
@@ -166,7 +168,8 @@ class Placed:
         each = max(1, _CHUNK // max(1, rows * math.prod(self._padded_bytes())))
         total = -(-part.shape[0] // rows)
         return [
-            (start + at, min(each, total - at), part[at * rows : (at + each) * rows]) for at in range(0, total, each)
+            (start + at, min(each, total - at), part[at * rows : (at + each) * rows])
+            for at in range(0, total, each)
         ]
 
     def _padded_bytes(self) -> tuple[int, ...]:
@@ -230,7 +233,10 @@ class Placed:
             if ((part < 0) | (part >= size)).any():
                 worst = part.min() if (part < 0).any() else part.max()
                 raise LayoutError(
-                    "layout.range", f"coordinate {name} is outside the shape", found=worst, needed=f"0..{size - 1}"
+                    "layout.range",
+                    f"coordinate {name} is outside the shape",
+                    found=worst,
+                    needed=f"0..{size - 1}",
                 )
         e, n, k = parts
         if len(self.extents) == 2:

@@ -35,6 +35,12 @@ def catalogue() -> list[Layout]:
     return [versions[max(versions)] for _, versions in sorted(_LAYOUTS.items())]
 
 
+def everything() -> list[Layout]:
+    """Every version of every layout, sorted by name and version."""
+    _load()
+    return [versions[v] for _, versions in sorted(_LAYOUTS.items()) for v in sorted(versions)]
+
+
 def find(identity: str) -> tuple[Layout, dict[str, int]]:
     """The layout and parameters that an id (`name`, `name@version`, `name@version(p=1)`) names.
 
@@ -64,6 +70,8 @@ def find(identity: str) -> tuple[Layout, dict[str, int]]:
         pairs = [pair.split("=") for pair in (match["parameters"] or "").split(",") if pair]
         parameters = {name.strip(): int(value) for name, value in pairs}
     except ValueError:
-        raise LayoutError("layout.parameter", "cannot read the parameters of a layout id", found=identity) from None
+        raise LayoutError(
+            "layout.parameter", "cannot read the parameters of a layout id", found=identity
+        ) from None
     versions[version].identity(parameters)  # refuses parameters that the layout does not have
     return versions[version], parameters

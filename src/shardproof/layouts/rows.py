@@ -15,7 +15,9 @@ from shardproof.layouts.layout import Evidence, Layout
 from shardproof.layouts.notation import Digit, Place, Slot, parse
 from shardproof.layouts.sizing import Size
 
-RowOrder: TypeAlias = Literal["separated", "up_first", "interleaved", "interleaved8", "interleaved16", "up_first_interleaved"]
+RowOrder: TypeAlias = Literal[
+    "separated", "up_first", "interleaved", "interleaved8", "interleaved16", "up_first_interleaved"
+]
 
 BLOCK_ROWS: Mapping[RowOrder, int | None] = {
     "separated": None,
@@ -33,7 +35,7 @@ def in_rows(
     order: RowOrder,
     name: str,
     *,
-    held_against: tuple[Evidence, ...] = ("nothing yet",),
+    held_against: tuple[Evidence, ...] = ("index formula",),
     golden: tuple[str, ...] = (),
 ) -> Layout:
     """The layout of w13 whose rows stand in `order` when `layout` (axes e, n, k) lays them out.
@@ -78,7 +80,9 @@ def compose(order: RowOrder, pattern: str) -> str:
     """
     inner = parse(pattern)
     if inner.axes != ("e", "n", "k"):
-        raise LayoutError("layout.compose", "only a layout with the axes e n k can take a row order", found=pattern)
+        raise LayoutError(
+            "layout.compose", "only a layout with the axes e n k can take a row order", found=pattern
+        )
     used = {d.name for axis in inner.digits for d in axis}
     half, low = [name for name in "hijlouvxyz" if name not in used][:2]
     cut, parts = _cut(inner.digits[1], BLOCK_ROWS[order], low, pattern)
@@ -91,9 +95,7 @@ def compose(order: RowOrder, pattern: str) -> str:
     return f"{left} -> {_places(inner.places, cut, replaced)}"
 
 
-def _cut(
-    rows: Sequence[Digit], block: int | None, low: str, pattern: str
-) -> tuple[str, tuple[Digit, ...]]:
+def _cut(rows: Sequence[Digit], block: int | None, low: str, pattern: str) -> tuple[str, tuple[Digit, ...]]:
     """The row digit in which the half's digit stands, and what is left of it above and below."""
     if block is None:
         if rows[0].size is not None:
@@ -107,12 +109,16 @@ def _cut(
         inside, odd = divmod(block, weight)
         if size is None or block < weight * size:
             if odd or (size is not None and size % (2 * inside)):
-                raise LayoutError("layout.compose", "the row order cuts through a digit", found=pattern, needed=block)
+                raise LayoutError(
+                    "layout.compose", "the row order cuts through a digit", found=pattern, needed=block
+                )
             above = Digit(digit.name, None if size is None else size // (2 * inside))
             parts = [above] if above.size != 1 else []
             return digit.name, tuple([*parts, Digit(low, inside)] if inside > 1 else parts)
         weight *= size
-    raise LayoutError("layout.compose", "the layout's rows are fewer than one block", found=pattern, needed=block)
+    raise LayoutError(
+        "layout.compose", "the layout's rows are fewer than one block", found=pattern, needed=block
+    )
 
 
 def _group(digits: Sequence[Digit]) -> str:

@@ -45,7 +45,10 @@ def place(layout: Layout, shape: tuple[int, int, int], parameters: Mapping[str, 
     sizes = tuple(int(s) for s in shape)
     if len(sizes) != 3 or min(sizes) < 1:
         raise LayoutError(
-            "layout.shape", f"layout {layout.name} needs a canonical shape", found=shape, needed="(E, N, K bytes), all > 0"
+            "layout.shape",
+            f"layout {layout.name} needs a canonical shape",
+            found=shape,
+            needed="(E, N, K bytes), all > 0",
         )
     return _place(_Key(layout), sizes, tuple(sorted(parameters.items())))
 
@@ -54,7 +57,9 @@ def number(size: Size, parameters: Mapping[str, int]) -> int:
     """The value of a size with its parameters filled in."""
     if isinstance(size, int):
         return size
-    return math.prod(int(re.sub(r"\{(\w+)\}", lambda m: str(parameters[m[1]]), part)) for part in size.split("*"))
+    return math.prod(
+        int(re.sub(r"\{(\w+)\}", lambda m: str(parameters[m[1]]), part)) for part in size.split("*")
+    )
 
 
 @lru_cache(maxsize=512)

@@ -57,7 +57,9 @@ class Strides:
         for place in reversed(places):
             if isinstance(place, Slot):
                 if self._assign(place.inside, stride) > (place.pitch - place.offset) * stride:
-                    raise LayoutError("layout.pattern", "a slot is smaller than its digits", found=self.pattern.text)
+                    raise LayoutError(
+                        "layout.pattern", "a slot is smaller than its digits", found=self.pattern.text
+                    )
                 self.offset += place.offset * stride
                 stride *= place.pitch
                 continue
