@@ -11,7 +11,7 @@ _HELD: dict[str, Counter[str]] = {}
 
 @pytest.fixture
 def held():
-    """Call as held("aiter.w16@1", "vendor bytes") after a comparison has passed."""
+    """Note that a comparison of a layout (its id) with one kind of evidence has passed."""
 
     def note(layout, evidence):
         _HELD.setdefault(layout, Counter())[evidence] += 1

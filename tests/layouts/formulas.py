@@ -1,7 +1,7 @@
 """Every byte order restated as plain arithmetic, written from the vendors' code and not from the patterns.
 
 `formula(e, n, k, E, N, K, **parameters)` gives the address in the layout's units: k and K count units along K.
-I = N // 2 is the number of rows of one half of w13, and gu, i are a row's half and its row in that half.
+gu, i are a row's half and its row in that half.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def e8(e, n, k, E, N, K):
 
 
 def e8_gugu(e, n, k, E, N, K):
-    K8, I = up(K, 8), N // 2
-    gu, i = n // I, n % I
+    K8, half = up(K, 8), N // 2
+    gu, i = n // half, n % half
     return e * N * K8 + i // 16 * 32 * K8 + k // 8 * 256 + k % 4 * 64 + i % 16 * 4 + k // 4 % 2 * 2 + gu
 
 

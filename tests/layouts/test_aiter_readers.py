@@ -15,7 +15,7 @@ import pytest
 from shardproof.layouts import find
 from shardproof.layouts.aiter import HIDDEN_8192, SCALE_MOE
 
-E, I, H = 2, 384, 512
+E, MID, H = 2, 384, 512
 LANES = np.arange(64)
 ROW, GROUP = LANES % 16, LANES // 16
 
@@ -180,33 +180,33 @@ class Gfx1250:
             yield at, e, cls.row(n, N, pairs), 4 * k128 + b
 
 
-W13, W13S, W2, W2S = (E, 2 * I, H // 2), (E, 2 * I, H // 32), (E, H, I // 2), (E, H, I // 32)
+W13, W13S, W2, W2S = (E, 2 * MID, H // 2), (E, 2 * MID, H // 32), (E, H, MID // 2), (E, H, MID // 32)
 W2P, W2PS = (E, H, 256), (E, H, 16)  # I = 384 stored as 512
 W13P, W13PS = (E, 512, H // 2), (E, 512, H // 32)  # 2I a multiple of 256 for mxmoe
 
 GOOD = [
-    ("mixed gemm1", "aiter.w16", W13, lambda: Mixed.weight(2 * I, H // 2)),
-    ("mixed gemm1", "aiter.e8", W13S, lambda: Mixed.scale(2 * I, H // 32)),
-    ("mixed gemm1 gui", "aiter.w16_gugu", W13, lambda: Mixed.weight(2 * I, H // 2, gugu=True)),
-    ("mixed gemm1 gui", "aiter.e8_gugu", W13S, lambda: Mixed.scale(2 * I, H // 32, gugu=True)),
-    ("mixed gemm2", "aiter.w16", W2, lambda: Mixed.weight(H, I // 2)),
-    ("mixed gemm2", "aiter.e8", W2S, lambda: Mixed.scale(H, I // 32)),
-    ("mixed gemm2", "aiter.e8_columns", W2S, lambda: Mixed.scale(H, I // 32)),
+    ("mixed gemm1", "aiter.w16", W13, lambda: Mixed.weight(2 * MID, H // 2)),
+    ("mixed gemm1", "aiter.e8", W13S, lambda: Mixed.scale(2 * MID, H // 32)),
+    ("mixed gemm1 gui", "aiter.w16_gugu", W13, lambda: Mixed.weight(2 * MID, H // 2, gugu=True)),
+    ("mixed gemm1 gui", "aiter.e8_gugu", W13S, lambda: Mixed.scale(2 * MID, H // 32, gugu=True)),
+    ("mixed gemm2", "aiter.w16", W2, lambda: Mixed.weight(H, MID // 2)),
+    ("mixed gemm2", "aiter.e8", W2S, lambda: Mixed.scale(H, MID // 32)),
+    ("mixed gemm2", "aiter.e8_columns", W2S, lambda: Mixed.scale(H, MID // 32)),
     ("mxmoe g1 separated", "aiter.w16", W13P, lambda: MxMoe1.weight(512, H // 2, False)),
     ("mxmoe g1 separated", "aiter.e8", W13PS, lambda: MxMoe1.scale(512, H // 2, False)),
     ("mxmoe g1 interleaved", "aiter.w16_gugu", W13P, lambda: MxMoe1.weight(512, H // 2, True)),
     ("mxmoe g1 interleaved", "aiter.e8_gugu", W13PS, lambda: MxMoe1.scale(512, H // 2, True)),
     ("mxmoe g2", "aiter.w16", W2P, lambda: MxMoe2.weight(H, 256, 384)),
     ("mxmoe g2", "aiter.e8", W2PS, lambda: MxMoe2.scale(H, 256, 384)),
-    ("v2 stage 2, BK 128", "aiter.w16", W2, lambda: V2Stage2.weight(H, I // 2, 128)),
+    ("v2 stage 2, BK 128", "aiter.w16", W2, lambda: V2Stage2.weight(H, MID // 2, 128)),
     ("v2 stage 2, BK 256", "aiter.w16", W2P, lambda: V2Stage2.weight(H, 256, 256)),
-    ("v2 stage 2", "aiter.e8", W2S, lambda: V2Stage2.scale(H, I // 32)),
-    ("a16wmix", "aiter.w16_gugu", W13, lambda: A16wMixGugu.weight(2 * I, H // 2)),
-    ("a16wmix", "aiter.e8_gugu", W13S, lambda: A16wMixGugu.scale(2 * I, H // 32)),
-    ("gfx1250 w13", "aiter.w16_rowgugu", W13, lambda: Gfx1250.weight(2 * I, H // 2, pairs=True)),
-    ("gfx1250 w13", "aiter.n32k4_rowgugu", W13S, lambda: Gfx1250.scale(2 * I, H // 32, pairs=True)),
-    ("gfx1250 w2", "aiter.w16", W2, lambda: Gfx1250.weight(H, I // 2)),
-    ("gfx1250 w2", "aiter.n32k4", W2S, lambda: Gfx1250.scale(H, I // 32)),
+    ("v2 stage 2", "aiter.e8", W2S, lambda: V2Stage2.scale(H, MID // 32)),
+    ("a16wmix", "aiter.w16_gugu", W13, lambda: A16wMixGugu.weight(2 * MID, H // 2)),
+    ("a16wmix", "aiter.e8_gugu", W13S, lambda: A16wMixGugu.scale(2 * MID, H // 32)),
+    ("gfx1250 w13", "aiter.w16_rowgugu", W13, lambda: Gfx1250.weight(2 * MID, H // 2, pairs=True)),
+    ("gfx1250 w13", "aiter.n32k4_rowgugu", W13S, lambda: Gfx1250.scale(2 * MID, H // 32, pairs=True)),
+    ("gfx1250 w2", "aiter.w16", W2, lambda: Gfx1250.weight(H, MID // 2)),
+    ("gfx1250 w2", "aiter.n32k4", W2S, lambda: Gfx1250.scale(H, MID // 32)),
 ]
 BAD = [
     ("tiles that alternate, read as separated", "aiter.w16_gugu", W13, GOOD[0][3]),
@@ -215,9 +215,9 @@ BAD = [
     ("separated scales, read as alternating", "aiter.e8", W13S, GOOD[3][3]),
     ("raw weights", "raw.weight", W13, GOOD[0][3]),
     ("raw scales", "raw.scale", W13S, GOOD[1][3]),
-    ("K / 256 rounded down", "aiter.e8", W2S, lambda: Mixed.scale(H, I // 32, chunks=I // 256)),
+    ("K / 256 rounded down", "aiter.e8", W2S, lambda: Mixed.scale(H, MID // 32, chunks=MID // 256)),
     ("gfx1250 rows separated", "aiter.w16", W13, GOOD[18][3]),
-    ("gfx1250 kwidth 8 for 4", "aiter.n32k8", W13S, lambda: Gfx1250.scale(2 * I, H // 32)),
+    ("gfx1250 kwidth 8 for 4", "aiter.n32k8", W13S, lambda: Gfx1250.scale(2 * MID, H // 32)),
     ("mxmoe g1 fed the other order", "aiter.w16", W13P, GOOD[9][3]),
 ]
 

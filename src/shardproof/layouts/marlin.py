@@ -35,7 +35,7 @@ WEIGHT = register(
         unit="nibble",
         pattern="e (n 4j 2a 8t) (k 2c 4u 2d) -> e k n t u j d a c",
         summary="16 (k) x 64 (n) tiles of 32-bit words, one mma fragment a thread, codes k-pairs apart",
-        source=f"gptq_marlin_repack(num_bits=4); {_VLLM}",
+        source=f"gptq_marlin_repack(num_bits=4), its torch reference; {_VLLM}",
         held_against=("vendor bytes", "index formula"),
         golden=("marlin_a16_*",),
     )
@@ -59,7 +59,7 @@ WEIGHT_A8 = register(
         unit="nibble",
         pattern="e (n 2a 2b 8c) (k 2d 4f 4g) -> e k n c f a b g d",
         summary="32 (k) x 32 (n) tiles for 8-bit activations",
-        source=f"gptq_marlin_repack(num_bits=4, is_a_8bit=True); {_VLLM}",
+        source=f"gptq_marlin_repack(num_bits=4, is_a_8bit=True), its torch reference; {_VLLM}",
         held_against=("vendor bytes", "index formula"),
         golden=("marlin_a8_*",),
     )

@@ -17,7 +17,7 @@ from shardproof.layouts.values import ValueChange
 from shardproof.mxfp4 import Bytes
 
 UNITS_PER_BYTE = {unit: 8 // bits for unit, bits in BITS.items()}
-_CHUNK = 16 << 20  # bytes moved at a time: bounds the memory of padding and of sub-byte moves
+_CHUNK = 4 << 20  # bytes moved at a time: bounds the memory of padding and of sub-byte moves
 
 
 class Placed:
