@@ -114,13 +114,7 @@ def blackwell_shuffled(e, n, k, E, N, K):
 
 def cdna4(e, n, k, E, N, K):
     Np, Kp = up(N, 32), up(K, 8)
-    return (
-        e * Np * Kp
-        + n // 32 * 32 * Kp
-        + ((k // 8 * 4 + k % 4) * 16 + n % 16) * 4
-        + k % 8 // 4 * 2
-        + n % 32 // 16
-    )
+    return e * Np * Kp + n // 32 * 32 * Kp + ((k // 8 * 4 + k % 4) * 16 + n % 16) * 4 + k % 8 // 4 * 2 + n % 32 // 16
 
 
 def trtllm_row(n):
@@ -243,10 +237,7 @@ FORMULAS = {
     **{f"triton_kernels.{name}@1": f for name, f in _TK.items()},
     **{f"triton_kernels.{name}_interleaved@1": after(pairs, f) for name, f in _TK.items()},
     **{f"triton_kernels.{name}": f for name, f in _TK_VERSIONS.items()},
-    **{
-        f"triton_kernels.{name.replace('@', '_interleaved@')}": after(pairs, f)
-        for name, f in _TK_VERSIONS.items()
-    },
+    **{f"triton_kernels.{name.replace('@', '_interleaved@')}": after(pairs, f) for name, f in _TK_VERSIONS.items()},
     "triton_kernels.bias_interleaved@1": after(pairs, raw),
     "cutlass.scale_128x4@1": tile_128x4(128, 4),
     "flashinfer.trtllm_w2@1": trtllm,

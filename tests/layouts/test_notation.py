@@ -78,10 +78,7 @@ def test_every_word_of_the_notation():
     assert pack("e (n 2r) k -> e r n k") == flat[[0, 2, 1, 3]].reshape(-1).tolist()
     assert pack("m (k 3s) -> k m s") == flat.reshape(4, 2, 3).transpose(1, 0, 2).reshape(-1).tolist()
     table = {"tables": {"turn": (2, 0, 1)}}
-    assert (
-        pack("e n (k 3s) -> e n k turn[s]", **table)
-        == flat.reshape(4, 2, 3)[..., [1, 2, 0]].reshape(-1).tolist()
-    )
+    assert pack("e n (k 3s) -> e n k turn[s]", **table) == flat.reshape(4, 2, 3)[..., [1, 2, 0]].reshape(-1).tolist()
     holes = pack("e n (k 3s) -> e n k 5+1{s}", pad_value=99)
     assert holes[:10] == [99, 0, 1, 2, 99, 99, 3, 4, 5, 99]
     padded = pack("e n k -> e n k", pad={"k": 4, "n": 3}, pad_value=7)
@@ -93,11 +90,7 @@ def test_nibbles_and_bits_count_from_the_low_end():
     data = np.array([[[0x21, 0x43]]], dtype=np.uint8)
     turned = made("e n k -> e n ~k", unit="nibble").place((1, 1, 2)).pack(data)
     assert turned.tolist() == [0x34, 0x12]
-    one = (
-        made("e n (k 8b) -> e n k ~b", unit="bit")
-        .place((1, 1, 2))
-        .pack(np.array([[[1, 128]]], dtype=np.uint8))
-    )
+    one = made("e n (k 8b) -> e n k ~b", unit="bit").place((1, 1, 2)).pack(np.array([[[1, 128]]], dtype=np.uint8))
     assert one.tolist() == [128, 1]
 
 

@@ -16,9 +16,7 @@ from shardproof.layouts.sizing import Size, place
 from shardproof.mxfp4 import PAD_SCALE, PAD_WEIGHT, SCALE_NAN
 
 Unit: TypeAlias = Literal["byte", "nibble", "bit"]
-Evidence: TypeAlias = Literal[
-    "vendor kernel", "vendor bytes", "reader formula", "index formula", "nothing yet"
-]
+Evidence: TypeAlias = Literal["vendor kernel", "vendor bytes", "reader formula", "index formula", "nothing yet"]
 """What an order was compared with, strongest first: a vendor's kernel that ran on packed bytes; bytes that the vendor's
 converter wrote; the addresses that a kernel reads; the converter restated as plain arithmetic."""
 

@@ -68,9 +68,7 @@ class Copy:
             if inner.size > 1:
                 listed.append(Choice(tuple((i * inner.source, i * inner.target) for i in range(inner.size))))
         if any(len(choice.offsets) > 1 for choice in listed):
-            for dim in [
-                d for d in views if 0 < d.target * d.size <= _WORD
-            ]:  # so that whole words are written
+            for dim in [d for d in views if 0 < d.target * d.size <= _WORD]:  # so that whole words are written
                 views.remove(dim)
                 steps = [(i * dim.source * per_byte, i * dim.target * per_byte) for i in range(dim.size)]
                 listed.append(Choice(tuple(steps)))
@@ -100,11 +98,7 @@ class Copy:
 def _split(dim: Dim, per_byte: int) -> tuple[Dim, Dim]:
     """Split a digit into an outer part whose strides are whole bytes on both sides and the rest."""
     for factor in range(1, min(dim.size, per_byte * per_byte) + 1):
-        if (
-            dim.size % factor == 0
-            and dim.source * factor % per_byte == 0
-            and dim.target * factor % per_byte == 0
-        ):
+        if dim.size % factor == 0 and dim.source * factor % per_byte == 0 and dim.target * factor % per_byte == 0:
             outer = Dim(dim.size // factor, dim.source * factor, dim.target * factor)
             return outer, Dim(factor, dim.source, dim.target)
     return Dim(1, 0, 0), dim

@@ -70,9 +70,7 @@ class Placed:
         Raises LayoutError `layout.shape` for another shape or dtype, `layout.value` for a byte the layout
         cannot hold.
         """
-        _require(
-            canonical.shape == self.shape and canonical.dtype == np.uint8, canonical, f"uint8 {self.shape}"
-        )
+        _require(canonical.shape == self.shape and canonical.dtype == np.uint8, canonical, f"uint8 {self.shape}")
         if out is None:
             out = np.empty(self.nbytes, dtype=np.uint8)
         if fill:
@@ -168,8 +166,7 @@ class Placed:
         each = max(1, _CHUNK // max(1, rows * math.prod(self._padded_bytes())))
         total = -(-part.shape[0] // rows)
         return [
-            (start + at, min(each, total - at), part[at * rows : (at + each) * rows])
-            for at in range(0, total, each)
+            (start + at, min(each, total - at), part[at * rows : (at + each) * rows]) for at in range(0, total, each)
         ]
 
     def _padded_bytes(self) -> tuple[int, ...]:
@@ -205,9 +202,7 @@ class Placed:
         steps = self.strides.steps
         along = [math.prod(self.padded[axis + 1 :]) for axis in range(len(self.padded))]
         source = [step.weight * along[step.axis] for step in steps]
-        dims = [
-            Dim(s.size, at, s.stride) for s, at in zip(steps[1:], source[1:], strict=True) if s.group is None
-        ]
+        dims = [Dim(s.size, at, s.stride) for s, at in zip(steps[1:], source[1:], strict=True) if s.group is None]
         choices = [Choice(((0, self.strides.offset % self._per_byte),))]
         for group in self.strides.groups:
             offsets = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import re
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 
@@ -53,7 +54,7 @@ def find(identity: str) -> tuple[Layout, dict[str, int]]:
             "layout.unknown",
             "no such layout",
             found=identity,
-            needed="one of: " + ", ".join(sorted(_LAYOUTS)),
+            needed="one like: " + ", ".join(get_close_matches(identity, _LAYOUTS, 5, 0.3) or sorted(_LAYOUTS)[:5]),
             next_step="`shardproof layouts list` shows them all",
         )
     versions = _LAYOUTS[match["name"]]
@@ -70,8 +71,6 @@ def find(identity: str) -> tuple[Layout, dict[str, int]]:
         pairs = [pair.split("=") for pair in (match["parameters"] or "").split(",") if pair]
         parameters = {name.strip(): int(value) for name, value in pairs}
     except ValueError:
-        raise LayoutError(
-            "layout.parameter", "cannot read the parameters of a layout id", found=identity
-        ) from None
+        raise LayoutError("layout.parameter", "cannot read the parameters of a layout id", found=identity) from None
     versions[version].identity(parameters)  # refuses parameters that the layout does not have
     return versions[version], parameters

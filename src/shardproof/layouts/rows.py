@@ -80,9 +80,7 @@ def compose(order: RowOrder, pattern: str) -> str:
     """
     inner = parse(pattern)
     if inner.axes != ("e", "n", "k"):
-        raise LayoutError(
-            "layout.compose", "only a layout with the axes e n k can take a row order", found=pattern
-        )
+        raise LayoutError("layout.compose", "only a layout with the axes e n k can take a row order", found=pattern)
     used = {d.name for axis in inner.digits for d in axis}
     half, low = [name for name in "hijlouvxyz" if name not in used][:2]
     cut, parts = _cut(inner.digits[1], BLOCK_ROWS[order], low, pattern)
@@ -109,16 +107,12 @@ def _cut(rows: Sequence[Digit], block: int | None, low: str, pattern: str) -> tu
         inside, odd = divmod(block, weight)
         if size is None or block < weight * size:
             if odd or (size is not None and size % (2 * inside)):
-                raise LayoutError(
-                    "layout.compose", "the row order cuts through a digit", found=pattern, needed=block
-                )
+                raise LayoutError("layout.compose", "the row order cuts through a digit", found=pattern, needed=block)
             above = Digit(digit.name, None if size is None else size // (2 * inside))
             parts = [above] if above.size != 1 else []
             return digit.name, tuple([*parts, Digit(low, inside)] if inside > 1 else parts)
         weight *= size
-    raise LayoutError(
-        "layout.compose", "the layout's rows are fewer than one block", found=pattern, needed=block
-    )
+    raise LayoutError("layout.compose", "the layout's rows are fewer than one block", found=pattern, needed=block)
 
 
 def _group(digits: Sequence[Digit]) -> str:

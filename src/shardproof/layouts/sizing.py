@@ -57,9 +57,7 @@ def number(size: Size, parameters: Mapping[str, int]) -> int:
     """The value of a size with its parameters filled in."""
     if isinstance(size, int):
         return size
-    return math.prod(
-        int(re.sub(r"\{(\w+)\}", lambda m: str(parameters[m[1]]), part)) for part in size.split("*")
-    )
+    return math.prod(int(re.sub(r"\{(\w+)\}", lambda m: str(parameters[m[1]]), part)) for part in size.split("*"))
 
 
 @lru_cache(maxsize=512)
@@ -115,9 +113,7 @@ def _check_multiple(layout: Layout, axis: str, size: int, step: int, shape: tupl
         unit = f" {layout.unit}s along K"
         if step * values % each == 0 and layout.field != "bias":
             unit += f" ({step * values // each} values)"
-    raise _wrong_shape(
-        layout, f"{_named(layout.parsed.axes, axis)} a multiple of {step}{unit}: {legal}", size, shape
-    )
+    raise _wrong_shape(layout, f"{_named(layout.parsed.axes, axis)} a multiple of {step}{unit}: {legal}", size, shape)
 
 
 def _wrong_shape(layout: Layout, needed: str, size: int, shape: tuple[int, ...]) -> LayoutError:
