@@ -45,7 +45,7 @@ INLINE void few8_tile(const int T, const uint8_t *pw, const uint8_t *ps, int64_t
     __m256 acc[2][2];
     UNROLL for (int t = 0; t < T; t++) acc[t][0] = acc[t][1] = _mm256_setzero_ps();
     for (int64_t b = 0; b < blocks; b++, pw += TILE_BYTES, ps += ROWS) {
-        UNROLL for (int j = 0; j < 4; j++) _mm_prefetch((const char *)pw + 2048 + 64 * j, _MM_HINT_T0);
+        UNROLL for (int j = 0; j < 4; j++) _mm_prefetch((const char *)pw + PREFETCH + 64 * j, _MM_HINT_T0);
         __m256i sum[2][2];
         UNROLL for (int odd = 0; odd < 2; odd++) {
             UNROLL for (int half = 0; half < 2; half++) {

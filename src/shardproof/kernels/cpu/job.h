@@ -10,6 +10,9 @@
 #define ROWS 16           /* rows of a weight tile */
 #define TILE_BYTES 256    /* weight bytes of a tile; its scales are ROWS bytes */
 #define TOKEN_BLOCK 96    /* tokens that one decoded tile serves at most */
+#ifndef PREFETCH
+#define PREFETCH 4096
+#endif
 #define SCRATCH_BYTES (40 * 1024)
 
 /* One block of 32 quantised activations. int8 order: the 16 even k, then the 16 odd k (low and high nibbles);

@@ -125,8 +125,8 @@ class CpuExperts:
         """Run the layer: the sum of each token's experts, weighted.
 
         x [M, H] float32, bfloat16 or float16; topk_ids [M, k] int32 or int64, -1 (or what the map sends to
-        -1) is skipped; topk_weights [M, k] float32. Returns `out`, or a new [M, H] array of x's kind and dtype.
-        `out` may be x itself. M = 0 and k = 0 are fine (k = 0 gives zeros).
+        -1) is skipped; topk_weights [M, k] float32. Returns `out`, or a new [M, H] array like
+        x. `out` may be x itself. M = 0 and k = 0 are fine (k = 0 gives zeros).
 
         Raises KernelError `kernel.shape`, `kernel.dtype`, `kernel.stride`, `kernel.device`, `kernel.grad`,
         `kernel.id`, `kernel.memory`.

@@ -53,5 +53,7 @@ SP_API int sp_isa_usable(int isa); /* this CPU and its kernel can run it */
 SP_API int sp_isa_best(void);
 /* Run parallel regions on somebody else's threads: the address of GOMP_parallel, or NULL for the own pool. */
 SP_API void sp_set_executor(void *gomp_parallel);
+/* Reads bytes (8-byte aligned) on `threads` threads: the memory's speed. Returns their sum, so that none is skipped. */
+SP_API uint64_t sp_read(const void *at, int64_t bytes, int threads);
 SP_API int64_t sp_workspace_bytes(void); /* held between calls */
 #endif
