@@ -83,7 +83,10 @@ def encode(values: npt.ArrayLike, rule: ScaleRule = "ceil") -> tuple[Bytes, Byte
     x = np.asarray(values, dtype=np.float64)
     if x.ndim == 0 or x.shape[-1] % BLOCK:
         raise FormatError(
-            "format.block", "K is not a whole number of blocks", found=x.shape, needed=f"last axis % {BLOCK} == 0"
+            "format.block",
+            "K is not a whole number of blocks",
+            found=x.shape,
+            needed=f"last axis % {BLOCK} == 0",
         )
     if not np.isfinite(x).all():
         raise FormatError("format.not_finite", "a value to encode is NaN or infinite", needed="finite values")

@@ -82,7 +82,9 @@ def block_intervals(
 
 
 def expert_owners(
-    experts: int, ep: int, placement: Placement | Mapping[int, Sequence[int]] | Sequence[Sequence[int]] = "linear"
+    experts: int,
+    ep: int,
+    placement: Placement | Mapping[int, Sequence[int]] | Sequence[Sequence[int]] = "linear",
 ) -> list[tuple[int, ...]]:
     """Global expert ids that each expert-parallel rank holds, in local order.
 
@@ -93,19 +95,23 @@ def expert_owners(
     Raises PartitionError `partition.cover`, `partition.expert_id`, `partition.duplicate` or
     `partition.empty_rank`.
     """
-    if placement == "linear":
-        owners = [tuple(range(a, b)) for a, b in block_intervals(experts, ep, allow_empty=True)]
-    elif placement == "round_robin":
-        owners = [tuple(range(r, experts, ep)) for r in range(ep)]
-    elif isinstance(placement, str):
-        raise PartitionError(
-            "partition.placement", "unknown expert placement", found=repr(placement), needed=" or ".join(PLACEMENTS)
-        )
+    if isinstance(placement, str):
+        owners = _named_placement(experts, ep, placement)
     else:
         rows = [placement.get(r, ()) for r in range(ep)] if isinstance(placement, Mapping) else list(placement)
         owners = [tuple(int(e) for e in row) for row in rows]
     _check_owners(experts, ep, owners)
     return owners
+
+
+def _named_placement(experts: int, ep: int, placement: str) -> list[tuple[int, ...]]:
+    if placement == "linear":
+        return [tuple(range(a, b)) for a, b in block_intervals(experts, ep, allow_empty=True)]
+    if placement == "round_robin":
+        return [tuple(range(r, experts, ep)) for r in range(ep)]
+    raise PartitionError(
+        "partition.placement", "unknown expert placement", found=repr(placement), needed=" or ".join(PLACEMENTS)
+    )
 
 
 def _check_owners(experts: int, ep: int, owners: Sequence[tuple[int, ...]]) -> None:
@@ -119,24 +125,37 @@ def _check_owners(experts: int, ep: int, owners: Sequence[tuple[int, ...]]) -> N
             raise PartitionError(
                 "partition.expert_id",
                 "the expert map names an expert that does not exist",
-                rank=rank, expert=outside[0], found=outside[0], needed=f"0..{experts - 1}",
+                rank=rank,
+                expert=outside[0],
+                found=outside[0],
+                needed=f"0..{experts - 1}",
             )
         if len(set(row)) != len(row):
             twice = next(e for e in row if row.count(e) > 1)
             raise PartitionError(
-                "partition.duplicate", "a rank holds one expert twice",
-                rank=rank, expert=twice, found=f"{row.count(twice)} copies", needed="at most one copy a rank",
+                "partition.duplicate",
+                "a rank holds one expert twice",
+                rank=rank,
+                expert=twice,
+                found=f"{row.count(twice)} copies",
+                needed="at most one copy a rank",
             )
         if not row:
             raise PartitionError(
-                "partition.empty_rank", "an expert-parallel rank would hold no expert",
-                rank=rank, found=f"{experts} experts for ep {ep}", needed=f"ep <= {experts}",
+                "partition.empty_rank",
+                "an expert-parallel rank would hold no expert",
+                rank=rank,
+                found=f"{experts} experts for ep {ep}",
+                needed=f"ep <= {experts}",
                 next_step="use fewer expert-parallel ranks",
             )
     missing = sorted(set(range(experts)).difference(*owners))
     if missing:
         raise PartitionError(
-            "partition.cover", f"{len(missing)} experts are on no rank",
-            expert=", ".join(map(str, missing[:8])), found="0 ranks", needed="at least one rank for every expert",
+            "partition.cover",
+            f"{len(missing)} experts are on no rank",
+            expert=", ".join(map(str, missing[:8])),
+            found="0 ranks",
+            needed="at least one rank for every expert",
             next_step="add the missing experts to the map",
         )

@@ -1,0 +1,176 @@
+"""One safetensors file: its header, checked against the specification, without reading any data.
+
+A file is: 8 bytes little-endian length L, L bytes of UTF-8 JSON, then the data. Offsets in the header count from
+the start of the data. Tensors must not overlap and must leave no hole, and each must have the bytes of its shape.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from shardproof.errors import CheckpointError
+
+HEADER_LIMIT = 256 * 1024 * 1024
+"""Longest header that is read; the largest known MoE models stay under 100 MB a file."""
+
+DTYPE_BITS = {
+    "BOOL": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8,
+    "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32,
+    "F32": 32, "C64": 64, "F64": 64, "I64": 64, "U64": 64,
+}  # fmt: skip
+
+
+class TensorInfo(NamedTuple):
+    """One tensor of a checkpoint: where its bytes are (absolute offsets in file number `file`)."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: int
+    start: int
+    stop: int
+
+
+class Header(NamedTuple):
+    """What one file says of itself."""
+
+    tensors: list[TensorInfo]
+    metadata: dict[str, str]
+    raw: bytes
+
+
+def read_header(path: Path, file: int = 0, problems: list[CheckpointError] | None = None) -> Header:
+    """Read and check the header of one file.
+
+    A problem of single tensors is raised, or appended to `problems` where a list is given; a header that cannot
+    be read at all is always raised. Codes: checkpoint.not_a_file, .empty, .header_length, .header_json,
+    .duplicate_key, .dtype, .shape, .offsets, .byte_count, .overlap, .hole, .truncated, .trailing.
+    """
+    raw, size = _read_raw(path)
+    entries = _parse(path, raw)
+    metadata = entries.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise CheckpointError("checkpoint.header_json", "__metadata__ is not a map of strings", file=path)
+    data_start = 8 + len(raw)
+    tensors = []
+    for name, entry in entries.items():
+        try:
+            tensors.append(_tensor(path, name, entry, file, data_start))
+        except CheckpointError as problem:
+            if problems is None:
+                raise
+            problems.append(problem)
+    for misplaced in _placement(path, tensors, data_start, size):
+        if problems is None:
+            raise misplaced
+        problems.append(misplaced)
+    return Header(tensors, metadata, raw)
+
+
+def _read_raw(path: Path) -> tuple[bytes, int]:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as reason:
+        raise CheckpointError(
+            "checkpoint.not_a_file", "the file cannot be opened", file=path, found=reason.strerror
+        ) from None
+    with os.fdopen(descriptor, "rb") as stream:
+        status = os.fstat(stream.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise CheckpointError("checkpoint.not_a_file", "not a regular file", file=path, needed="a safetensors file")
+        size = status.st_size
+        if size < 8:
+            raise CheckpointError(
+                "checkpoint.empty", "the file is too short to hold a header",
+                file=path, found=f"{size} bytes", needed=">= 8 bytes", next_step="download the file again",
+            )  # fmt: skip
+        length = int.from_bytes(stream.read(8), "little")
+        if not 2 <= length <= min(HEADER_LIMIT, size - 8):
+            raise CheckpointError(
+                "checkpoint.header_length", "the header's length cannot be right: not a safetensors file, or cut off",
+                file=path, found=f"{length} bytes of header in a file of {size}",
+                needed=f"2 to {min(HEADER_LIMIT, size - 8)} bytes", next_step="download the file again",
+            )  # fmt: skip
+        return stream.read(length), size
+
+
+def _parse(path: Path, raw: bytes) -> dict[str, Any]:
+    try:
+        pairs = json.loads(raw.decode("utf-8"), object_pairs_hook=_Pairs)
+    except (UnicodeDecodeError, ValueError, RecursionError) as reason:
+        raise CheckpointError(
+            "checkpoint.header_json", "the header is not JSON", file=path, found=str(reason)[:120],
+            next_step="download the file again",
+        ) from None  # fmt: skip
+    if not isinstance(pairs, _Pairs):
+        raise CheckpointError("checkpoint.header_json", "the header is not a JSON object", file=path)
+    entries = {name: dict(value) if isinstance(value, _Pairs) else value for name, value in pairs}
+    if len(entries) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise CheckpointError(
+            "checkpoint.duplicate_key", "a tensor is named twice in one header", file=path, tensor=twice
+        )
+    return entries
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """A JSON object as its pairs, so that a repeated key is seen."""
+
+
+def _tensor(path: Path, name: str, entry: Any, file: int, data_start: int) -> TensorInfo:
+    if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
+        raise CheckpointError(
+            "checkpoint.header_json", "a tensor's entry is incomplete",
+            file=path, tensor=name, found=str(entry)[:80], needed="dtype, shape, data_offsets",
+        )  # fmt: skip
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    bits = DTYPE_BITS.get(dtype) if isinstance(dtype, str) else None
+    if bits is None:
+        raise CheckpointError(
+            "checkpoint.dtype", "unknown dtype", file=path, tensor=name, found=dtype, needed=", ".join(DTYPE_BITS)
+        )
+    if not isinstance(shape, list) or not all(type(s) is int and s >= 0 for s in shape):
+        raise CheckpointError("checkpoint.shape", "not a shape", file=path, tensor=name, found=str(shape)[:80])
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(o) is int and o >= 0 for o in offsets):
+        raise CheckpointError("checkpoint.offsets", "not a byte range", file=path, tensor=name, found=str(offsets)[:80])
+    start, stop = offsets
+    count = bits
+    for extent in shape:
+        count *= extent
+    if count != (stop - start) * 8:
+        raise CheckpointError(
+            "checkpoint.byte_count", "the byte range does not fit dtype and shape",
+            file=path, tensor=name, found=f"{stop - start} bytes", needed=f"{count / 8:g} bytes for {dtype} {shape}",
+        )  # fmt: skip
+    return TensorInfo(name, dtype, tuple(shape), file, data_start + start, data_start + stop)
+
+
+def _placement(path: Path, tensors: list[TensorInfo], data_start: int, size: int) -> Iterator[CheckpointError]:
+    position, previous = data_start, "the header"
+    for tensor in sorted(tensors, key=lambda t: (t.start, t.stop)):
+        if tensor.stop > size:
+            yield CheckpointError(
+                "checkpoint.truncated", "the file ends before this tensor does",
+                file=path, tensor=tensor.name, found=f"{size} bytes", needed=f"at least {tensor.stop} bytes",
+                next_step="download the file again",
+            )  # fmt: skip
+        if tensor.start != position:
+            overlaps = tensor.start < position
+            yield CheckpointError(
+                "checkpoint.overlap" if overlaps else "checkpoint.hole",
+                f"the tensor's bytes overlap those of {previous}"
+                if overlaps else f"bytes after {previous} belong to no tensor",
+                file=path, tensor=tensor.name, found=f"starts at byte {tensor.start}", needed=f"byte {position}",
+            )  # fmt: skip
+        position, previous = max(position, tensor.stop), tensor.name
+    if size > position:
+        yield CheckpointError(
+            "checkpoint.trailing", "the file goes on after its last tensor",
+            file=path, found=f"{size} bytes", needed=f"{position} bytes", next_step="download the file again",
+        )  # fmt: skip

@@ -1,0 +1,58 @@
+"""What a model's config says of its MoE layers, apart from how their weights are stored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from shardproof.checkpoint import config_value
+from shardproof.experts import Activation
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """The arithmetic of a model family and the sizes its config names (None where it does not)."""
+
+    name: str
+    activation: Activation
+    weight_before_w2: bool
+    top_k: int
+    experts: int | None
+    hidden: int | None
+    intermediate: int | None
+
+
+def read_family(config: dict[str, Any]) -> Family:
+    """Read family, activation and sizes from a config.json.
+
+    Arithmetic: DeepSeek-V4 inference/model.py (silu with clamp, routing weight before w2); gpt-oss and MiniMax-M3
+    (swiglu_oai); Kimi-K3 (SiTU); everything else silu. Sizes that the config leaves out follow from tensor shapes.
+    """
+    name = str(config_value(config, "model_type") or "unknown")
+    nested = config.get("text_config")
+    if isinstance(nested, dict) and nested.get("model_type"):
+        name = str(nested["model_type"])
+    return Family(
+        name=name,
+        activation=_activation(name, config),
+        weight_before_w2=name.startswith("deepseek_v4"),
+        top_k=_integer(config, "num_experts_per_tok", "num_experts_per_token", "experts_per_token") or 1,
+        experts=_integer(config, "n_routed_experts", "num_local_experts", "num_experts"),
+        hidden=_integer(config, "routed_expert_hidden_size", "hidden_size"),
+        intermediate=_integer(config, "moe_intermediate_size", "intermediate_size"),
+    )
+
+
+def _activation(name: str, config: dict[str, Any]) -> Activation:
+    limit = config_value(config, "swiglu_limit")
+    if name == "gpt_oss" or name.startswith("minimax_m3"):
+        alpha = config_value(config, "swiglu_alpha") or 1.702
+        return Activation("swiglu_oai", limit=float(limit if limit is not None else 7.0), alpha=float(alpha))
+    if name.startswith("kimi_k3"):
+        return Activation("situ")
+    return Activation("silu", limit=float(limit) if limit else None)
+
+
+def _integer(config: dict[str, Any], *names: str) -> int | None:
+    value = config_value(config, *names)
+    return int(value) if isinstance(value, int) else None
