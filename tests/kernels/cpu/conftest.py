@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 from shardproof.kernels.cpu import usable_isas
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-from packing import pack_w2, pack_w13
+from tests.kernels.cpu.packing import pack_w2, pack_w13
 
 from shardproof.experts import Activation
 from shardproof.kernels.cpu import CpuExperts

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from exact import random_case
+from tests.kernels.cpu.exact import random_case
 
 from shardproof.experts import Activation
 from shardproof.kernels.cpu import usable_isas

@@ -50,10 +50,10 @@ class Buffer:
     @property
     def contiguous(self) -> bool:
         """True if elements follow each other in row-major order."""
+        if self.size == 0:
+            return True
         expected = 1
         for length, stride in zip(reversed(self.shape), reversed(self.strides), strict=True):
-            if length == 0:
-                return True
             if length > 1 and stride != expected:
                 return False
             expected *= length
@@ -170,7 +170,7 @@ def activations(tensor: Tensor, name: str, hidden: int, tokens: int | None = Non
             needed=expected,
         )
     rows_overlap = name == "out" and buffer.shape[0] > 1 and abs(buffer.strides[0]) < hidden
-    if buffer.strides[1] != 1 or rows_overlap:
+    if buffer.size and (buffer.strides[1] != 1 or rows_overlap):
         raise KernelError(
             "kernel.stride",
             "a row's values must be adjacent, and rows of out apart",
