@@ -6,6 +6,7 @@
 
 #define ACT_XOR 128
 #include "tiles.h"
+#include "widths.h"
 
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
@@ -79,15 +80,6 @@ INLINE void few8_tile(const int T, const uint8_t *pw, const uint8_t *ps, int64_t
     }
 }
 
-static void few8(int tokens, const uint8_t *pw, const uint8_t *ps, int64_t blocks, const uint8_t *const *rows,
-                 float *out) {
-    if (tokens == 1) {
-        few8_tile(1, pw, ps, blocks, rows, out);
-    } else {
-        few8_tile(2, pw, ps, blocks, rows, out);
-    }
-}
-
 typedef struct {
     __m256i w[2][8];       /* per half: words of even k, words of odd k; twice E2M1 */
     __m256i correction[2]; /* -128 * the row's sum: undoes the +128 of the activations */
@@ -121,7 +113,8 @@ INLINE __m256i half_product(const __m256i *a, const __m256i *w) {
                      _mm256_maddubs_epi16(a[2], w[2]), _mm256_maddubs_epi16(a[3], w[3]));
 }
 
-INLINE void many8_tile(const int T, const tile8 *tile, int64_t blocks, const uint8_t *const *rows, float *out) {
+INLINE void many8_tile(const int T, const void *scratch, int64_t blocks, const uint8_t *const *rows, float *out) {
+    const tile8 *tile = scratch;
     __m256 acc[4][2];
     UNROLL for (int t = 0; t < T; t++) {
         UNROLL for (int half = 0; half < 2; half++) acc[t][half] = _mm256_loadu_ps(out + t * ROWS + 8 * half);
@@ -147,115 +140,23 @@ INLINE void many8_tile(const int T, const tile8 *tile, int64_t blocks, const uin
     }
 }
 
-typedef struct {
-    __m256i w[16][2]; /* pairs of int16 per row, in the order of sp_block16 */
-    __m256 scale[2];
-} tile16;
+#include "avx2_wide.h"
 
-static void unpack16(const uint8_t *pw, const uint8_t *ps, int64_t blocks, void *scratch) {
-    const __m256i table = signed_table();
-    tile16 *tile = scratch;
-    for (int64_t b = 0; b < blocks; b++, tile++, pw += TILE_BYTES, ps += ROWS) {
-        UNROLL for (int half = 0; half < 2; half++) {
-            UNROLL for (int j = 0; j < 4; j++) {
-                const __m256i r = load(pw + 64 * j + 32 * half);
-                const __m256i lo = _mm256_shuffle_epi8(table, low_nibbles(r));
-                const __m256i hi = _mm256_shuffle_epi8(table, high_nibbles(r));
-                tile->w[2 * j][half] = _mm256_srai_epi16(_mm256_slli_epi16(lo, 8), 8);
-                tile->w[2 * j + 1][half] = _mm256_srai_epi16(lo, 8);
-                tile->w[8 + 2 * j][half] = _mm256_srai_epi16(_mm256_slli_epi16(hi, 8), 8);
-                tile->w[8 + 2 * j + 1][half] = _mm256_srai_epi16(hi, 8);
-            }
-            tile->scale[half] = row_scales(ps + 8 * half);
-        }
-    }
-}
-
-INLINE void many16_tile(const int T, const tile16 *tile, int64_t blocks, const uint8_t *const *rows, float *out) {
-    __m256 acc[4][2];
-    UNROLL for (int t = 0; t < T; t++) {
-        UNROLL for (int half = 0; half < 2; half++) acc[t][half] = _mm256_loadu_ps(out + t * ROWS + 8 * half);
-    }
-    for (int64_t b = 0; b < blocks; b++, tile++) {
-        UNROLL for (int t = 0; t < T; t++) {
-            const sp_block16 *x = (const sp_block16 *)(const void *)rows[t] + b;
-            __m256i sum[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
-            UNROLL for (int j = 0; j < 16; j++) {
-                const __m256i a = word(x->q + 2 * j);
-                sum[0] = _mm256_add_epi32(sum[0], _mm256_madd_epi16(a, tile->w[j][0]));
-                sum[1] = _mm256_add_epi32(sum[1], _mm256_madd_epi16(a, tile->w[j][1]));
-            }
-            const __m256 scale = _mm256_set1_ps(x->scale);
-            UNROLL for (int half = 0; half < 2; half++) {
-                acc[t][half] = accumulate(sum[half], scale, tile->scale[half], acc[t][half]);
-            }
-        }
-    }
-    UNROLL for (int t = 0; t < T; t++) {
-        UNROLL for (int half = 0; half < 2; half++) _mm256_storeu_ps(out + t * ROWS + 8 * half, acc[t][half]);
-    }
-}
-
-typedef struct {
-    __m256 w[BLOCK][2];
-    __m256 scale[2];
-} tile_float;
-
-static void unpack_float(const uint8_t *pw, const uint8_t *ps, int64_t blocks, void *scratch) {
-    const __m256 table = _mm256_setr_ps(0, .5f, 1, 1.5f, 2, 3, 4, 6);
-    const __m256i sign = _mm256_set1_epi32((int)0x80000000u);
-    tile_float *tile = scratch;
-    for (int64_t b = 0; b < blocks; b++, tile++, pw += TILE_BYTES, ps += ROWS) {
-        UNROLL for (int half = 0; half < 2; half++) {
-            UNROLL for (int j = 0; j < 4; j++) {
-                const __m256i r = load(pw + 64 * j + 32 * half);
-                UNROLL for (int k = 0; k < 8; k++) {
-                    const __m256 magnitude = _mm256_permutevar8x32_ps(table, _mm256_srli_epi32(r, 4 * k));
-                    const __m256i negative = _mm256_and_si256(_mm256_slli_epi32(r, 28 - 4 * k), sign);
-                    tile->w[8 * j + k][half] = _mm256_xor_ps(magnitude, _mm256_castsi256_ps(negative));
-                }
-            }
-            tile->scale[half] = row_scales(ps + 8 * half);
-        }
-    }
-}
-
-INLINE void many_float_tile(const int T, const tile_float *tile, int64_t blocks, const uint8_t *const *rows,
-                            float *out) {
-    for (int64_t b = 0; b < blocks; b++, tile++) {
-        __m256 part[4][2];
-        UNROLL for (int t = 0; t < T; t++) part[t][0] = part[t][1] = _mm256_setzero_ps();
-        for (int k = 0; k < BLOCK; k++) {
-            UNROLL for (int t = 0; t < T; t++) {
-                const __m256 a = _mm256_set1_ps(((const float *)(const void *)rows[t])[b * BLOCK + k]);
-                part[t][0] = _mm256_fmadd_ps(tile->w[k][0], a, part[t][0]);
-                part[t][1] = _mm256_fmadd_ps(tile->w[k][1], a, part[t][1]);
-            }
-        }
-        UNROLL for (int t = 0; t < T; t++) {
-            UNROLL for (int half = 0; half < 2; half++) {
-                float *to = out + t * ROWS + 8 * half;
-                _mm256_storeu_ps(to, _mm256_fmadd_ps(part[t][half], tile->scale[half], _mm256_loadu_ps(to)));
-            }
-        }
-    }
-}
-
-#define BY_WIDTH(NAME, TILE, TYPE)                                                                            \
-    static void NAME(int tokens, const void *scratch, int64_t blocks, const uint8_t *const *rows, float *acc) { \
-        const TYPE *tile = scratch;                                                                           \
-        switch (tokens) {                                                                                     \
-        case 1: TILE(1, tile, blocks, rows, acc); break;                                                      \
-        case 2: TILE(2, tile, blocks, rows, acc); break;                                                      \
-        case 3: TILE(3, tile, blocks, rows, acc); break;                                                      \
-        default: TILE(4, tile, blocks, rows, acc); break;                                                     \
-        }                                                                                                     \
-    }
-BY_WIDTH(many8, many8_tile, tile8)
-BY_WIDTH(many16, many16_tile, tile16)
-BY_WIDTH(many_float, many_float_tile, tile_float)
+FEW_BY_WIDTH(few8, few8_tile, WIDTHS_2)
+FEW_BY_WIDTH(few16, few16_tile, WIDTHS_2)
+FEW_BY_WIDTH(few_float, few_float_tile, WIDTHS_2)
+MANY_BY_WIDTH(many8, many8_tile, WIDTHS_4)
+MANY_BY_WIDTH(many16, many16_tile, WIDTHS_4)
+MANY_BY_WIDTH(many_float, many_float_tile, WIDTHS_4)
 
 #define FEW_8 few8
+#define FEW_16 few16
+#define FEW_WIDTH_16 2
+#define FEW_LIMIT_16 2
+#define FEW_F few_float
+#define FEW_WIDTH_F 2
+#define FEW_LIMIT_F 2
+#define FEW_WIDTH_8 2
 #define FEW_LIMIT_8 2
 #define UNPACK_8 unpack8
 #define UNPACK_16 unpack16

@@ -2,6 +2,7 @@
 #include <immintrin.h>
 
 #include "tiles.h"
+#include "widths.h"
 
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
@@ -60,25 +61,21 @@ INLINE void few8_tile(const int T, const uint8_t *pw, const uint8_t *ps, int64_t
             lo[j] = _mm512_shuffle_epi8(table, low_nibbles(r[j]));
             hi[j] = _mm512_shuffle_epi8(table, high_nibbles(r[j]));
         }
-        const __m512 scale = row_scales(ps);
-        UNROLL for (int t = 0; t < T; t++) {
-            const sp_block8 *x = a[t] + b;
-            const __m512i even = dot16(_mm512_set1_epi32(x->correction), lo, x->q);
-            const __m512i odd = dot16(_mm512_setzero_si512(), hi, x->q + 16);
-            acc[t] = accumulate(_mm512_add_epi32(even, odd), x->scale, scale, acc[t]);
+        __m512i sum[8];
+        UNROLL for (int t = 0; t < T; t++) sum[t] = _mm512_set1_epi32(a[t][b].correction);
+#if VNNI
+        UNROLL for (int j = 0; j < 4; j++) {
+            UNROLL for (int t = 0; t < T; t++) sum[t] = _mm512_dpbusd_epi32(sum[t], lo[j], word(a[t][b].q + 4 * j));
+            UNROLL for (int t = 0; t < T; t++) sum[t] = _mm512_dpbusd_epi32(sum[t], hi[j], word(a[t][b].q + 16 + 4 * j));
         }
+#else
+        UNROLL for (int t = 0; t < T; t++) sum[t] = dot16(sum[t], lo, a[t][b].q);
+        UNROLL for (int t = 0; t < T; t++) sum[t] = dot16(sum[t], hi, a[t][b].q + 16);
+#endif
+        const __m512 scale = row_scales(ps);
+        UNROLL for (int t = 0; t < T; t++) acc[t] = accumulate(sum[t], a[t][b].scale, scale, acc[t]);
     }
     UNROLL for (int t = 0; t < T; t++) _mm512_storeu_ps(out + t * ROWS, acc[t]);
-}
-
-static void few8(int tokens, const uint8_t *pw, const uint8_t *ps, int64_t blocks, const uint8_t *const *rows,
-                 float *out) {
-    switch (tokens) {
-    case 1: few8_tile(1, pw, ps, blocks, rows, out); break;
-    case 2: few8_tile(2, pw, ps, blocks, rows, out); break;
-    case 3: few8_tile(3, pw, ps, blocks, rows, out); break;
-    default: few8_tile(4, pw, ps, blocks, rows, out); break;
-    }
 }
 
 typedef struct {
@@ -99,7 +96,8 @@ static void unpack8(const uint8_t *pw, const uint8_t *ps, int64_t blocks, void *
     }
 }
 
-INLINE void many8_tile(const int T, const tile8 *tile, int64_t blocks, const uint8_t *const *rows, float *out) {
+INLINE void many8_tile(const int T, const void *scratch, int64_t blocks, const uint8_t *const *rows, float *out) {
+    const tile8 *tile = scratch;
     __m512 acc[8];
     const sp_block8 *a[8];
     UNROLL for (int t = 0; t < T; t++) {
@@ -123,115 +121,24 @@ INLINE void many8_tile(const int T, const tile8 *tile, int64_t blocks, const uin
     UNROLL for (int t = 0; t < T; t++) _mm512_storeu_ps(out + t * ROWS, acc[t]);
 }
 
-typedef struct {
-    __m512i w[16]; /* pairs of int16 per row, in the order of sp_block16 */
-    __m512 scale;
-} tile16;
+#include "avx512_wide.h"
 
-static void unpack16(const uint8_t *pw, const uint8_t *ps, int64_t blocks, void *scratch) {
-    const __m512i table = signed_table();
-    tile16 *tile = scratch;
-    for (int64_t b = 0; b < blocks; b++, tile++, pw += TILE_BYTES, ps += ROWS) {
-        UNROLL for (int j = 0; j < 4; j++) {
-            const __m512i r = _mm512_loadu_si512(pw + 64 * j);
-            const __m512i lo = _mm512_shuffle_epi8(table, low_nibbles(r));
-            const __m512i hi = _mm512_shuffle_epi8(table, high_nibbles(r));
-            tile->w[2 * j] = _mm512_srai_epi16(_mm512_slli_epi16(lo, 8), 8);
-            tile->w[2 * j + 1] = _mm512_srai_epi16(lo, 8);
-            tile->w[8 + 2 * j] = _mm512_srai_epi16(_mm512_slli_epi16(hi, 8), 8);
-            tile->w[8 + 2 * j + 1] = _mm512_srai_epi16(hi, 8);
-        }
-        tile->scale = row_scales(ps);
-    }
-}
-
-INLINE __m512i dot_pairs(__m512i sum, __m512i w, __m512i a) {
-#if VNNI
-    return _mm512_dpwssd_epi32(sum, w, a);
-#else
-    return _mm512_add_epi32(sum, _mm512_madd_epi16(w, a));
-#endif
-}
-
-INLINE void many16_tile(const int T, const tile16 *tile, int64_t blocks, const uint8_t *const *rows, float *out) {
-    __m512 acc[8];
-    const sp_block16 *a[8];
-    UNROLL for (int t = 0; t < T; t++) {
-        acc[t] = _mm512_loadu_ps(out + t * ROWS);
-        a[t] = (const sp_block16 *)(const void *)rows[t];
-    }
-    for (int64_t b = 0; b < blocks; b++, tile++) {
-        __m512i sum[8];
-        UNROLL for (int t = 0; t < T; t++) sum[t] = _mm512_setzero_si512();
-        UNROLL for (int j = 0; j < 16; j++) {
-            const __m512i w = tile->w[j];
-            UNROLL for (int t = 0; t < T; t++) sum[t] = dot_pairs(sum[t], w, word(a[t][b].q + 2 * j));
-        }
-        UNROLL for (int t = 0; t < T; t++) acc[t] = accumulate(sum[t], a[t][b].scale, tile->scale, acc[t]);
-    }
-    UNROLL for (int t = 0; t < T; t++) _mm512_storeu_ps(out + t * ROWS, acc[t]);
-}
-
-typedef struct {
-    __m512 w[BLOCK];
-    __m512 scale;
-} tile_float;
-
-static void unpack_float(const uint8_t *pw, const uint8_t *ps, int64_t blocks, void *scratch) {
-    const __m512 table = _mm512_setr_ps(0, .5f, 1, 1.5f, 2, 3, 4, 6, 0, -.5f, -1, -1.5f, -2, -3, -4, -6);
-    tile_float *tile = scratch;
-    for (int64_t b = 0; b < blocks; b++, tile++, pw += TILE_BYTES, ps += ROWS) {
-        UNROLL for (int j = 0; j < 4; j++) {
-            const __m512i r = _mm512_loadu_si512(pw + 64 * j);
-            UNROLL for (int k = 0; k < 8; k++) {
-                tile->w[8 * j + k] = _mm512_permutexvar_ps(_mm512_srli_epi32(r, 4 * (unsigned)k), table);
-            }
-        }
-        tile->scale = row_scales(ps);
-    }
-}
-
-INLINE void many_float_tile(const int T, const tile_float *tile, int64_t blocks, const uint8_t *const *rows,
-                            float *out) {
-    __m512 acc[8];
-    const float *a[8];
-    UNROLL for (int t = 0; t < T; t++) {
-        acc[t] = _mm512_loadu_ps(out + t * ROWS);
-        a[t] = (const float *)(const void *)rows[t];
-    }
-    for (int64_t b = 0; b < blocks; b++, tile++) {
-        __m512 part[8];
-        UNROLL for (int t = 0; t < T; t++) part[t] = _mm512_setzero_ps();
-        _Pragma("GCC unroll 32") for (int k = 0; k < BLOCK; k++) {
-            UNROLL for (int t = 0; t < T; t++) {
-                part[t] = _mm512_fmadd_ps(tile->w[k], _mm512_set1_ps(a[t][b * BLOCK + k]), part[t]);
-            }
-        }
-        UNROLL for (int t = 0; t < T; t++) acc[t] = _mm512_fmadd_ps(part[t], tile->scale, acc[t]);
-    }
-    UNROLL for (int t = 0; t < T; t++) _mm512_storeu_ps(out + t * ROWS, acc[t]);
-}
-
-#define BY_WIDTH(NAME, TILE, TYPE)                                                                            \
-    static void NAME(int tokens, const void *scratch, int64_t blocks, const uint8_t *const *rows, float *acc) { \
-        const TYPE *tile = scratch;                                                                           \
-        switch (tokens) {                                                                                     \
-        case 1: TILE(1, tile, blocks, rows, acc); break;                                                      \
-        case 2: TILE(2, tile, blocks, rows, acc); break;                                                      \
-        case 3: TILE(3, tile, blocks, rows, acc); break;                                                      \
-        case 4: TILE(4, tile, blocks, rows, acc); break;                                                      \
-        case 5: TILE(5, tile, blocks, rows, acc); break;                                                      \
-        case 6: TILE(6, tile, blocks, rows, acc); break;                                                      \
-        case 7: TILE(7, tile, blocks, rows, acc); break;                                                      \
-        default: TILE(8, tile, blocks, rows, acc); break;                                                     \
-        }                                                                                                     \
-    }
-BY_WIDTH(many8, many8_tile, tile8)
-BY_WIDTH(many16, many16_tile, tile16)
-BY_WIDTH(many_float, many_float_tile, tile_float)
+FEW_BY_WIDTH(few8, few8_tile, WIDTHS_8)
+MANY_BY_WIDTH(many8, many8_tile, WIDTHS_8)
+MANY_BY_WIDTH(many16, many16_tile, WIDTHS_8)
+MANY_BY_WIDTH(many_float, many_float_tile, WIDTHS_8)
+FEW_BY_WIDTH(few16, few16_tile, WIDTHS_4)
+FEW_BY_WIDTH(few_float, few_float_tile, WIDTHS_4)
 
 #define FEW_8 few8
-#define FEW_LIMIT_8 4
+#define FEW_16 few16
+#define FEW_WIDTH_16 4
+#define FEW_LIMIT_16 4
+#define FEW_F few_float
+#define FEW_WIDTH_F 4
+#define FEW_LIMIT_F 4
+#define FEW_WIDTH_8 8
+#define FEW_LIMIT_8 (VNNI ? 24 : 16)
 #define UNPACK_8 unpack8
 #define UNPACK_16 unpack16
 #define UNPACK_F unpack_float

@@ -1,53 +1,76 @@
 /* The stages of the layer, compiled once per instruction set after its tiles.
  * Needs: VARIANT (symbol), VARIANT_NAME, and per precision P in 8, 16, F: UNPACK_P, MANY_P, WIDTH_P (tokens of one
- * tile at most), CHUNK_P (blocks in scratch); optionally FEW_8 (function) and FEW_LIMIT_8. */
+ * tile at most), CHUNK_P (blocks in scratch); optionally FEW_P with FEW_LIMIT_P (tokens that it serves) and
+ * FEW_WIDTH_P (tokens of one tile). */
 
 typedef void unpack_fn(const uint8_t *pw, const uint8_t *ps, int64_t blocks, void *scratch);
 typedef void many_fn(int tokens, const void *scratch, int64_t blocks, const uint8_t *const *rows, float *acc);
+typedef void few_fn(int tokens, const uint8_t *pw, const uint8_t *ps, int64_t blocks, const uint8_t *const *rows,
+                    float *out);
 typedef struct {
-    unpack_fn *unpack;
-    many_fn *many;
+    few_fn *few; /* straight from packed bytes; overwrites out */
+    int few_limit, few_width;
+    unpack_fn *unpack; /* tiles -> scratch, `chunk` blocks at most */
+    many_fn *many;     /* scratch x tokens, added to acc */
     int width;
     int64_t chunk;
 } tile_plan;
 
+#ifndef FEW_8
+#define FEW_8 NULL
+#define FEW_LIMIT_8 0
+#define FEW_WIDTH_8 1
+#endif
+#ifndef FEW_16
+#define FEW_16 NULL
+#define FEW_LIMIT_16 0
+#define FEW_WIDTH_16 1
+#endif
+#ifndef FEW_F
+#define FEW_F NULL
+#define FEW_LIMIT_F 0
+#define FEW_WIDTH_F 1
+#endif
+
 static const tile_plan plans[SP_PRECISIONS] = {
-    {UNPACK_8, MANY_8, WIDTH_8, CHUNK_8},
-    {UNPACK_16, MANY_16, WIDTH_16, CHUNK_16},
-    {UNPACK_F, MANY_F, WIDTH_F, CHUNK_F},
+    {FEW_8, FEW_LIMIT_8, FEW_WIDTH_8, UNPACK_8, MANY_8, WIDTH_8, CHUNK_8},
+    {FEW_16, FEW_LIMIT_16, FEW_WIDTH_16, UNPACK_16, MANY_16, WIDTH_16, CHUNK_16},
+    {FEW_F, FEW_LIMIT_F, FEW_WIDTH_F, UNPACK_F, MANY_F, WIDTH_F, CHUNK_F},
 };
 
-/* acc[n][16] = one 16-row group times n tokens. The group is decoded in chunks of K that stay in the first-level
- * cache while all tokens pass; token tiles are of even size (9 = 5 + 4, not 8 + 1). */
+/* Tokens of the next tile of `left`, so that tiles are of even size (9 = 5 + 4, not 8 + 1). */
+static inline int next_tile(int left, int width) {
+    const int tiles = (left + width - 1) / width;
+    return (left + tiles - 1) / tiles;
+}
+
+/* acc[n][16] = one 16-row group times n tokens. For more than a few tokens the group is decoded in chunks of K
+ * that stay in the first-level cache while all tokens pass. */
 static void group_product(int precision, const uint8_t *pw, const uint8_t *ps, int64_t blocks, int n, sp_slot *slot) {
-#ifdef FEW_8
-    if (precision == SP_INT8 && n <= FEW_LIMIT_8) {
-        FEW_8(n, pw, ps, blocks, slot->rows, slot->acc);
+    const tile_plan *plan = &plans[precision];
+    if (n <= plan->few_limit) {
+        for (int t = 0, width; t < n; t += width) {
+            width = next_tile(n - t, plan->few_width);
+            plan->few(width, pw, ps, blocks, slot->rows + t, slot->acc + t * ROWS);
+        }
         return;
     }
-#endif
-    const tile_plan *plan = &plans[precision];
-    const int tiles = (n + plan->width - 1) / plan->width;
     const int64_t block_bytes = sp_block_bytes(precision);
     memset(slot->acc, 0, (size_t)n * ROWS * sizeof(float));
     for (int64_t b = 0; b < blocks; b += plan->chunk) {
         const int64_t count = blocks - b < plan->chunk ? blocks - b : plan->chunk;
         plan->unpack(pw + b * TILE_BYTES, ps + b * ROWS, count, slot->scratch);
-        for (int i = 0, t = 0; i < tiles; i++) {
-            const int width = (n - t + tiles - i - 1) / (tiles - i);
+        for (int t = 0, width; t < n; t += width) {
             const uint8_t *rows[TOKEN_BLOCK];
+            width = next_tile(n - t, plan->width);
             for (int j = 0; j < width; j++) rows[j] = slot->rows[t + j] + b * block_bytes;
             plan->many(width, slot->scratch, count, rows, slot->acc + t * ROWS);
-            t += width;
         }
     }
 }
 
 /* How many tokens of `left` the next token block takes, so that blocks are of even size. */
-static inline int next_tokens(int64_t left) {
-    const int64_t blocks = (left + TOKEN_BLOCK - 1) / TOKEN_BLOCK;
-    return (int)((left + blocks - 1) / blocks);
-}
+static inline int next_tokens(int64_t left) { return next_tile((int)left, TOKEN_BLOCK); }
 
 /* gate and up sums (+ bias) of eight columns of h for n tokens -> slot->hidden[token][8 * part ...]. */
 static void activate_part(const sp_layer *layer, int64_t expert, int64_t group, int part, int n, sp_slot *slot) {
