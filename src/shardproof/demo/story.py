@@ -114,9 +114,7 @@ def tell(
 
 
 def _plan(experts: ExpertModel, cut: Cut) -> tuple[Decision, Plan]:
-    decision = select(
-        experts, platform=PLATFORM, tp=cut.tp, ep=cut.ep, backend=BACKEND, gate_mode=cut.gate_mode
-    )
+    decision = select(experts, platform=PLATFORM, tp=cut.tp, ep=cut.ep, backend=BACKEND, gate_mode=cut.gate_mode)
     return decision, make_plan(experts, decision.recipe, tp=cut.tp, ep=cut.ep, allow_empty=True)
 
 

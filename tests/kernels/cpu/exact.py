@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-from tests.kernels.cpu.packing import pack_w2, pack_w13
 
 from shardproof.experts import Activation
 from shardproof.kernels.cpu import CpuExperts
 from shardproof.mxfp4 import decode
+from tests.kernels.cpu.packing import pack_w2, pack_w13
 
 STEP = {"int8": 1 / 254, "int16": 1 / 65534, "float32": 0.0}
 """Largest rounding error of an activation, as a part of its block's largest magnitude."""

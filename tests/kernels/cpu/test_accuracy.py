@@ -6,9 +6,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from tests.kernels.cpu.exact import STEP, layer, random_case, relative
 
 from shardproof.experts import Activation
+from tests.kernels.cpu.exact import STEP, layer, random_case, relative
 
 ACTIVATIONS = [
     Activation(),
