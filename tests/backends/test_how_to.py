@@ -18,7 +18,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "how-to-add-a-backend.md"
 
 TABLES = """
 from shardproof.backends import support
-assert "| `toy_npu` | cuda:sm90, xpu | - | silu | no bias | yes | bfloat16 | - |" in support.support()
+assert "| `toy_npu` | cuda:sm90, xpu | toy >= 1.1 | silu | no bias | yes | bfloat16 | - |" in support.support()
 assert "| `toy_npu` | wide, bfloat16 | xpu | 128, 128 | up, then gate |" in support.layouts()
 assert "- **toy_npu**: a made-up kernel on XPU and NVIDIA sm90." in support.sources()
 """
