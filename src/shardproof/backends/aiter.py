@@ -27,8 +27,8 @@ def _separated(kind: ActivationKind, name: str, dtype: str, needs: Needs) -> lis
 def _sized(
     kind: ActivationKind, name: str, dtype: str, needs: Needs, layouts: dict[str, str], notes: tuple[str, ...]
 ) -> list[Variant]:
-    # swiglu_oai keeps 256: vLLM 0.33 rounds to 128 for silu and situ only
-    sizes = ((256, ()),) if kind == "swiglu_oai" else ((128, (NATIVE_128,)), (256, ()))
+    # vLLM 0.33 rounds to 128 for silu and situ only; every AITER that has situ has native 128
+    sizes = {"silu": ((128, (NATIVE_128,)), (256, ())), "situ": ((128, ()),), "swiglu_oai": ((256, ()),)}[kind]
     return [
         Variant(
             name=name,

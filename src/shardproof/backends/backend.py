@@ -101,6 +101,8 @@ class Backend(ABC):
     name: ClassVar[str]
     summary: ClassVar[str]
     source: ClassVar[str]
+    known_as: ClassVar[tuple[str, ...]] = ()
+    """What vLLM calls it."""
 
     @abstractmethod
     def checks(self, request: Request) -> list[Check]:

@@ -49,8 +49,6 @@ class Kernel(Backend):
     """
 
     package: ClassVar[str | None] = None
-    known_as: ClassVar[tuple[str, ...]] = ()
-    """What vLLM calls it."""
     conditions: ClassVar[tuple[Condition, ...]] = ()
     variants: ClassVar[tuple[Variant, ...]] = ()
 

@@ -25,7 +25,6 @@ def _native_a4w4(_request: Request, recipe: Recipe, sizes: Sizes) -> bool:
 
 LAYOUT_DEFECTS: dict[str, Occurs] = {
     "aiter.uninitialised_padding": Occurs(meets=_stack_padding),
-    "aiter.stack_padding": Occurs(meets=lambda _q, recipe, _s: recipe.activation_dtype == "mxfp4"),
     "aiter.mxmoe_hidden_8192": Occurs(since="0.1.18", meets=_native_a4w4),
     "aiter.shuffle_scale_moe": Occurs(since="0.1.18"),
     "aiter.scale_kwidth": Occurs(since="0.1.20"),

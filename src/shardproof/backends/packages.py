@@ -6,6 +6,7 @@ naming one that is (`--with aiter=0.1.20`) says that the byte orders have not ch
 
 from __future__ import annotations
 
+import difflib
 import re
 from dataclasses import dataclass
 from importlib import metadata
@@ -13,6 +14,7 @@ from typing import Literal, TypeAlias
 
 from shardproof.backends.backend import Check, Request
 from shardproof.backends.platform import Platform
+from shardproof.errors import BackendError
 
 Origin: TypeAlias = Literal["named", "assumed", "installed", "carried", "missing"]
 
@@ -76,6 +78,30 @@ PACKAGES: dict[str, Package] = {
     "amd-quark": Package(distributions=("amd-quark",), known=("0.13",), source="amd-quark 0.13"),
     "torch": Package(distributions=("torch",), source="any version from 2.5 on"),
 }
+
+
+def register(name: str, package: Package) -> None:
+    """Add a package: a backend whose package is not listed above calls this in its own file.
+
+    Raises BackendError `backend.duplicate` for another one of that name.
+    """
+    if PACKAGES.setdefault(name, package) != package:
+        raise BackendError("backend.duplicate", "two packages share a name", found=name)
+
+
+def check_names(platform: Platform) -> None:
+    """Raise BackendError `backend.package` where a package is named that no backend needs."""
+    known = {*PACKAGES, *(d for info in PACKAGES.values() for d in info.distributions)}
+    for name in platform.packages:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
+            raise BackendError(
+                "backend.package",
+                "no backend needs a package of this name",
+                found=f"{name}={platform.packages[name]}",
+                needed="one of: " + ", ".join(sorted(known)),
+                next_step=f"did you mean {' or '.join(close)}?" if close else "leave it out",
+            )
 
 
 def version_of(package: str, platform: Platform) -> tuple[str | None, Origin]:

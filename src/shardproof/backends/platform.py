@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 
 from shardproof.errors import BackendError
@@ -24,7 +23,8 @@ class Platform:
     """A place where a kernel runs: `cpu`, `cuda:sm90`, `rocm:gfx950`.
 
     `packages` maps package names to versions. On a `described` platform a package that is not named is taken
-    to be installed in its newest known version; on a detected one it counts only if it is installed here.
+    to be installed in its newest known version; on a detected one it counts only if it is installed here
+    (`packages.version_of`).
     """
 
     kind: str
@@ -39,17 +39,6 @@ class Platform:
     def compute_capability(self) -> int:
         """The number of a CUDA architecture (90 for sm90); 0 elsewhere."""
         return int(re.sub(r"\D", "", self.arch)) if self.kind == "cuda" else 0
-
-    def version(self, package: str) -> str | None:
-        """The version of a package here, or None where that is not known or it is not installed."""
-        if package in self.packages:
-            return self.packages[package]
-        if self.described:
-            return None
-        try:
-            return metadata.version(package)
-        except metadata.PackageNotFoundError:
-            return None
 
 
 def describe(text: str, packages: Iterable[str] = ()) -> Platform:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shardproof.backends.conditions import Activations, RunsOn
+from shardproof.backends.conditions import Activations
 from shardproof.backends.kernel import Kernel, Variant, same_for_both
 from shardproof.backends.packages import Needs
 
@@ -18,7 +18,6 @@ class Reference(Kernel):
     source = "shardproof.kernels.reference"
     package = "torch"
     conditions = (
-        RunsOn(others=("cpu", "cuda", "rocm", "xpu")),
         Needs(package="torch"),
         Activations(("silu", "swiglu_oai", "situ")),
     )
