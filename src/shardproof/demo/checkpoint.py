@@ -16,13 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from shardproof.errors import FormatError
-from shardproof.mxfp4 import BLOCK, BLOCK_BYTES, SCALE_NAN, Bytes, decode, encode
+from shardproof.mxfp4 import BLOCK, BLOCK_BYTES, SCALE_NAN, Bytes, ScaleRule, decode, encode
 
 if TYPE_CHECKING:
     from torch import nn
 
 Array: TypeAlias = npt.NDArray[Any]
-SCALE_RULE = "ceil"
+SCALE_RULE: ScaleRule = "ceil"
 DENSE_FILE = "model-dense.safetensors"
 _PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
@@ -92,9 +92,9 @@ def _dense(model: nn.Module, experts: int, layers: int) -> Iterator[tuple[str, A
     for name, tensor in model.state_dict().items():
         if ".mlp." not in name and not (tied and name == "lm_head.weight"):
             yield name, tensor.numpy()
-    hidden: Any = model.config
+    config: Any = model.config
     for layer in range(layers):
-        yield f"model.layers.{layer}.mlp.gate.weight", np.zeros((experts, hidden.hidden_size), np.float32)
+        yield f"model.layers.{layer}.mlp.gate.weight", np.zeros((experts, config.hidden_size), np.float32)
 
 
 def _save(folder: Path, file: str, tensors: Mapping[str, Array], weight_map: dict[str, str]) -> None:
@@ -117,15 +117,15 @@ def _config(dense: Any, experts: int) -> dict[str, Any]:
         "num_experts_per_tok": experts, "sliding_window": None,
         "quantization_config": {
             "quant_method": "quark", "export": {"pack_method": "order"},
-            "global_quant_config": {"weight": {
-                "dtype": "fp4", "qscheme": "per_group", "group_size": BLOCK, "scale_format": "e8m0", "is_dynamic": False,
-            }},
+            "global_quant_config": {
+                "weight": {"dtype": "fp4", "qscheme": "per_group", "group_size": BLOCK, "scale_format": "e8m0"},
+            },
         },
     }  # fmt: skip
 
 
 def load_moe(folder: Path) -> Any:
-    """A transformers Mixtral from the checkpoint's config and float32 tensors; its experts are empty, to be replaced."""
+    """A Mixtral from the checkpoint's config and float32 tensors; its experts are empty, to be replaced."""
     import torch
     from safetensors.torch import load_file
     from transformers import MixtralConfig, MixtralForCausalLM

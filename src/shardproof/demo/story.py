@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from shardproof.api import open_model, select
+from shardproof.api import main_spec, open_model, select
 from shardproof.demo.checkpoint import load_moe, write_checkpoint
 from shardproof.demo.measure import Speech, listen
 from shardproof.demo.subject import Subject
@@ -41,40 +42,42 @@ class Check:
         return {"what": self.what, "ok": self.ok, "seen": self.seen}
 
 
-@dataclass
+@dataclass(frozen=True)
 class Story:
-    """What has been told so far; `report` of `tell` is called after each change with the step just done."""
+    """What was seen, and what must hold of it."""
 
     subject: Subject
-    original: Speech | None = None
-    quantised: Speech | None = None
-    experts: ExpertModel | None = None
-    decision: Decision | None = None
-    trials: list[Trial] = field(default_factory=list)
-    broken: list[Trial] = field(default_factory=list)
-    checks: list[Check] = field(default_factory=list)
+    original: Speech
+    quantised: Speech
+    experts: ExpertModel
+    decision: Decision
+    trials: tuple[Trial, ...]
+    broken: tuple[Trial, ...]
+
+    @cached_property
+    def checks(self) -> tuple[Check, ...]:
+        """Everything that must hold."""
+        return tuple(_judge(self))
 
     @property
     def ok(self) -> bool:
         """Whether everything that must hold does."""
-        return bool(self.checks) and all(check.ok for check in self.checks)
+        return all(check.ok for check in self.checks)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form."""
-        spec = next(iter(self.experts.layers.values())).spec if self.experts else None
         return {
             "ok": self.ok, "subject": self.subject.name, "question": self.subject.question,
-            "text_tokens": int(self.subject.text.shape[1]), "layers": len(self.experts.layers) if self.experts else 0,
-            "spec": spec.to_dict() if spec else None, "backend": self.decision.to_dict() if self.decision else None,
-            "original": self.original.to_dict() if self.original else None,
-            "mxfp4": self.quantised.to_dict() if self.quantised else None,
+            "text_tokens": int(self.subject.text.shape[1]), "layers": len(self.experts.layers),
+            "spec": main_spec(self.experts).to_dict(), "backend": self.decision.to_dict(),
+            "original": self.original.to_dict(), "mxfp4": self.quantised.to_dict(),
             "trials": [t.to_dict() for t in self.trials], "mistakes": [t.to_dict() for t in self.broken],
             "checks": [c.to_dict() for c in self.checks],
         }  # fmt: skip
 
 
-Report = Callable[[Story, str], None]
-"""Called with the story and what happens next (`""` at the end)."""
+Report = Callable[[str, Speech | None, str], None]
+"""Called between steps: the name of what was just done, what was heard of it if anything, and what happens next."""
 
 
 def steps(cuts: Sequence[Cut] = CUTS, mistakes: Sequence[str] = MISTAKES) -> int:
@@ -85,32 +88,31 @@ def steps(cuts: Sequence[Cut] = CUTS, mistakes: Sequence[str] = MISTAKES) -> int
 def tell(
     subject: Subject, folder: Path, *, experts: int = EXPERTS, cuts: Sequence[Cut] = CUTS,
     mistakes: Sequence[str] = MISTAKES, mistake_tp: int = MISTAKE_TP, new_tokens: int = 16, keep: bool = False,
-    report: Report = lambda _story, _next: None,
+    report: Report = lambda _done, _speech, _next: None,
 ) -> Story:  # fmt: skip
     """Run the whole demo in `folder` and judge it.
 
     The subject's FFN weights are replaced by what MXFP4 keeps of them. Every cut is packed for AITER on gfx950, proven,
     and run; then each mistake is put back at `mistake_tp` ranks. `keep` leaves the packed folders where they are.
     """
-    story = Story(subject)
-    report(story, "the original model")
-    story.original = listen(subject.model, subject, new_tokens)
-    report(story, f"writing an MXFP4 checkpoint: {experts} experts a layer")
+    report("", None, "the original model")
+    original = listen(subject.model, subject, new_tokens)
+    report("original, dense", original, f"an MXFP4 checkpoint with {experts} experts a layer")
     write_checkpoint(subject.model, folder / "checkpoint", experts)
-    report(story, "the MXFP4 model, dense")
-    story.quantised = listen(subject.model, subject, new_tokens)
-    story.experts = open_model(folder / "checkpoint")
-    model = load_moe(folder / "checkpoint")
-    broken = [Cut(mistake_tp, mistake=find_mistake(name)) for name in mistakes]
-    for cut in (*cuts, *broken):
-        report(story, cut.label)
-        story.decision, plan = _plan(story.experts, cut)
+    report("", None, "the MXFP4 model, dense")
+    quantised = listen(subject.model, subject, new_tokens)
+    source, model = open_model(folder / "checkpoint"), load_moe(folder / "checkpoint")
+    trials: list[Trial] = []
+    done, speech = "MXFP4, dense", quantised
+    for cut in (*cuts, *(Cut(mistake_tp, mistake=find_mistake(name)) for name in mistakes)):
+        report(done, speech, cut.label)
+        decision, plan = _plan(source, cut)
         place = folder / cut.label.lower().replace(", ", "-").replace(" ", "")
-        trial = run_trial(cut, plan, story.experts, model, subject, place, new_tokens=new_tokens, keep=keep)
-        (story.broken if cut.mistake else story.trials).append(trial)
-    story.checks = list(_judge(story, mistakes))
-    report(story, "")
-    return story
+        trials.append(run_trial(cut, plan, source, model, subject, place, new_tokens=new_tokens, keep=keep))
+        done, speech = cut.label, trials[-1].speech
+    report(done, speech, "")
+    healthy, broken = (tuple(t for t in trials if bool(t.cut.mistake) is wrong) for wrong in (False, True))
+    return Story(subject, original, quantised, source, decision, healthy, broken)
 
 
 def _plan(experts: ExpertModel, cut: Cut) -> tuple[Decision, Plan]:
@@ -118,22 +120,21 @@ def _plan(experts: ExpertModel, cut: Cut) -> tuple[Decision, Plan]:
     return decision, make_plan(experts, decision.recipe, tp=cut.tp, ep=cut.ep, allow_empty=True)
 
 
-def _judge(story: Story, mistakes: Sequence[str]) -> Iterator[Check]:
-    assert story.original and story.quantised
+def _judge(story: Story) -> Iterator[Check]:
     yardstick, trials = story.quantised, story.trials
     answer, said = story.subject.answer, (story.original.text, yardstick.text)
     yield Check(f"the original and the MXFP4 model say {answer}", all(answer in t for t in said), " / ".join(said))
     wrong = [t.cut.label for t in trials if not t.proof.ok]
     total = sum(t.proof.bytes_compared for t in trials)
-    yield Check("every byte of every rank is right", not wrong, ", ".join(wrong) or f"{total} bytes compared")
+    yield Check("every byte of every rank is right", not wrong, ", ".join(wrong) or f"{total:,} bytes compared")
     digests = {t.proof.digest for t in trials}
     yield Check("all ways to cut hold the same logical content", len(digests) == 1, ", ".join(map(str, digests)))
     off = max((abs(t.speech.perplexity / yardstick.perplexity - 1) for t in trials), default=1.0)
     yield Check("all have the perplexity of the dense MXFP4 model", off <= TOLERANCE, f"within {off:.1e}")
     others = [t.cut.label for t in trials if t.speech.tokens != yardstick.tokens]
     yield Check("all say what the dense MXFP4 model says", not others, ", ".join(others) or "the same tokens")
-    for name, trial in zip(mistakes, story.broken, strict=True):
-        named = trial.mistakes_named
+    for trial in story.broken:
+        name, named = trial.cut.mistake.name if trial.cut.mistake else "", trial.mistakes_named
         yield Check(f"verify names the mistake {name}", named == {name}, ", ".join(sorted(named)) or "nothing")
-        differs = trial.speech.tokens != yardstick.tokens and trial.speech.perplexity > yardstick.perplexity * 1.01
+        differs = trial.speech.tokens != yardstick.tokens and not trial.speech.perplexity < yardstick.perplexity * 1.01
         yield Check(f"{name} changes the text", differs, f"perplexity {trial.speech.perplexity:.4g}")

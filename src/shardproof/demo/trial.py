@@ -66,8 +66,8 @@ class Trial:
 
     @property
     def sentence(self) -> str:
-        """What verify says about the first difference that it can explain, or the first one."""
-        told = [d for d in self.proof.differences if d.sentence] or list(self.proof.differences)
+        """What verify says about one difference: an empty rank if there is one, then whatever it can explain."""
+        told = sorted(self.proof.differences, key=lambda d: ("all zero" not in d.sentence, not d.sentence))
         return f"{told[0].tensor}: {told[0].sentence or told[0].first[0]}" if told else ""
 
     def to_dict(self) -> dict[str, Any]:
@@ -88,7 +88,10 @@ def run_trial(
     cut: Cut, plan: Plan, experts: ExpertModel, model: Any, subject: Subject, folder: Path, *, new_tokens: int,
     keep: bool = False,
 ) -> Trial:  # fmt: skip
-    """Pack a plan's ranks into `folder`, verify them, put them into `model` and listen. The folder goes unless `keep`."""
+    """Pack a plan's ranks into `folder`, verify them, put them into `model` and listen.
+
+    The folder is removed unless `keep`.
+    """
     from shardproof.integrations.transformers import replace_experts
 
     start = time.perf_counter()

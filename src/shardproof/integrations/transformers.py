@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -96,7 +96,7 @@ def _check_layers(found: dict[str, str], packed: PackedExperts) -> None:
 
 
 def _check_hidden(model: nn.Module, name: str, hidden: int) -> None:
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     wanted = getattr(text, "routed_expert_hidden_size", None) or getattr(text, "hidden_size", None)
     if wanted is not None and wanted != hidden:
