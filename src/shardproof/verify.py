@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 
 from shardproof.digest import Digest
-from shardproof.errors import VerifyError
+from shardproof.errors import ShardproofError, VerifyError
 from shardproof.experts import Field, Stack
 from shardproof.formats import ExpertModel
 from shardproof.layouts.placed import UNITS_PER_BYTE
 from shardproof.mistakes import Mistake, museum
 from shardproof.mxfp4 import Bytes
 from shardproof.pack import pack_layer
-from shardproof.packed import PackedExperts, PackedLayer, load, rank_file, read_manifest
+from shardproof.packed import MANIFEST, PackedExperts, PackedLayer, load, rank_file, read_manifest, read_plan
 from shardproof.plan import Plan
 
 
@@ -82,7 +82,7 @@ def verify(folder: str | Path, model: ExpertModel, *, report: Report | None = No
     Raises PackedError for a folder that cannot be read, VerifyError `verify.checkpoint` for another checkpoint.
     """
     manifest = read_manifest(Path(folder))
-    plan = Plan.from_dict(manifest["plan"])
+    plan = read_plan(manifest, Path(folder) / MANIFEST)
     _same_checkpoint(plan, model)
     statements = plan.prove()
     differences: list[Difference] = []
@@ -139,7 +139,7 @@ def _explain(model: ExpertModel, layer: PackedLayer, slots: list[tuple[Stack, Fi
         again = {slot: np.empty(layer.placed(*slot).nbytes, np.uint8) for slot in layer.tensors}
         try:
             pack_layer(model, layer.plan, layer.key, layer.rank, again, mistake=mistake)
-        except (ValueError, IndexError):
+        except (ValueError, IndexError, ShardproofError):  # this mistake cannot be made with these sizes
             continue
         if all(np.array_equal(again[slot], layer.tensors[slot]) for slot in slots):
             return mistake

@@ -155,3 +155,17 @@ def test_an_expert_that_does_not_exist():
     with pytest.raises(PartitionError) as caught:
         broken.prove()
     assert (caught.value.code, caught.value.expert) == ("plan.cover", 7)
+
+
+@pytest.mark.parametrize("changes", [{"tp": 3}, {"ep": 1}, {"tp": 10**12}])
+def test_a_plan_whose_ranks_are_not_those_of_its_shapes(changes):
+    plan = replace(make_plan(model_of(spec_of(4)), RAW, tp=2, ep=2), **changes)
+    with pytest.raises(PartitionError, match="not dealt") as caught:
+        plan.prove()
+    assert caught.value.found == "tp 2, ep 2"
+
+
+@pytest.mark.parametrize("layers", [{}, {"layers.0": 1}, {"layers.0": -1}])
+def test_a_plan_with_a_layer_without_a_shape(layers):
+    with pytest.raises(PartitionError, match="no shape"):
+        replace(make_plan(model_of(spec_of(4)), RAW), layers=layers).prove()
