@@ -20,7 +20,7 @@ from shardproof.errors import DiagnoseError
 from shardproof.experts import FIELDS, STACKS, Stack
 from shardproof.formats import ExpertModel
 from shardproof.layouts import find
-from shardproof.mistakes import Explanation, Mistake, Owners, Scene, Views, explain, find_mistake, museum
+from shardproof.mistakes import Explanation, Mistake, Owners, Scene, Views, changes, explain, find_mistake, museum
 from shardproof.mxfp4 import BLOCK
 from shardproof.verify import scene_of
 
@@ -36,6 +36,7 @@ class Held:
     views: Views
     scene: Scene
     comparison: Comparison
+    against_plan: Comparison | None = None
     explanation: Explanation | None = None
     found_layout: str = ""
     notes: list[str] = field(default_factory=list)
@@ -193,6 +194,9 @@ class Examination:
             if held.wrong and slot[1] == "scale":
                 held = self._plan_order(held)
             self.held.append(held)
+            owners, planned = held.scene.owners, plan.experts(self.key, rank)
+            if owners is not None and owners != planned:
+                held.against_plan = compare(self.scene(self.situation), slot, views)
         self._experts()
         self._explain()
         self._padding()
@@ -256,7 +260,9 @@ class Examination:
                 first=tried,
             )
             if held.explanation is not None:
-                tried.insert(0, held.explanation.mistakes)
+                tried = [*held.explanation.all, *tried]
+                held.found_layout = held.scene.layout(*held.slot, held.explanation.mistakes)
+        self._prefer()
         self._choose()
         for held in self.held:
             if held.wrong and held.explanation is None:
@@ -275,6 +281,21 @@ class Examination:
         wrong = [e for e in held.comparison.experts if owners[e] is not None] or list(range(len(owners)))
         return sorted({wrong[0], wrong[len(wrong) // 2], wrong[-1]}, key=lambda e: e != wrong[0])
 
+    def _prefer(self) -> None:
+        """Of mistakes that give the same bytes, those that leave right tensors alone and show in most wrong ones."""
+        wrong = [h for h in self.held if h.explanation is not None]
+        right = [h for h in self.held if not h.wrong]
+
+        def weight(combo: tuple[Mistake, ...]) -> tuple[int, int]:
+            harmed = sum(any(changes(h.scene, h.slot, m) for m in combo) for h in right)
+            names = {m.name for m in combo}
+            return harmed, -sum(any(names <= {m.name for m in c} for c in h.explanation.all) for h in wrong)  # type: ignore[union-attr]
+
+        for held in wrong:
+            assert held.explanation is not None
+            if held.explanation.also:
+                held.explanation = held.explanation.prefer(min(held.explanation.all, key=weight))
+
     def _choose(self) -> None:
         """One finding a mistake, over all tensors where it shows."""
         shows: dict[str, list[Held]] = {}
@@ -284,9 +305,8 @@ class Examination:
                 shows.setdefault(mistake.name, []).append(held)
                 mistakes[mistake.name] = mistake
         for name, where in shows.items():
-            also = sorted(
-                {n for h in where for combo in (h.explanation.also if h.explanation else ()) for n in combo}
-            )
+            combos = [combo for h in where for combo in (h.explanation.also if h.explanation else ())]
+            also = sorted({m.name for combo in combos for m in combo})
             words = self._words(where[0], mistakes[name])
             made = finding(
                 mistakes[name], [h.name for h in where], words, [n for n in also if n not in shows]
@@ -298,11 +318,10 @@ class Examination:
     def _words(self, held: Held, mistake: Mistake) -> dict[str, Any]:
         plan, rank = self.situation.plan, self.situation.rank
         shape = plan.shape(self.key)
-        held.found_layout = held.scene.layout(*held.slot, (mistake,))
         blocks = shape.spec.blocks
         return {
             "padded": shape.intermediate, "valid": shape.valid(rank), "rank": rank.tp_rank, "tp": plan.tp,
-            "layout": plan.recipe.layouts[held.slot], "found_layout": held.found_layout, "policy": plan.policy,
+            "layout": plan.recipe.layouts[held.slot], "found_layout": held.scene.layout(*held.slot, (mistake,)), "policy": plan.policy,
             "floor": shape.spec.intermediate // plan.tp,
             "blocks": blocks, "dropped": blocks % plan.tp, "waste": shape.intermediate - shape.valid(rank),
             "layer": self.key,
@@ -366,7 +385,7 @@ class Examination:
         )  # fmt: skip
 
     def _row(self, held: Held) -> Row:
-        result = held.comparison
+        result = held.against_plan or held.comparison
         reading = self.readings.get(held.slot[0]) if held.slot[1] == "weight" else None
         needed = self.situation.plan.recipe.layouts[held.slot]
         found = held.found_layout or (reading.identity if reading else needed if not held.wrong else "?")

@@ -12,7 +12,6 @@ from shardproof.diagnose.pieces import Found, Ints, PieceIndex, sampled_columns,
 from shardproof.diagnose.trials import Trial, trials
 from shardproof.experts import ExpertSpec, Stack
 from shardproof.mistakes import Owners
-from shardproof.mistakes.rows import split_nibbles, swap_nibbles
 from shardproof.mxfp4 import BLOCK, BLOCK_BYTES, Bytes
 
 UNKNOWN = -2
@@ -20,16 +19,15 @@ _LEAST_SHARE = 0.5  # of the pieces that are known at all, those that stand wher
 
 
 def _join_nibbles(pieces: Bytes) -> Bytes:
-    """The inverse of `split_nibbles` on pieces [..., 16]."""
+    """Pieces [..., 16] in GGUF's order of nibbles to adjacent pairs."""
     codes = np.concatenate([pieces & 15, pieces >> 4], axis=-1)
     return np.asarray(codes[..., 0::2] | codes[..., 1::2] << 4, dtype=np.uint8)
 
 
 CODECS: dict[str, Callable[[Bytes], Bytes]] = {
-    "": lambda pieces: pieces, "gguf_nibbles": _join_nibbles, "nibbles_swapped": swap_nibbles,
+    "": lambda pieces: pieces, "gguf_nibbles": _join_nibbles, "nibbles_swapped": lambda pieces: np.asarray(pieces << 4 | pieces >> 4, dtype=np.uint8),
 }  # fmt: skip
 """What is undone before a piece is looked up, by the name of the mistake."""
-assert split_nibbles  # the mistake whose inverse `_join_nibbles` is
 
 
 @dataclass(frozen=True)
@@ -82,9 +80,9 @@ def read_weight(
     for trial in trials(stack, tensor.data.size, tensor.shape, spec, needed=needed, experts=experts):
         sample = _sample_experts(tensor.data, trial.shape[0])[:1]
         if not sample:
-            return None
+            continue
         for codec, score in _scores(trial, tensor.data, stack, spec, index, sample):
-            rank = (score.good, round(score.in_order, 3), trial.identity == needed, not codec)
+            rank = (score.good * score.share, round(score.in_order, 3), trial.identity == needed, not codec)
             if score.good and (best is None or _better(rank, best[0])):
                 best = (rank, trial, codec, score)
     if best is None or best[3].share < _LEAST_SHARE:

@@ -27,12 +27,33 @@ class Explanation:
     """Mistakes that together give one tensor's bytes; `also` are other mistakes that give the same bytes."""
 
     mistakes: tuple[Mistake, ...]
-    also: tuple[tuple[str, ...], ...] = ()
+    also: tuple[tuple[Mistake, ...], ...] = ()
+
+    @property
+    def all(self) -> tuple[tuple[Mistake, ...], ...]:
+        """Every combination that gives the bytes, the preferred one first."""
+        return (self.mistakes, *self.also)
+
+    def prefer(self, combo: tuple[Mistake, ...]) -> Explanation:
+        """The same explanations with another one first."""
+        return Explanation(combo, tuple(c for c in self.all if c != combo))
 
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the mistakes."""
         return tuple(m.name for m in self.mistakes)
+
+
+def changes(scene: Scene, slot: Slot, mistake: Mistake, sample: Sequence[int] = (0,)) -> bool:
+    """Whether a mistake changes one tensor at all."""
+    if slot[1] not in mistake.fields:
+        return False
+    try:
+        if mistake.write is not None or scene.layout(*slot, (mistake,)) != scene.layout(*slot):
+            return True
+        return any(not np.array_equal(scene.matrix(e, *slot, (mistake,)), scene.matrix(e, *slot)) for e in sample)
+    except (ShardproofError, ValueError, IndexError):
+        return False
 
 
 def stands_alone(layout: Layout) -> bool:
@@ -115,31 +136,16 @@ class _Search:
 
     def best(self, most: int, first: Sequence[tuple[Mistake, ...]]) -> Explanation | None:
         """The first combination that holds: those of `first`, then single mistakes, then pairs, and so on."""
-        for combo in first:
-            kept = tuple(m for m in combo if self._changes(m))
-            if kept and self.holds(kept):
-                return Explanation(kept)
-        known = [m for m in self.candidates if self._changes(m)]
+        kept = [tuple(m for m in combo if changes(self.scene, self.slot, m, self.sample)) for combo in first]
+        held = [combo for combo in dict.fromkeys(kept) if combo and self.holds(combo)]
+        if held:
+            return Explanation(held[0], tuple(c for c in held[1:] if len(c) == len(held[0])))
+        known = [m for m in self.candidates if changes(self.scene, self.slot, m, self.sample)]
         for count in range(1, most + 1):
             found = [combo for combo in _combos(known, count) if self.holds(combo)]
             if found:
-                return Explanation(found[0], tuple(tuple(m.name for m in combo) for combo in found[1:]))
+                return Explanation(found[0], tuple(found[1:]))
         return None
-
-    def _changes(self, mistake: Mistake) -> bool:
-        """Whether the mistake changes this tensor at all."""
-        if self.slot[1] not in mistake.fields:
-            return False
-        try:
-            if mistake.write is not None:
-                return True
-            if self.scene.layout(*self.slot, (mistake,)) != self.scene.layout(*self.slot):
-                return True
-            return any(
-                not np.array_equal(self._matrix(e, (mistake,)), self._matrix(e, ())) for e in self.sample
-            )
-        except (ShardproofError, ValueError, IndexError):
-            return False
 
     def _matrix_now(self, local: int, mistakes: tuple[Mistake, ...]) -> Bytes:
         return self.scene.matrix(local, *self.slot, mistakes)

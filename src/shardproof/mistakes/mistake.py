@@ -78,6 +78,7 @@ class Mistake:
 
 
 _MISTAKES: dict[str, Mistake] = {}
+_LIKELIEST_FIRST = ("seed", "partition", "layouts", "rows", "loading", "scales", "padding", "biases")
 
 
 def register(mistake: Mistake) -> Mistake:
@@ -88,12 +89,13 @@ def register(mistake: Mistake) -> Mistake:
 
 @cache
 def _load() -> None:
-    for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
-        importlib.import_module(f"{__package__}.{module.name}")
+    found = [module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)])]
+    for name in [*_LIKELIEST_FIRST, *sorted(set(found) - set(_LIKELIEST_FIRST))]:
+        importlib.import_module(f"{__package__}.{name}")
 
 
 def museum() -> list[Mistake]:
-    """Every known mistake."""
+    """Every known mistake. Where two give the same bytes, the earlier one is the likelier explanation."""
     _load()
     return list(_MISTAKES.values())
 
