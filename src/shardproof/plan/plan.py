@@ -143,8 +143,8 @@ class Plan:
             "recipe": self.recipe.to_dict(), "tp": self.tp, "ep": self.ep, "policy": self.policy,
             "shapes": [
                 {
-                    "spec": s.spec.to_dict(), "intervals": s.intervals, "owners": s.owners, "hidden": s.hidden,
-                    "intermediate": s.intermediate,
+                    "spec": s.spec.to_dict(), "intervals": [list(i) for i in s.intervals],
+                    "owners": [list(row) for row in s.owners], "hidden": s.hidden, "intermediate": s.intermediate,
                 }
                 for s in self.shapes
             ],
