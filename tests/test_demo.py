@@ -65,7 +65,7 @@ def test_everything_holds(story):
     assert told.ok
     assert len(told.checks) == 5 + 2 * 3
     assert [t.cut.label for t in told.trials] == ["TP 1", "TP 3", "TP 4", "EP 2", "TP 2 x EP 2", "TP 2, interleaved"]
-    assert len(heard) == steps(CUTS)
+    assert len(heard) == steps(CUTS) + 1
     assert heard[-1][0] == "TP 3, wrong_shuffle"
     assert [done for done, speech, _ in heard if speech is not None] == [
         "original, dense", "MXFP4, dense", *(t.cut.label for t in (*told.trials, *told.broken)),
@@ -201,7 +201,7 @@ class TestCommand:
     def test_text_and_progress(self, tiny, capsys):
         command.demo()
         out, err = capsys.readouterr()
-        assert "[ 1/16] loading SmolLM2-135M-Instruct from its package ..." in err
+        assert "[ 1/15] loading SmolLM2-135M-Instruct from its package ..." in err
         assert "TP 3: perplexity" in err
         assert out.count("ok   ") == 7
         assert "everything holds, in" in out

@@ -38,6 +38,8 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Cut a real model's experts every way, prove and run each; put three known mistakes back and name them."""
+    # OpenMP threads that spin for each other starve on shared cores; read when torch is loaded, so it is set before
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from shardproof.demo.subject import check_packages, load_smollm2
 
     check_packages()
