@@ -90,7 +90,7 @@ def test_asking_by_name_gives_it_or_fails():
     [
         ("trition", "did you mean triton"),
         ("AITER", "did you mean aiter"),
-        ("AITER_MXFP4_BF16", "did you mean aiter"),
+        ("AITER_MXFP4_BF16", "did you mean aiter or "),
         ("batched_marlin", "did you mean marlin"),
         ("", "`shardproof explain` shows them all"),
         ("zzz", "`shardproof explain` shows them all"),
