@@ -117,5 +117,5 @@ def grid() -> Iterator[Request]:
     for spec, where, packages in itertools.product((V4_PRO, GPT_OSS, KIMI_K3), PLACES, versions):
         if packages and not where.startswith("rocm" if "aiter" in packages[0] else ("rocm", "cuda")):
             continue
-        for dtype, (tp, ep) in itertools.product(DTYPES, ((8, 1), (1, 2))):
+        for dtype, (tp, ep) in itertools.product(DTYPES, ((1, 1), (8, 1), (1, 2))):
             yield Request(spec, describe(where, packages), tp, ep, activation_dtype=dtype)

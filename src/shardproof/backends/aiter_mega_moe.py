@@ -15,8 +15,8 @@ class AiterMegaMoe(Kernel):
     summary = "AITER mega-MoE (FlyDSL v2) on AMD gfx950: expert-parallel communication inside the kernels"
     source = (
         "ROCm/aiter v0.1.20, flydsl/kernels/mega_moe and its tests' writers, read in source, not run. That it takes "
-        "silu only and no biases is what its arguments show; sizes are rounded as its step of 256 along K needs, for I a "
-        "guess on the safe side."
+        "silu only and no biases is what its arguments show; sizes are rounded as its step of 256 along K needs, I as "
+        "a guess on the safe side."
     )
     package = "aiter"
     conditions = (
