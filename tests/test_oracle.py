@@ -154,6 +154,11 @@ def test_a_version_that_was_not_given_is_said_to_be_assumed():
     )
 
 
+def test_nothing_is_assumed_where_no_version_matters():
+    assert select(Request(SMOLLM, describe("cpu")), "reference").notes == ()
+    assert select(Request(SMOLLM, describe("cpu")), "shardproof_cpu").notes == ()
+
+
 def test_a_misspelt_package_is_not_ignored():
     with pytest.raises(BackendError) as refused:
         select(Request(V4_PRO, describe("rocm:gfx950", ["aitre=0.1.13"]), 8))
