@@ -37,7 +37,11 @@ RECIPES = (RAW, AITER, GUGU)
 def recipe(align_hidden: int = 32, align_intermediate: int = 32, **changes: Any) -> Recipe:
     """The raw recipe with other alignments."""
     return Recipe(
-        backend="test_raw", layouts=RAW.layouts, align_hidden=align_hidden, align_intermediate=align_intermediate, **changes
+        backend="test_raw",
+        layouts=RAW.layouts,
+        align_hidden=align_hidden,
+        align_intermediate=align_intermediate,
+        **changes,
     )
 
 

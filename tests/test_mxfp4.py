@@ -85,7 +85,9 @@ def test_pack_codes_undoes_unpack_codes_for_every_byte():
     assert np.array_equal(pack_codes(unpack_codes(every)), every)
 
 
-@pytest.mark.parametrize(("weight", "scale"), [((4, 16), (4, 2)), ((4, 16), (3, 1)), ((4, 15), (4, 1)), ((16,), (1, 1))])
+@pytest.mark.parametrize(
+    ("weight", "scale"), [((4, 16), (4, 2)), ((4, 16), (3, 1)), ((4, 15), (4, 1)), ((16,), (1, 1))]
+)
 def test_decode_refuses_a_scale_of_another_matrix(weight, scale):
     with pytest.raises(FormatError) as caught:
         decode(np.zeros(weight, np.uint8), np.zeros(scale, np.uint8))

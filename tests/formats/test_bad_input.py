@@ -280,7 +280,9 @@ def test_fused_tensors_with_another_number_of_experts(tmp_path, experts, code):
     ],
 )  # fmt: skip
 def test_a_fused_tensor_of_the_wrong_shape(tmp_path, name, change, code):
-    error = refused(tmp_path, "gpt_oss", lambda t: t.update({FUSED + name: (t[FUSED + name][0], change(t[FUSED + name][1]))}))
+    error = refused(
+        tmp_path, "gpt_oss", lambda t: t.update({FUSED + name: (t[FUSED + name][0], change(t[FUSED + name][1]))})
+    )
     assert (error.code, error.tensor) == (code, FUSED + name)
 
 

@@ -24,7 +24,10 @@ FIELDS = ("weight", "scale", "bias")
 @st.composite
 def plans(draw):
     spec = spec_of(
-        draw(st.integers(1, 9)), BLOCK * draw(st.integers(1, 6)), BLOCK * draw(st.integers(1, 20)), bias=draw(st.booleans())
+        draw(st.integers(1, 9)),
+        BLOCK * draw(st.integers(1, 6)),
+        BLOCK * draw(st.integers(1, 20)),
+        bias=draw(st.booleans()),
     )
     tp, ep = draw(st.integers(1, 9)), draw(st.integers(1, spec.experts))
     aligned = recipe(draw(st.sampled_from([32, 128, 256])), draw(st.sampled_from([32, 64, 128, 256])))
@@ -50,7 +53,9 @@ def test_conservation(plan):
     assert taken == Counter(range(spec.experts))
     for stack in STACKS:
         for name in FIELDS if spec.bias else FIELDS[:2]:
-            counts = {p: np.zeros(matrix_size(plan, p, name), int) for p in (("w1", "w3") if stack == "w13" else ("w2",))}
+            counts = {
+                p: np.zeros(matrix_size(plan, p, name), int) for p in (("w1", "w3") if stack == "w13" else ("w2",))
+            }
             for rank in plan.ranks[: plan.tp]:
                 for cut in plan.cuts("layers.0", rank, stack, name):
                     counts[cut.projection][slice(*cut.rows), slice(*cut.columns)] += 1
@@ -69,7 +74,10 @@ def test_destinations(plan):
                 filled = np.zeros((rows, width), int)
                 for cut in plan.cuts("layers.0", rank, stack, name):
                     height = cut.rows[1] - cut.rows[0]
-                    filled[cut.at_row : cut.at_row + height, cut.at_column : cut.at_column + cut.columns[1] - cut.columns[0]] += 1
+                    filled[
+                        cut.at_row : cut.at_row + height,
+                        cut.at_column : cut.at_column + cut.columns[1] - cut.columns[0],
+                    ] += 1
                 expected = np.zeros_like(filled)
                 unit = {"weight": BLOCK_BYTES, "scale": 1, "bias": 0}[name]
                 if stack == "w13":
@@ -88,7 +96,9 @@ def test_weights_and_scales_are_cut_at_the_same_places(plan):
         for stack in STACKS:
             weights = plan.cuts("layers.0", rank, stack, "weight")
             scales = plan.cuts("layers.0", rank, stack, "scale")
-            assert [(c.projection, c.rows, c.at_row) for c in weights] == [(c.projection, c.rows, c.at_row) for c in scales]
+            assert [(c.projection, c.rows, c.at_row) for c in weights] == [
+                (c.projection, c.rows, c.at_row) for c in scales
+            ]
             for weight, scale in zip(weights, scales, strict=True):
                 assert weight.columns == tuple(BLOCK_BYTES * c for c in scale.columns)
 

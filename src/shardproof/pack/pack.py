@@ -109,25 +109,16 @@ def pack_layer(
     """
     experts = plan.experts(key, rank)
     for stack, name in plan.fields(key):
-        target = out[stack, name]
-        matrices = (canonical_expert(model, plan, key, rank, stack, name, e, mistake=mistake) for e in experts)
-        placed = _placed(plan, key, rank, stack, name, len(experts), mistake)
-        size = placed.expert_bytes
-        if size is None:
-            placed.pack(np.stack(list(matrices)), out=target)
-            continue
-        single = _placed(plan, key, rank, stack, name, 1, mistake)
-        for local, matrix in enumerate(matrices):
-            single.pack(matrix[None], out=target[local * size : (local + 1) * size])
+        placed, target = _placed(plan, key, rank, stack, name, mistake), out[stack, name]
+        placed.fill(target)
+        for local, expert in enumerate(experts):
+            matrix = canonical_expert(model, plan, key, rank, stack, name, expert, mistake=mistake)
+            placed.write(matrix[None], target, first=local)
     return layer_digest(model, plan, model.layer(key), rank)
 
 
-def _placed(
-    plan: Plan, key: str, rank: Rank, stack: Stack, name: Field, experts: int, mistake: Mistake | None
-) -> Placed:
-    identity = plan.recipe.layouts[stack, name]
-    if mistake is not None and mistake.layout is not None:
-        identity = mistake.layout(plan, stack, name)
-    _, rows, width = plan.canonical_shape(key, rank, stack, name)
-    layout, parameters = find(identity)
-    return layout.place((experts, rows, width), parameters)
+def _placed(plan: Plan, key: str, rank: Rank, stack: Stack, name: Field, mistake: Mistake | None) -> Placed:
+    if mistake is None or mistake.layout is None:
+        return plan.placed(key, rank, stack, name)
+    layout, parameters = find(mistake.layout(plan, stack, name))
+    return layout.place(plan.canonical_shape(key, rank, stack, name), parameters)
