@@ -242,9 +242,9 @@ def _layer(
         needed = plan.placed(key, rank, stack, name).nbytes
         if info is None or info.stop - info.start != needed:
             raise PackedError(
-                "packed.damaged", "a packed tensor is missing or has the wrong size", file=path, tensor=named,
-                rank=rank, found="nothing" if info is None else f"{info.stop - info.start} bytes",
-                needed=f"{needed} bytes",
+                "packed.damaged", "a packed tensor is missing or has the wrong size",
+                file=path, tensor=named, rank=rank,
+                found="nothing" if info is None else f"{info.stop - info.start} bytes", needed=f"{needed} bytes",
             )  # fmt: skip
         held[stack, name] = memory[info.start : info.stop]
     return PackedLayer(key, rank, plan, held)
