@@ -83,7 +83,7 @@ def test_at_tells_padding_from_content(run):
 
 @pytest.mark.parametrize("layout", EVERY, ids=IDS)
 def test_every_bit_of_the_buffer_is_traced_both_ways(layout):
-    e, n, k = example_shape(layout)
+    _, n, k = example_shape(layout)
     placed = layout.place((1, n, k))
     size = element_bits(layout, placed)
     bits = {}
@@ -188,7 +188,7 @@ def test_a_browser_draws_it_and_says_where_a_unit_is(run, tmp_path, name, shape)
         text = dom(f"{path.as_uri()}#at={address}", tmp_path)
         assert f'data-drawn="{(source >= 0).sum()},{source.size}"' in text
         footer = text[text.index("<footer") :]
-        e, n, k = (int(x) for x in placed.element(address))
+        e, n, _ = (int(x) for x in placed.element(address))
         if e < 0:
             assert f"padding ({placed.pad_value})" in footer
             continue

@@ -38,7 +38,7 @@ def example_shape(layout: Layout, parameters: Mapping[str, int] | None = None) -
 
 def colours(placed: Placed) -> list[str]:
     """A colour for every kernel unit: hue by expert and half, darker along the rows, grey for padding."""
-    e, n, k = placed.element(np.arange(placed.units))
+    e, n, _ = placed.element(np.arange(placed.units))
     half, rows = max(1, placed.shape[1] // 2), placed.shape[1]
     hues = np.where(e < 0, 0, 205 + (e % 2) * 130 + (n >= half) * 50)
     light = np.where(e < 0, 0, 78 - 45 * (n % half) / max(1, rows // 2))
