@@ -1,6 +1,6 @@
 """Vendors' kernels run a MoE layer from bytes that shardproof packed; their own converters run beside them.
 
-    python benchmarks/vendor_kernels.py --peers .peers [--shape small|dsv4ep8] [--impl tk351,tk351u,tknew,marlin,humming]
+    python benchmarks/vendor_kernels.py --peers .peers [--shape small,odd,dsv4ep8] [--impl tk351,tknew,marlin,humming]
 
 `--peers` is the folder that the rivals' setup script fills (their released packages and bench_peers.py). For each
 implementation the converter's bytes are compared with shardproof's, then the layer runs from both, and from one
@@ -42,7 +42,7 @@ def load_bench(folder, gpu):
     finally:
         sys.argv = given
     bench.SHAPES.update(SHAPES)
-    bench.expand_fake = lambda tensor, experts: tensor  # keep the converted bytes where there is no GPU
+    bench.expand_fake = lambda tensor, _experts: tensor  # keep the converted bytes where there is no GPU
     return bench
 
 
@@ -138,7 +138,7 @@ def marlin_fields(impl, problem):
 
 
 def humming_fields(impl, problem):
-    """humming W4A16: N to 256 and K to 128 at the end of the stack, as its preparation does."""
+    """W4A16 of humming: N to 256 and K to 128 at the end of the stack, as its preparation does."""
     up = lambda size, step: -(-size // step) * step  # noqa: E731
     fields = {}
     for stack, tensors in (("13", impl.t13), ("2", impl.t2)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import shutil
 import subprocess
@@ -196,6 +197,70 @@ def test_a_browser_draws_it_and_says_where_a_unit_is(run, tmp_path, name, shape)
         assert f"e {e}, n {n}, " in footer
         assert f"<b>byte {int(source[address]) // at}" in footer
         assert f"<b>byte {address // at}" in footer
+
+
+PROBE = """
+<script>
+const report = {};
+const pixel = (grid, i) => {
+  const s = grid.side * (devicePixelRatio || 1);
+  const x = (i % grid.columns + .3) * s, y = (Math.floor(i / grid.columns) + .3) * s;
+  return Array.from(grid.pen.getImageData(x, y, 1, 1).data).join();
+};
+tell = () => {};
+for (const button of $("modes").children) {
+  button.click();
+  const colours = new Set();
+  let same = true;
+  for (let address = 0; address < map.length; address += 7) {
+    const there = pixel(after, address);
+    colours.add(there);
+    if (map[address] >= 0 && pixel(before, map[address]) !== there) same = false;
+  }
+  report[button.textContent] = [same, colours.size];
+}
+document.body.dataset.report = JSON.stringify(report);
+</script>
+"""
+HOVER = """
+<script>
+const box = after.canvas.getBoundingClientRect(), at = AT;
+const clientX = box.left + (at % after.columns + .5) * after.side;
+const clientY = box.top + (Math.floor(at / after.columns) + .5) * after.side;
+after.canvas.dispatchEvent(new MouseEvent("mousemove", { clientX, clientY, bubbles: true }));
+</script>
+"""
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no chromium on this machine: the page was not opened in a browser")
+@pytest.mark.parametrize("name", ["aiter.w16_gugu", "aiter.e8", "marlin.weight"])
+def test_both_sides_show_a_unit_in_the_same_colour(run, tmp_path, name):
+    path = tmp_path / "view.html"
+    run("view", name, "-o", path)
+    path.write_text(path.read_text().replace("</body>", PROBE + "</body>"))
+    text = dom(path.as_uri(), tmp_path)
+    report = json.loads(html.unescape(text.split('data-report="')[1].split('"')[0]))
+    assert set(report) == {"gate / up", "expert", "block", "row", "place", "padding"}
+    for mode, (same, colours) in report.items():
+        assert same, mode
+        if mode not in {"padding", "block"}:
+            assert colours > 2, mode
+    assert report["padding"][1] == (2 if find(name)[0].place(example_shape(find(name)[0])).has_padding else 1)
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no chromium on this machine: the page was not opened in a browser")
+def test_pointing_at_a_unit_tells_its_two_places(run, tmp_path):
+    path = tmp_path / "view.html"
+    run("view", "aiter.w16_gugu", "-o", path)
+    path.write_text(path.read_text().replace("</body>", HOVER.replace("AT", "612") + "</body>"))
+    layout, _ = find("aiter.w16_gugu")
+    placed = layout.place(example_shape(layout))
+    e, n, k = (int(x) for x in placed.element(612))
+    footer = dom(path.as_uri(), tmp_path).split("<footer")[1]
+    assert f"<b>e {e}, n {n}, k {2 * k} and {2 * k + 1}</b>" in footer
+    assert f"<b>up, row {n - 16}</b>" in footer
+    assert f"<b>byte {int(placed.source_map()[612])}</b>" in footer
+    assert "<b>byte 612</b>" in footer
 
 
 def dom(address, folder):
