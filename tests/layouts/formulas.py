@@ -222,6 +222,26 @@ _TK_VERSIONS = {
     "cdna4_scale@2": cdna4,
 }
 
+def cpu_w13(e, n, k, E, N, K):
+    half, row = n // (N // 2), n % (N // 2)
+    word = ((e * (N // 16) + row // 8) * (K // 16) + k // 16) * 4 + k % 16 // 4
+    return ((word * 2 + half) * 8 + row % 8) * 4 + k % 4
+
+
+def cpu_w13_scale(e, n, k, E, N, K):
+    half, row = n // (N // 2), n % (N // 2)
+    return (((e * (N // 16) + row // 8) * K + k) * 2 + half) * 8 + row % 8
+
+
+def cpu_w2(e, n, k, E, N, K):
+    word = ((e * (N // 16) + n // 16) * (K // 16) + k // 16) * 4 + k % 16 // 4
+    return (word * 16 + n % 16) * 4 + k % 4
+
+
+def cpu_w2_scale(e, n, k, E, N, K):
+    return ((e * (N // 16) + n // 16) * K + k) * 16 + n % 16
+
+
 FORMULAS = {
     "aiter.w16@1": w16,
     "aiter.w16_gugu@1": after(tiles16, w16),
@@ -269,6 +289,10 @@ FORMULAS = {
     "gguf.mxfp4_weight@1": gguf_weight,
     "gguf.mxfp4_scale@1": gguf_scale,
     "mlx.weight@1": raw,
+    "shardproof.cpu_w13@1": cpu_w13,
+    "shardproof.cpu_w13_scale@1": cpu_w13_scale,
+    "shardproof.cpu_w2@1": cpu_w2,
+    "shardproof.cpu_w2_scale@1": cpu_w2_scale,
     "mlx.scale@1": raw,
     "gpt_oss.w13_weight@1": after(pairs, raw),
     "gpt_oss.w13_scale@1": after(pairs, raw),
