@@ -141,7 +141,10 @@ def test_a_wrong_byte_in_a_shuffled_layout_names_the_byte_that_belongs_there(mod
             p for p in (("w1", "w3") if stack == "w13" else ("w2",))
             if model.layer("layers.0").sources[p, field].name(expert) == words[3]
         ]  # fmt: skip
-        values = {int(model.layer("layers.0").sources[p, field].matrix(model.checkpoint, expert)[row, column]) for p in matching}
+        values = {
+            int(model.layer("layers.0").sources[p, field].matrix(model.checkpoint, expert)[row, column])
+            for p in matching
+        }
         assert expected in values
 
 
@@ -285,7 +288,9 @@ def test_each_mistake_is_named(model, tmp_path, name, chosen, tp, rank, words):
 
 def test_a_rank_that_stayed_zero_is_called_so(model, tmp_path):
     packed(model, tmp_path / "out", recipe(32, 128), tp=5, mistake=find_mistake("padded_offset"))
-    differences = [d for d in verify(tmp_path / "out", model).differences if d.rank == 4 and d.tensor.endswith(".weight")]
+    differences = [
+        d for d in verify(tmp_path / "out", model).differences if d.rank == 4 and d.tensor.endswith(".weight")
+    ]
     assert len(differences) == 4
     assert all("is all zero: the offset was computed" in d.sentence for d in differences)
 
