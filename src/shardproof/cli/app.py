@@ -10,6 +10,7 @@ from shardproof import __version__
 from shardproof.cli.demo import demo
 from shardproof.cli.explain import explain
 from shardproof.cli.inspect import inspect
+from shardproof.cli.layouts import app as layouts
 from shardproof.cli.pack import pack
 from shardproof.cli.plan import plan
 from shardproof.cli.verify import verify
@@ -40,3 +41,4 @@ def _options(
 
 for verb in (inspect, plan, explain, pack, verify, demo):
     app.command()(verb)
+app.add_typer(layouts, name="layouts")
