@@ -83,7 +83,7 @@ def make(
         weight_map.update(dict.fromkeys(part, name))
     index = {"metadata": {}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    sizes = {"hidden_size": hidden, "moe_intermediate_size": intermediate, "num_experts_per_tok": top_k}
+    sizes = {"hidden_size": hidden, "moe_intermediate_size": intermediate, "num_experts_per_tok": min(top_k, experts)}
     (folder / "config.json").write_text(json.dumps({**_CONFIGS[kind](experts), **sizes, **(config or {})}))
     return made
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from shardproof.callable_module import make_callable
 from shardproof.digest import Digest
 from shardproof.errors import VerifyError
 from shardproof.experts import Field, Stack
@@ -246,3 +247,6 @@ def _source_place(
         if 0 <= r < cut.rows[1] - cut.rows[0] and 0 <= c < cut.columns[1] - cut.columns[0]:
             return cut.projection, cut.rows[0] + r, cut.columns[0] + c
     return None, 0, 0
+
+
+make_callable(__name__, verify)

@@ -33,7 +33,7 @@ def fresh_folder(target: Path) -> Iterator[Path]:
     except OSError as reason:
         if reason.errno in (errno.ENOSPC, errno.EDQUOT):
             raise _disk_full(target, None) from None
-        if reason.errno in (errno.ENOTEMPTY, errno.EEXIST):  # somebody else wrote there meanwhile
+        if reason.errno == errno.ENOTEMPTY:  # somebody else wrote there meanwhile
             raise _not_empty(target) from None
         raise PackError("pack.io", "the output cannot be written", file=target, found=reason.strerror) from reason
     finally:
