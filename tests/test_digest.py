@@ -171,7 +171,11 @@ def test_constant_models_of_every_byte_differ(tmp_path):
     seen = set()
     for weight, scale in itertools.product((0, 1, 0x88, 0xFF), (0, 120, 127)):
         folder = tmp_path / f"{weight}-{scale}"
-        make(folder, "quark", fill=lambda f, _l, _e, _p, s, w=weight, c=scale: np.full(s, w if f == "weight" else c, np.uint8))
+        make(
+            folder,
+            "quark",
+            fill=lambda f, _l, _e, _p, s, w=weight, c=scale: np.full(s, w if f == "weight" else c, np.uint8),
+        )
         seen.add(str(digest_of(folder)))
     assert len(seen) == 12
 

@@ -18,7 +18,19 @@ from shardproof.partition import Rank
 SOURCE = Path(shardproof.__file__).parent
 PAGE = Path(__file__).parents[1] / "docs" / "errors.md"
 CLASSES = {name: kind for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, Exception)}
-ROOMS = ("checkpoint", "format", "partition", "plan", "layout", "backend", "pack", "packed", "verify", "diagnose", "kernel")
+ROOMS = (
+    "checkpoint",
+    "format",
+    "partition",
+    "plan",
+    "layout",
+    "backend",
+    "pack",
+    "packed",
+    "verify",
+    "diagnose",
+    "kernel",
+)
 CODE = re.compile(rf"(?:{'|'.join(ROOMS)})\.[a-z][a-z0-9_]*")
 
 
@@ -140,7 +152,9 @@ def test_codes_are_written_out_so_that_they_can_be_found():
     raised = 0
     for path in SOURCE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in own and node.args):
+            if not (
+                isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in own and node.args
+            ):
                 continue
             code = node.args[0]
             assert not isinstance(code, ast.JoinedStr), f"{path.name}:{node.lineno}"

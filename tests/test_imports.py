@@ -13,7 +13,18 @@ import pytest
 import shardproof
 
 SOURCE = Path(shardproof.__file__).parent
-HEAVY = ("torch", "transformers", "triton", "vllm", "rich", "typer", "huggingface_hub", "accelerate", "gguf", "safetensors")
+HEAVY = (
+    "torch",
+    "transformers",
+    "triton",
+    "vllm",
+    "rich",
+    "typer",
+    "huggingface_hub",
+    "accelerate",
+    "gguf",
+    "safetensors",
+)
 LIGHT_ROOMS = (
     "errors", "mxfp4", "experts", "partition", "checkpoint", "layouts", "formats", "backends", "oracle", "plan", "mistakes",
     "digest", "packed", "pack", "verify", "api",
@@ -163,6 +174,8 @@ def top_level_imports(path: Path) -> set[str]:
 
 def test_torch_is_imported_only_where_tensors_are_computed_with():
     allowed = {"kernels", "moe", "distributed", "integrations"}
-    wrong = [str(p.relative_to(SOURCE)) for p in files() if "torch" in top_level_imports(p) and room_of(p) not in allowed]
+    wrong = [
+        str(p.relative_to(SOURCE)) for p in files() if "torch" in top_level_imports(p) and room_of(p) not in allowed
+    ]
     assert not wrong
     assert any("torch" in top_level_imports(p) for p in files())

@@ -9,8 +9,9 @@ import resource
 import shutil
 import subprocess
 import sys
-from collections import namedtuple
 from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -21,10 +22,10 @@ import shardproof
 from shardproof.checkpoint import Checkpoint
 from shardproof.errors import CheckpointError, PackError
 from shardproof.experts import STACKS
-from shardproof.formats import read_experts
+from shardproof.formats import ExpertModel, read_experts
 from shardproof.mxfp4 import PAD_SCALE
 from shardproof.pack import pack, pack_in_memory, pack_layer
-from shardproof.plan import make_plan
+from shardproof.plan import Plan, make_plan
 from tests.checkpoints import make
 from tests.models import AITER, GUGU, RAW, RECIPES, recipe
 
@@ -110,7 +111,9 @@ def test_every_byte_lands_once_where_it_belongs(planes, chosen, tp, ep):
         for stack in STACKS:
             for field in ("weight", "scale"):
                 tags = tag_of(field, [p.canonical(stack, field) for p in packed])
-                expected = naive(field, stack, owners[rank.ep_rank], blocks[rank.tp_rank], shape.hidden, shape.intermediate)
+                expected = naive(
+                    field, stack, owners[rank.ep_rank], blocks[rank.tp_rank], shape.hidden, shape.intermediate
+                )
                 assert np.array_equal(tags, expected), (rank, stack, field)
                 landed.append(tags[tags >= 0])
                 if chosen.backend == "test_raw":  # canonical order itself: no inverse of ours is involved
@@ -238,6 +241,14 @@ def test_scale_bytes_0_and_254_are_data(tmp_path):
     assert [set(np.unique(part)) for part in held] == [{0}, {254}, {0}, {254}]
 
 
+class Job(NamedTuple):
+    """A model, a plan, and where the output goes."""
+
+    model: ExpertModel
+    plan: Plan
+    out: Path
+
+
 # -- the folder -----------------------------------------------------------------------------------------------------------
 
 
@@ -246,7 +257,7 @@ def job(tmp_path):
     """A small model, its plan on two ranks, and where the output goes."""
     make(tmp_path / "model", "deepseek", layers=2)
     model = opened(tmp_path / "model")
-    return namedtuple("Job", "model plan out")(model, make_plan(model, AITER, tp=2), tmp_path / "deep" / "out")
+    return Job(model, make_plan(model, AITER, tp=2), tmp_path / "deep" / "out")
 
 
 def nothing_left(out: Path) -> bool:
@@ -324,8 +335,8 @@ def test_an_interruption_leaves_nothing(job, stop):
 def test_ctrl_c_in_a_process_of_its_own(job):
     code = (
         "import sys, os, signal\n"
-        "from shardproof.checkpoint import Checkpoint\nfrom shardproof.formats import read_experts\n"
-        "from shardproof.plan import make_plan\nfrom shardproof.pack import pack\nfrom tests.models import AITER\n"
+        "from shardproof.checkpoint import Checkpoint\nfrom shardproof.formats import ExpertModel, read_experts\n"
+        "from shardproof.plan import Plan, make_plan\nfrom shardproof.pack import pack\nfrom tests.models import AITER\n"
         "model = read_experts(Checkpoint.open(sys.argv[1]))\n"
         "pack(model, make_plan(model, AITER, tp=2), sys.argv[2], report=lambda p: os.kill(os.getpid(), signal.SIGINT))\n"
     )
@@ -340,8 +351,7 @@ def test_ctrl_c_in_a_process_of_its_own(job):
 
 def test_a_full_disk_is_refused_before_any_work(job, monkeypatch):
     needed = sum(job.plan.rank_bytes(r) for r in job.plan.ranks)
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage(1 << 40, 1 << 40, needed - 1))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: SimpleNamespace(free=needed - 1))
     with pytest.raises(PackError) as caught:
         pack(job.model, job.plan, job.out)
     error = caught.value

@@ -78,7 +78,9 @@ def test_a_loaded_rank_knows_what_it_is(whole):
     layer = packed.layers["layers.1"]
     assert (layer.experts, layer.valid, layer.spec.hidden) == ((0, 1, 2, 3), 32, 64)
     canonical = layer.canonical("w13", "scale")
-    expected = pack_in_memory(model, make_plan(model, RAW, tp=2), plan.ranks[1]).layers["layers.1"].canonical("w13", "scale")
+    expected = (
+        pack_in_memory(model, make_plan(model, RAW, tp=2), plan.ranks[1]).layers["layers.1"].canonical("w13", "scale")
+    )
     assert np.array_equal(canonical[:, :32, :2], expected[:, :32])
 
 

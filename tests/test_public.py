@@ -75,7 +75,11 @@ def test_verbs_are_there_whatever_was_imported_first():
     for first in ("shardproof.verify", "shardproof.pack", "shardproof.cli"):
         code = f"import {first}, shardproof; print(callable(shardproof.verify), callable(shardproof.pack))"
         done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=False, env={"PYTHONPATH": str(SOURCE.parent)}
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={"PYTHONPATH": str(SOURCE.parent)},
         )
         assert done.stdout.split() == ["True", "True"], done.stderr
 
