@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Literal, TypeAlias
-
-import numpy as np
 
 from shardproof.errors import LayoutError
 from shardproof.experts import STACKS, Field, Stack
+from shardproof.layouts.defect import Defect
 from shardproof.layouts.notation import Pattern, parse
-from shardproof.layouts.placed import UNITS_PER_BYTE, Placed
-from shardproof.mxfp4 import PAD_SCALE, PAD_WEIGHT
+from shardproof.layouts.placed import Placed
+from shardproof.layouts.sizing import Size, place
+from shardproof.mxfp4 import PAD_SCALE, PAD_WEIGHT, SCALE_NAN
 
 Unit: TypeAlias = Literal["byte", "nibble", "bit"]
 Evidence: TypeAlias = Literal["vendor bytes", "reader formula", "vendor kernel", "nothing yet"]
-Size: TypeAlias = int | str
-"""A number, or a product with parameters such as `"32*{num_warps}"`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,15 +27,17 @@ class Layout:
     field          what it holds: weight (uint8 [E, N, K/2]), scale ([E, N, K/32]), bias ([E, N, itemsize] bytes)
     pattern        the line in `notation`; k counts units
     unit           what moves as a whole: byte, nibble (unit 2j is the low nibble of byte j) or bit (low bit first)
-    stacks         which stacks it can hold; a digit for the two halves of w13 makes it ("w13",)
+    stacks         which stacks it can hold; a pattern with the axis h is for w13 only
     pad            axis -> multiple that the layout itself pads to, with `pad_value`
     multiple       axis -> multiple that the kernel or its writer needs and does not pad to
+    pad_value      127 for scales, 0 for weights and biases, unless declared
+    parameters     names and defaults of sizes in the pattern, such as num_warps
     tables         permutations that the pattern names
-    add, cap       value change: byte -> min(byte + add, cap)
+    add, highest   value change: byte -> byte + add, for bytes up to `highest`
     source         where the order was read, with version
     held_against   what it was compared with
-    golden         names of vendor byte vectors in tests/golden that it reproduces (glob patterns)
-    defects        what the vendor's own writer gets wrong; shardproof writes the safe form
+    golden         vendor byte vectors that it reproduces (names of files in tests/golden, glob patterns)
+    defects        what the vendor's own code gets wrong; shardproof writes the safe form
     """
 
     name: str
@@ -57,16 +54,24 @@ class Layout:
     parameters: Mapping[str, int] = dataclasses.field(default_factory=dict)
     tables: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     add: int = 0
-    cap: int = 255
+    highest: int = 255
     held_against: tuple[Evidence, ...] = ("nothing yet",)
     golden: tuple[str, ...] = ()
-    defects: tuple[str, ...] = ()
+    defects: tuple[Defect, ...] = ()
 
     def __post_init__(self) -> None:
         known = set(self.parameters)
         for digit in (d for axis in self.parsed.digits for d in axis):
             if isinstance(digit.size, str) and digit.size not in known:
                 raise LayoutError("layout.parameter", f"layout {self.name} has no parameter {digit.size!r}")
+        if self.field == "scale" and self.filler == SCALE_NAN:
+            raise LayoutError("layout.pad_value", f"layout {self.name} pads scales with NaN", found=255, needed="0..254")
+        if self.unit != "byte" and self.filler:
+            raise LayoutError(
+                "layout.pad_value", f"layout {self.name} moves {self.unit}s and pads with another value than 0"
+            )
+        if "h" in self.parsed.axes and self.stacks != ("w13",):
+            object.__setattr__(self, "stacks", ("w13",))
 
     @property
     def parsed(self) -> Pattern:
@@ -82,7 +87,7 @@ class Layout:
 
     def identity(self, parameters: Mapping[str, int] | None = None) -> str:
         """The id that values and files carry: `name@version` and the parameters, if any."""
-        full = self._parameters(parameters or {})
+        full = self.filled(parameters)
         tail = ",".join(f"{k}={v}" for k, v in sorted(full.items()))
         return f"{self.name}@{self.version}" + (f"({tail})" if tail else "")
 
@@ -91,10 +96,11 @@ class Layout:
 
         Raises LayoutError `layout.shape` with the legal multiple, or `layout.parameter`.
         """
-        full = self._parameters(parameters or {})
-        return _place(_Key(self), tuple(int(s) for s in shape), tuple(sorted(full.items())))
+        return place(self, shape, self.filled(parameters))
 
-    def _parameters(self, given: Mapping[str, int]) -> dict[str, int]:
+    def filled(self, given: Mapping[str, int] | None = None) -> dict[str, int]:
+        """The parameters with defaults filled in. Raises LayoutError `layout.parameter` for one it does not have."""
+        given = given or {}
         unknown = set(given) - set(self.parameters)
         if unknown:
             raise LayoutError(
@@ -103,83 +109,8 @@ class Layout:
                 found=", ".join(sorted(unknown)),
                 needed=", ".join(self.parameters) or "no parameters",
             )
+        if any(value < 1 for value in given.values()):
+            raise LayoutError(
+                "layout.parameter", f"a parameter of layout {self.name} is not positive", found=dict(given)
+            )
         return {**self.parameters, **given}
-
-
-class _Key:
-    """A layout as a cache key: layouts are compared by what they declare, not hashed through their mappings."""
-
-    def __init__(self, layout: Layout) -> None:
-        self.layout = layout
-
-    def __hash__(self) -> int:
-        return hash((self.layout.name, self.layout.version, self.layout.pattern))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Key) and self.layout == other.layout
-
-
-def _number(size: Size, parameters: Mapping[str, int]) -> int:
-    if isinstance(size, int):
-        return size
-    return math.prod(int(re.sub(r"\{(\w+)\}", lambda m: str(parameters[m[1]]), part)) for part in size.split("*"))
-
-
-@lru_cache(maxsize=512)
-def _place(key: _Key, shape: tuple[int, ...], parameters: tuple[tuple[str, int], ...]) -> Placed:
-    layout, given = key.layout, dict(parameters)
-    pattern = layout.parsed
-    experts, rows, columns = shape
-    units = columns * UNITS_PER_BYTE[layout.unit]
-    actual = {"e": experts, "n": rows, "m": experts * rows, "k": units}
-    for axis, size in layout.multiple.items():
-        _check_multiple(layout, axis, actual[axis], _number(size, given), shape)
-    sizes = pattern.sizes(given)
-    padded = []
-    for axis, digits in zip(pattern.axes, pattern.digits, strict=True):
-        step = _number(layout.pad.get(axis, 1), given)
-        extent = -(-actual[axis] // step) * step
-        fixed = math.prod(s for d in digits if (s := sizes[d.name]) is not None)
-        free = [d.name for d in digits if sizes[d.name] is None]
-        _check_multiple(layout, axis, extent, fixed, shape)
-        if free:
-            sizes[free[0]] = extent // fixed
-        elif extent != fixed:
-            raise _wrong_shape(layout, f"{axis} must be {fixed}", extent, shape)
-        padded.append(extent)
-    values = None
-    if layout.add:
-        values = np.minimum(np.arange(256) + layout.add, layout.cap).astype(np.uint8)
-    known = {name: size for name, size in sizes.items() if size is not None}
-    return Placed(
-        pattern,
-        known,
-        (experts, rows, columns),
-        padded,
-        unit=layout.unit,
-        pad_value=layout.filler,
-        tables=layout.tables,
-        values=values,
-    )
-
-
-def _check_multiple(layout: Layout, axis: str, size: int, step: int, shape: tuple[int, ...]) -> None:
-    if size % step:
-        raise _wrong_shape(
-            layout,
-            f"{axis} must be a multiple of {step} {layout.unit}s"
-            if axis == "k"
-            else f"{axis} must be a multiple of {step}",
-            size,
-            shape,
-        )
-
-
-def _wrong_shape(layout: Layout, needed: str, size: int, shape: tuple[int, ...]) -> LayoutError:
-    return LayoutError(
-        "layout.shape",
-        f"layout {layout.name} cannot hold this shape",
-        found=f"{size}, in canonical shape {shape} (E, N, K bytes)",
-        needed=needed,
-        next_step="pad each half of w13 and K before laying out (a plan does), or choose another layout",
-    )

@@ -2,15 +2,19 @@
 
     "e (n 16r) (k 16b) -> e n k r b"
 
-Left: one group an axis, each written as mixed-radix digits, most significant first. Three groups are the axes
-e, n, k (expert, row, unit along K); two groups are m, k, where m = e * N + n counts the rows of the whole stack.
+Left: one group an axis, each written as mixed-radix digits, most significant first:
+
+    e n k         expert, row, unit along K
+    e h n k       expert, half of w13 (0 gate, 1 up), row of that half, unit along K
+    m k           m = e * N + n counts the rows of the whole stack, unit along K
+
 A digit is a size and a name (`16r`), a parameter and a name (`{warps}w`), or a bare name whose size follows
 from the shape (at most one an axis).
 
 Right: the same digits, each once, as the address is counted, most significant first:
 
     r             the digit
-    ~g            the digit counted backwards (the up half before the gate half)
+    ~h            the digit counted backwards (the up half before the gate half)
     word[q b]     digits joined to one number and looked up in the table named `word` (a permutation)
     17+1{j}       the digits inside occupy places 1, 2, ... of a field of 17; the other places are holes
 
@@ -26,7 +30,7 @@ from functools import lru_cache
 
 from shardproof.errors import LayoutError
 
-AXES_BY_COUNT = {3: ("e", "n", "k"), 2: ("m", "k")}
+AXES_BY_COUNT = {2: ("m", "k"), 3: ("e", "n", "k"), 4: ("e", "h", "n", "k")}
 
 _TOKEN = re.compile(
     r"\s*(?:(?P<arrow>->)|(?P<open>\()|(?P<close>\))|(?P<pitch>\d+)\+(?P<offset>\d+)\{|(?P<endslot>\})"
@@ -91,7 +95,7 @@ def parse(text: str) -> Pattern:
         raise _fail(text, "no '->'")
     groups = _parse_left(text, left)
     if len(groups) not in AXES_BY_COUNT:
-        raise _fail(text, "the left side needs the axes e, n, k or the axes m, k", f"{len(groups)} groups")
+        raise _fail(text, "the left side needs the axes e n k, e h n k or m k", f"{len(groups)} groups")
     places = _parse_right(text, right)
     named = [d.name for group in groups for d in group]
     used = [name for place in places for name in _names(place)]
