@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import mmap
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Self
@@ -65,6 +66,19 @@ class Checkpoint:
         info = self.tensors[tensor] if isinstance(tensor, str) else tensor
         return self.memory(info.file)[info.start : info.stop]
 
+    def read(self, file: int, start: int, stop: int) -> Bytes:
+        """A copy of bytes [start, stop) of a file, by pread. Raises CheckpointError `checkpoint.changed`."""
+        data = np.empty(stop - start, dtype=np.uint8)
+        with self.paths[file].open("rb", buffering=0) as stream:
+            done = 0
+            while done < len(data):
+                count = os.preadv(stream.fileno(), [memoryview(data)[done:]], start + done)
+                if count == 0:
+                    self.check_unchanged(file)
+                    raise self._changed(file, f"no byte at {start + done}")
+                done += count
+        return data
+
     def check_unchanged(self, file: int) -> None:
         """Raise CheckpointError `checkpoint.changed` if a file is no longer what its header was read from."""
         path = self.paths[file]
@@ -74,11 +88,14 @@ class Checkpoint:
         except OSError:
             now = (-1, -1)
         if now != self._stamps[file]:
-            raise CheckpointError(
-                "checkpoint.changed", "the file changed while it was in use", file=path,
-                found=f"{now[0]} bytes" if now[0] >= 0 else "gone", needed=f"{self._stamps[file][0]} bytes, untouched",
-                next_step="run again when nothing writes to the checkpoint",
-            )  # fmt: skip
+            raise self._changed(file, f"{now[0]} bytes" if now[0] >= 0 else "gone")
+
+    def _changed(self, file: int, found: str) -> CheckpointError:
+        return CheckpointError(
+            "checkpoint.changed", "the file changed while it was in use", file=self.paths[file], found=found,
+            needed=f"{self._stamps[file][0]} bytes, untouched",
+            next_step="run again when nothing writes to the checkpoint",
+        )  # fmt: skip
 
     def _report(self, problem: CheckpointError, strict: bool) -> None:
         if strict:

@@ -15,10 +15,9 @@ from shardproof.digest import Digest
 from shardproof.errors import PackError
 from shardproof.experts import Field, Stack
 from shardproof.formats import ExpertModel
-from shardproof.layouts import Placed, find
 from shardproof.mistakes import Mistake
 from shardproof.mxfp4 import Bytes
-from shardproof.pack.matrices import canonical_expert, layer_digest
+from shardproof.pack.layer import pack_ranks
 from shardproof.pack.output import check_space, fresh_folder, rank_memory, seal
 from shardproof.packed import PackedExperts, PackedLayer, rank_file, tensor_name, write_manifest
 from shardproof.partition import Rank
@@ -100,6 +99,7 @@ def pack_layer(
     rank: Rank,
     out: Mapping[tuple[Stack, Field], Bytes],
     *,
+    threads: int | None = None,
     mistake: Mistake | None = None,
 ) -> Digest:
     """Pack one layer of one rank into caller's buffers (flat uint8, every byte is written).
@@ -107,27 +107,4 @@ def pack_layer(
     Returns the digest of the experts that this rank is the first to hold, so that ranks add up to the model.
     Raises PackError `pack.scale_nan`.
     """
-    experts = plan.experts(key, rank)
-    for stack, name in plan.fields(key):
-        target = out[stack, name]
-        matrices = (canonical_expert(model, plan, key, rank, stack, name, e, mistake=mistake) for e in experts)
-        placed = _placed(plan, key, rank, stack, name, len(experts), mistake)
-        size = placed.expert_bytes
-        if size is None:
-            placed.pack(np.stack(list(matrices)), out=target)
-            continue
-        single = _placed(plan, key, rank, stack, name, 1, mistake)
-        for local, matrix in enumerate(matrices):
-            single.pack(matrix[None], out=target[local * size : (local + 1) * size])
-    return layer_digest(model, plan, model.layer(key), rank)
-
-
-def _placed(
-    plan: Plan, key: str, rank: Rank, stack: Stack, name: Field, experts: int, mistake: Mistake | None
-) -> Placed:
-    identity = plan.recipe.layouts[stack, name]
-    if mistake is not None and mistake.layout is not None:
-        identity = mistake.layout(plan, stack, name)
-    _, rows, width = plan.canonical_shape(key, rank, stack, name)
-    layout, parameters = find(identity)
-    return layout.place((experts, rows, width), parameters)
+    return pack_ranks(model, plan, key, {rank: out}, threads=threads, mistake=mistake)[rank]
