@@ -4,14 +4,14 @@ Each extension is plain C without Python.h: a shared library that ctypes loads, 
 Python. A machine without a compiler installs the package all the same and uses the NumPy and torch paths.
 """
 
-from glob import glob
+from pathlib import Path
 
 from setuptools import Extension, setup
 
 
 def plain_c(name: str, folder: str, *flags: str) -> Extension:
     """All C files of a folder as one shared library."""
-    sources, headers = sorted(glob(f"{folder}/*.c")), sorted(glob(f"{folder}/*.h"))
+    sources, headers = (sorted(map(str, Path(folder).glob(kind))) for kind in ("*.c", "*.h"))
     return Extension(
         name, sources, depends=headers, extra_compile_args=["-O3", *flags], py_limited_api=True, optional=True
     )

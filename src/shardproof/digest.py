@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,9 @@ import numpy.typing as npt
 from shardproof.experts import Field, Projection
 from shardproof.mxfp4 import Bytes
 
-U32, U64 = npt.NDArray[np.uint32], npt.NDArray[np.uint64]
+U32: TypeAlias = npt.NDArray[np.uint32]
+U64: TypeAlias = npt.NDArray[np.uint64]
+I16: TypeAlias = npt.NDArray[np.int16]
 _M1, _M2 = np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE1A85EC53)
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _LANES = ("low", "high")
@@ -73,23 +76,37 @@ def row_keys(seed: int, first: int, count: int) -> U64:
         return _mix(np.uint64(seed) + rows * _GOLDEN) | np.uint64(1)
 
 
-def column_keys(scales: int) -> tuple[U32, U64]:
-    """C for rows of up to `scales` scale bytes (rounded up): weights uint32 [2, 4 * n], scales uint64 [2, 4 * n]."""
-    return _column_keys(1 << max(10, (scales - 1).bit_length()))
+def column_keys(blocks: int) -> tuple[U32, I16]:
+    """C for rows of up to `blocks` blocks (rounded up): weights uint32 [2 lanes, 4n], scales int16 [2 lanes, 2, 4n].
+
+    A scale's key comes in two signed halves, key = half[0] + 65536 * half[1], as the native engine multiplies them.
+    """
+    return _column_keys(1 << max(10, (blocks - 1).bit_length()))
 
 
 @lru_cache(maxsize=8)
-def _column_keys(blocks: int) -> tuple[U32, U64]:
+def _column_keys(blocks: int) -> tuple[U32, I16]:
     lanes = []
     for kind in ("weight", "scale"):
         for lane in _LANES:
-            seed = int.from_bytes(hashlib.blake2b(f"{kind}/{lane}".encode(), digest_size=8).digest(), "little")
+            seed = int.from_bytes(
+                hashlib.blake2b(f"{kind}/{lane}".encode(), digest_size=8).digest(), "little"
+            )
             lanes.append(row_keys(seed, 0, blocks * _WORDS_A_BLOCK) >> np.uint64(32) | np.uint64(1))
-    return np.stack(lanes[:2]).astype(np.uint32), np.stack(lanes[2:])
+    halves = np.stack(lanes[2:]).astype(np.uint32).view(np.int16).reshape(2, -1, 2)
+    return np.stack(lanes[:2]).astype(np.uint32), np.ascontiguousarray(halves.transpose(0, 2, 1))
 
 
-def _weigh(words: npt.NDArray[np.unsignedinteger], keys: npt.NDArray[np.unsignedinteger], rows: list[U64]) -> Digest:
-    """words [R, W] against keys [2, W] and row keys [R] of each lane."""
+def _scale_keys(blocks: int) -> U64:
+    """C of scales as numbers modulo 2**64, [2 lanes, 4n]."""
+    halves = column_keys(blocks)[1].astype(np.int64)
+    return np.asarray(halves[:, 0] + (halves[:, 1] << 16)).astype(np.uint64)
+
+
+def _weigh(
+    words: npt.NDArray[np.unsignedinteger], keys: npt.NDArray[np.unsignedinteger], rows: list[U64]
+) -> Digest:
+    """Words [R, W] against keys [2, W] and row keys [R] of each lane."""
     count, width = words.shape
     step = max(1, _AT_ONCE // max(width, 1))
     total = Digest()
@@ -97,7 +114,11 @@ def _weigh(words: npt.NDArray[np.unsignedinteger], keys: npt.NDArray[np.unsigned
         for begin in range(0, count, step):
             part = words[begin : begin + step].astype(np.uint64)
             lanes = [
-                int(((part * keys[lane].astype(np.uint64)).sum(axis=1) * rows[lane][begin : begin + step]).sum())
+                int(
+                    (
+                        (part * keys[lane].astype(np.uint64)).sum(axis=1) * rows[lane][begin : begin + step]
+                    ).sum()
+                )
                 for lane in range(2)
             ]
             total += Digest(lanes[0], lanes[1])
@@ -105,7 +126,14 @@ def _weigh(words: npt.NDArray[np.unsignedinteger], keys: npt.NDArray[np.unsigned
 
 
 def matrix_digest(
-    layer: str, expert: int, projection: Projection, name: Field, matrix: Bytes, *, row: int = 0, column: int = 0
+    layer: str,
+    expert: int,
+    projection: Projection,
+    name: Field,
+    matrix: Bytes,
+    *,
+    row: int = 0,
+    column: int = 0,
 ) -> Digest:
     """Digest of a rectangle of weights or scales, uint8 [R, bytes], whose first byte stands at (row, column).
 
@@ -116,7 +144,7 @@ def matrix_digest(
         return Digest()
     item = 4 if name == "weight" else 1
     blocks = -(-(column + width) // (16 if name == "weight" else 1))
-    keys = column_keys(blocks)[0 if name == "weight" else 1]
+    keys = column_keys(blocks)[0] if name == "weight" else _scale_keys(blocks)
     words = np.ascontiguousarray(matrix).view("<u4") if name == "weight" else matrix
     first, stop = column // item, (column + width) // item
     seeds = place(layer, expert, projection, name)
@@ -128,5 +156,7 @@ def bias_digest(
 ) -> Digest:
     """Digest of a run of biases, float32 [R], standing at `row`."""
     words = bias.astype(np.float32).view(np.uint32).reshape(-1, 1)
-    keys = column_keys(1)[1][:, :1]
-    return _weigh(words, keys, [row_keys(seed, row, len(words)) for seed in place(layer, expert, projection, "bias")])
+    keys = _scale_keys(1)[:, :1]
+    return _weigh(
+        words, keys, [row_keys(seed, row, len(words)) for seed in place(layer, expert, projection, "bias")]
+    )

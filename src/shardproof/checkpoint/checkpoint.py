@@ -28,6 +28,7 @@ class Checkpoint:
         self.problems: list[CheckpointError] = []
         self.tensors: dict[str, TensorInfo] = {}
         self._maps: dict[int, Bytes] = {}
+        self._mapped: dict[int, mmap.mmap] = {}
         self._stamps: list[tuple[int, int]] = []
         digest = hashlib.blake2b(digest_size=16)
         for number, path in enumerate(self.paths):
@@ -57,9 +58,35 @@ class Checkpoint:
         if file not in self._maps:
             self.check_unchanged(file)
             with self.paths[file].open("rb") as stream:
-                mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-            self._maps[file] = np.frombuffer(mapped, dtype=np.uint8)
+                self._mapped[file] = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+            self._maps[file] = np.frombuffer(self._mapped[file], dtype=np.uint8)
         return self._maps[file]
+
+    def advise(self, file: int, start: int, stop: int, advice: int) -> None:
+        """`madvise` for the whole pages inside bytes [start, stop) of a file; does nothing if it is not mapped."""
+        first, last = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, stop // mmap.PAGESIZE * mmap.PAGESIZE
+        if file in self._mapped and last > first:
+            self._mapped[file].madvise(advice, first, last - first)
+
+    def want(self, file: int, start: int, stop: int) -> None:
+        """Read bytes of a file into the page cache."""
+        self._fadvise(file, start, stop, os.POSIX_FADV_WILLNEED)
+
+    def forget(self, file: int, start: int, stop: int) -> None:
+        """Drop bytes of a file from the page cache."""
+        self._fadvise(file, start, stop, os.POSIX_FADV_DONTNEED)
+
+    def _fadvise(self, file: int, start: int, stop: int, advice: int) -> None:
+        try:
+            with self.paths[file].open("rb", buffering=0) as stream:
+                os.posix_fadvise(stream.fileno(), start, stop - start, advice)
+        except OSError:
+            return  # advice only: reading will tell what is wrong
+
+    @property
+    def stamps(self) -> dict[str, tuple[int, int]]:
+        """Size and modification time (ns) of every file when it was opened, by file name."""
+        return {path.name: stamp for path, stamp in zip(self.paths, self._stamps, strict=True)}
 
     def bytes_of(self, tensor: TensorInfo | str) -> Bytes:
         """The bytes of one tensor: a read-only uint8 view of the mapped file."""
@@ -78,6 +105,11 @@ class Checkpoint:
                     raise self._changed(file, f"no byte at {start + done}")
                 done += count
         return data
+
+    def check_all_unchanged(self) -> None:
+        """`check_unchanged` for every file."""
+        for file in range(len(self.paths)):
+            self.check_unchanged(file)
 
     def check_unchanged(self, file: int) -> None:
         """Raise CheckpointError `checkpoint.changed` if a file is no longer what its header was read from."""
@@ -136,6 +168,7 @@ class Checkpoint:
 
     def __exit__(self, *_: object) -> None:
         self._maps.clear()
+        self._mapped.clear()
 
     def __repr__(self) -> str:
         return f"Checkpoint({str(self.root)!r}, {len(self.paths)} files, {len(self.tensors)} tensors)"

@@ -5,13 +5,15 @@ Jobs are ordered by expert, then by rank, so that each page of the checkpoint is
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from shardproof.checkpoint import MappedReader, Reader, Span
+from shardproof.checkpoint.reader import Addresses, merge
 from shardproof.digest import Digest, place
 from shardproof.errors import PackError
 from shardproof.experts import Field, Stack
@@ -46,9 +48,22 @@ class _Tensor:
     experts: npt.NDArray[np.int64]
 
 
+def layer_spans(model: ExpertModel, plan: Plan, key: str, ranks: Sequence[Rank]) -> list[Span]:
+    """The bytes of one layer that some ranks need, weights and scales, joined where they are close."""
+    experts = np.array(sorted({e for rank in ranks for e in plan.experts(key, rank)}), dtype=np.int64)
+    spans: list[Span] = []
+    for (_, name), source in model.layer(key).sources.items():
+        if name == "bias":
+            continue
+        length = (source.rows - 1) * source.row_stride + source.row_bytes
+        pairs = zip(source.file[experts].tolist(), source.start[experts].tolist(), strict=True)
+        spans += [Span(file, start, start + length) for file, start in pairs]
+    return merge(spans)
+
+
 def pack_ranks(
-    model: ExpertModel, plan: Plan, key: str, outs: Mapping[Rank, Buffers], *, threads: int | None = None,
-    mistake: Mistake | None = None,
+    model: ExpertModel, plan: Plan, key: str, outs: Mapping[Rank, Buffers], *, reader: Reader | None = None,
+    threads: int | None = None, mistake: Mistake | None = None,
 ) -> dict[Rank, Digest]:  # fmt: skip
     """Write one layer of several ranks into buffers (flat uint8 each, every byte is written).
 
@@ -58,11 +73,15 @@ def pack_ranks(
     ranks = list(outs)
     digests = dict.fromkeys(ranks, Digest())
     tensors: list[_Tensor] = []
+    native_here = mistake is None and native.library() is not None
+    spans = layer_spans(model, plan, key, ranks) if native_here else []
+    reader = reader or MappedReader(model.checkpoint, ())
+    where = Addresses(spans, reader.take(spans))
     for number, rank in enumerate(ranks):
         for slot in plan.fields(key):
             out = outs[rank][slot]
             _check_buffer(plan, key, rank, slot, out)
-            tensor = None if mistake else _tensor(model, plan, key, rank, slot, out, number)
+            tensor = _tensor(model, plan, key, rank, slot, out, number, where) if native_here else None
             if tensor is None:
                 digests[rank] += pack_slot(model, plan, key, rank, slot, out, mistake=mistake)
             else:
@@ -70,12 +89,18 @@ def pack_ranks(
     if tensors:
         for rank, digest in zip(ranks, _run(model, plan, key, outs, tensors, threads), strict=True):
             digests[rank] += digest
+    reader.done(spans)
     return digests
 
 
 def _check_buffer(plan: Plan, key: str, rank: Rank, slot: Slot, out: Bytes) -> None:
     needed = plan.placed(key, rank, *slot).nbytes
-    if out.dtype != np.uint8 or out.shape != (needed,) or not out.flags.c_contiguous or not out.flags.writeable:
+    if (
+        out.dtype != np.uint8
+        or out.shape != (needed,)
+        or not out.flags.c_contiguous
+        or not out.flags.writeable
+    ):
         raise PackError(
             "pack.buffer", "a destination is not what this tensor needs", layer=key, rank=rank,
             tensor=".".join(slot), found=f"{out.dtype} {out.shape}", needed=f"uint8 ({needed},), contiguous, writable",
@@ -83,10 +108,10 @@ def _check_buffer(plan: Plan, key: str, rank: Rank, slot: Slot, out: Bytes) -> N
 
 
 def _tensor(
-    model: ExpertModel, plan: Plan, key: str, rank: Rank, slot: Slot, out: Bytes, total: int
+    model: ExpertModel, plan: Plan, key: str, rank: Rank, slot: Slot, out: Bytes, total: int, where: Addresses
 ) -> _Tensor | None:
     stack, name = slot
-    if name == "bias" or native.library() is None:
+    if name == "bias":
         return None
     shape = plan.canonical_shape(key, rank, stack, name)
     made = program(plan.recipe.layouts[slot], shape, pad_value(name), simd=has_simd())
@@ -96,7 +121,7 @@ def _tensor(
         layout, parameters = find(plan.recipe.layouts[slot])
         layout.place(shape, parameters).fill(out)
     layer = model.layer(key)
-    cuts = _cuts(model, plan, layer, rank, slot)
+    cuts = _cuts(plan, layer, rank, slot, where)
     experts = np.array(plan.experts(key, rank), dtype=np.int64)
     starts = _starts(made, len(experts))
     jobs = np.zeros(len(starts) - 1, dtype=native.JOB)
@@ -110,11 +135,13 @@ def _starts(made: Program, experts: int) -> npt.NDArray[np.int64]:
     """Where jobs begin: near the bounds of experts, and often enough to keep every thread busy to the end."""
     a_job = max(1, _JOB_BYTES // max(made.group_bytes, 1))
     bounds = np.arange(experts + 1, dtype=np.int64) * made.groups // experts
-    within = np.arange(0, made.groups, a_job, dtype=np.int64) if a_job < made.groups // experts else bounds[:0]
+    within = (
+        np.arange(0, made.groups, a_job, dtype=np.int64) if a_job < made.groups // experts else bounds[:0]
+    )
     return np.unique(np.concatenate((bounds, within)))
 
 
-def _cuts(model: ExpertModel, plan: Plan, layer: LayerExperts, rank: Rank, slot: Slot) -> npt.NDArray[np.void]:
+def _cuts(plan: Plan, layer: LayerExperts, rank: Rank, slot: Slot, where: Addresses) -> npt.NDArray[np.void]:
     """The cuts of every expert, records [E, cuts an expert]; at least one each, of no rows where there is nothing."""
     stack, name = slot
     experts = np.array(plan.experts(layer.key, rank), dtype=np.int64)
@@ -124,12 +151,8 @@ def _cuts(model: ExpertModel, plan: Plan, layer: LayerExperts, rank: Rank, slot:
     for number, cut in enumerate(rectangles):
         column = records[:, number]
         source = layer.sources[cut.projection, name]
-        files = source.file[experts]
-        bases = np.zeros(int(files.max()) + 1, dtype=np.int64)
-        for file in np.unique(files).tolist():
-            bases[file] = model.checkpoint.memory(file).ctypes.data
         at = source.start[experts] + cut.rows[0] * source.row_stride + cut.columns[0]
-        column["src"] = bases[files] + at
+        column["src"] = where.find(source.file[experts], at)
         column["stride"] = source.row_stride
         _fill(column, cut)
         column["digested"] = counted
@@ -144,7 +167,12 @@ def _fill(column: npt.NDArray[np.void], cut: Cut) -> None:
 
 
 def _run(
-    model: ExpertModel, plan: Plan, key: str, outs: Mapping[Rank, Buffers], tensors: list[_Tensor], threads: int | None
+    model: ExpertModel,
+    plan: Plan,
+    key: str,
+    outs: Mapping[Rank, Buffers],
+    tensors: list[_Tensor],
+    threads: int | None,
 ) -> tuple[Digest, ...]:
     jobs = np.concatenate([t.jobs for t in tensors])
     owner = np.repeat(np.arange(len(tensors)), [len(t.jobs) for t in tensors])
@@ -166,7 +194,7 @@ def _run(
 def _explain(
     model: ExpertModel, plan: Plan, key: str, tensor: _Tensor, out: Bytes, fault: native.Fault
 ) -> None:
-    """Raise what went wrong. The plain path meets the same bytes again and names them; a lost page is a changed file."""
+    """Raise what went wrong: the plain path meets the same bytes again and names them."""
     layer = model.layer(key)
     for file in {int(f) for s in layer.sources.values() for f in np.unique(s.file)}:
         model.checkpoint.check_unchanged(file)
@@ -177,5 +205,3 @@ def _explain(
         rank=tensor.rank, tensor=".".join(tensor.slot), found=f"bus error at {fault.address:#x}",
         needed="files that stay whole while they are used", next_step="look at the disk, then run again",
     )  # fmt: skip
-
-

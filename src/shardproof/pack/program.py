@@ -84,7 +84,7 @@ def compile_placed(placed: Placed, pad: int, change: tuple[int, int], *, simd: b
     struct = s.ProgramStruct(
         kernel, len(tile.row), len(row_loops), len(column_loops), len(part), word,
         pad, placed.pad_value, change[0], change[1],
-        limit, matrix_rows, experts * matrix_rows, width, padded, tile.bytes, offset + tile.start,
+        limit, matrix_rows, experts * matrix_rows, width, padded, tile.size, offset + tile.start,
         *(a.ctypes.data for a in arrays),
     )  # fmt: skip
     groups = math.prod(int(n) for n in row_loops["count"])
@@ -103,15 +103,14 @@ def _digits(placed: Placed) -> list[Digit]:
     found = []
     for number, step in enumerate(strides.steps):
         along_k = step.axis == len(axes) - 1
-        found.append(
-            Digit(
-                number, step.size,
-                row=step.weight if step.axis == row_axis else 0,
-                base=step.weight * base[axes[step.axis]] if step.axis < row_axis else 0,
-                k=step.weight if along_k else 0,
-                stride=step.stride, along_k=along_k, group=step.group,
-            )  # fmt: skip
-        )
+        digit = Digit(
+            number, step.size,
+            row=step.weight if step.axis == row_axis else 0,
+            base=step.weight * base[axes[step.axis]] if step.axis < row_axis else 0,
+            k=step.weight if along_k else 0,
+            stride=step.stride, along_k=along_k, group=step.group,
+        )  # fmt: skip
+        found.append(digit)
     return [d for d in found if d.size > 1 or d.group is not None]
 
 

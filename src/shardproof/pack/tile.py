@@ -56,9 +56,8 @@ def choose(digits: Sequence[Digit], placed: Placed, bits: int) -> tuple[list[Dig
         inner += [lower] if lower.size > 1 else []
         free += [upper] if upper.size > 1 else []
     free.sort(key=lambda d: abs(d.stride))
-    if bits == 8 and free and not inner and free[0].along_k and free[0].k == free[0].stride == 1:
-        if free[0].size >= _LONG_RUN or free[0].size == placed.padded[-1]:
-            return free[:1], _ordered(free[1:])
+    if free and not inner and _is_run(free[0], placed):
+        return free[:1], _ordered(free[1:])
     covered, rows = 1, 1
     for digit in inner:
         covered *= digit.size
@@ -82,6 +81,12 @@ def choose(digits: Sequence[Digit], placed: Placed, bits: int) -> tuple[list[Dig
             outer += free[place + 1 :]
             break
     return inner, _ordered(outer)
+
+
+def _is_run(digit: Digit, placed: Placed) -> bool:
+    """Whether a digit alone is worth a tile: a long run of bytes, or all of a row."""
+    together = placed.unit == "byte" and digit.along_k and digit.k == digit.stride == 1
+    return together and (digit.size >= _LONG_RUN or digit.size == placed.padded[-1])
 
 
 def _completes(digit: Digit, bytes_: int) -> bool:
@@ -128,7 +133,7 @@ class Tile:
     padded_bytes: int
 
     @cached_property
-    def bytes(self) -> int:
+    def size(self) -> int:
         """From the first byte that the tile writes to the last."""
         return int(self.target.max()) * self.bits // 8 + 1
 
@@ -136,12 +141,12 @@ class Tile:
         """Kernel, parts, masks, tables and word size; None where a byte is filled only in part."""
         none = np.zeros(0, dtype=s.PART), np.zeros((0, 16), np.uint8), np.zeros((0, 256), np.uint32)
         if self.bits == 8:
-            if len(self.row) == 1 and np.array_equal(np.sort(self.source), np.arange(len(self.source))):
-                if np.array_equal(self.source, self.target):
-                    return s.RUN, *none, 1
+            count = np.arange(len(self.source))
+            if len(self.row) == 1 and (self.source == count).all() and (self.target == count).all():
+                return s.RUN, *none, 1
             if simd and self._is_tile16(columns):
                 return s.TILE16, *none, 1
-        if simd and self.bits >= 4 and (shuffles := self._shuffles()) is not None:
+        if simd and (shuffles := self._shuffles()) is not None:
             return shuffles
         return self._copies() if self.bits == 8 else self._words()
 
@@ -154,41 +159,64 @@ class Tile:
         return bool(whole and columns[-1].k == 16 and columns[-1].stride > 0)
 
     def _shuffles(self) -> Moves | None:
-        if self.bytes % 16 or len(self.target) * self.bits != self.bytes * 8:
+        vectors = self._vectors()
+        if vectors is None:
             return None
-        masks: dict[bytes, int] = {}
+        masks: dict[bytes, int] = {b"": 0}  # mask 0 means none
         parts = []
-        reach = self.padded_bytes  # staged rows end with slack, so a window may begin anywhere inside
-        for vector in range(self.bytes // 16):
-            found = self._windows(vector)
+        for at in vectors:
+            found = min((self._windows(at, low) for low in (False, True)), key=len)
             if len(found) > _MOST_SHUFFLES * (8 // self.bits):
                 return None
-            for (row, column, select), mask in found:
-                assert column < reach
-                index = masks.setdefault(mask, len(masks))
-                parts.append((vector * 16, row, column, 16, index, select))
-        stacked = np.frombuffer(b"".join(masks), dtype=np.uint8).reshape(-1, 16)
-        return s.SHUFFLE, np.array(parts, dtype=s.PART), stacked, np.zeros((0, 256), np.uint32), 16
+            for row, column, shift, mask, keep in found:
+                index, kept = (masks.setdefault(m, len(masks)) for m in (mask, keep))
+                parts.append((at, row, column, 16, index, kept, shift))
+        stacked = np.frombuffer(b"".join(m.ljust(16, b"\x80") for m in masks), dtype=np.uint8).reshape(-1, 16)
+        lines = 64 if self.size % LINE == 0 and len(vectors) * 16 == self.size else 16
+        return s.SHUFFLE, np.array(parts, dtype=s.PART), stacked, np.zeros((0, 256), np.uint32), lines
 
-    def _windows(self, vector: int) -> list[tuple[tuple[int, int, int], bytes]]:
-        """The 16-byte windows of source rows that one vector takes from, each with its shuffle mask."""
-        per_byte = 8 // self.bits
-        inside = np.flatnonzero(self.target * self.bits // 128 == vector)
-        to, at = self.target[inside] - vector * 16 * per_byte, self.source[inside]
-        select = np.zeros(len(inside), dtype=np.int64) if per_byte == 1 else 1 + 2 * (at % 2) + to % 2
-        keyed: dict[tuple[int, int], list[tuple[int, int]]] = {}
-        for row, byte, place, kind in zip(self.of_row[inside], at // per_byte, to // per_byte, select, strict=True):
-            keyed.setdefault((int(row), int(kind)), []).append((int(byte), int(place)))
+    def _vectors(self) -> list[int] | None:
+        """Where the 16-byte vectors of the tile begin; None where its bytes do not come in whole vectors."""
+        filled = np.bincount(self.target * self.bits // 8)
+        if set(np.unique(filled)) - {0, 8 // self.bits}:
+            return None
+        edges = np.flatnonzero(np.diff(np.concatenate(([0], filled, [0])) != 0))
+        runs = edges.reshape(-1, 2)
+        if ((runs[:, 1] - runs[:, 0]) % 16).any():
+            return None
+        return [at for first, stop in runs.tolist() for at in range(first, stop, 16)]
+
+    def _windows(self, vector: int, low: bool) -> list[tuple[int, int, int, bytes, bytes]]:
+        """What one vector takes: (row, first byte of a 16-byte window, shift, byte mask, bits kept or b"").
+
+        Bits move in 16-bit lanes. A source byte is first brought to the byte of the lane where its bits go, or, with
+        `low`, always to the lane's low byte: whichever needs fewer windows.
+        """
+        bits = self.bits
+        begin = vector * 8
+        inside = np.flatnonzero((self.target * bits >= begin) & (self.target * bits < begin + 128))
+        to, at = self.target[inside] * bits - begin, self.source[inside] * bits
+        byte = at // 8
+        place = to // 16 * 2 if low else to // 8
+        shift = to - place * 8 - at % 8
+        keyed: dict[tuple[int, int], list[tuple[int, int, int]]] = {}
+        for row, b, p, bit, by in zip(self.of_row[inside], byte, place, to, shift, strict=True):
+            keyed.setdefault((int(row), int(by)), []).append((int(b), int(p), int(bit)))
         found = []
-        for (row, kind), moves in sorted(keyed.items()):
-            moves.sort()
-            while moves:
-                first = moves[0][0]
-                mask = bytearray(b"\x80" * 16)
-                for byte, place in [m for m in moves if m[0] < first + 16]:
-                    mask[place] = byte - first
-                moves = [m for m in moves if m[0] >= first + 16]
-                found.append(((row, first, kind), bytes(mask)))
+        for (row, by), moves in sorted(keyed.items()):
+            waiting = sorted(moves)
+            while waiting:
+                first, left = waiting[0][0], []
+                mask, keep = bytearray(b"\x80" * 16), bytearray(16)
+                for b, p, bit in waiting:
+                    if b < first + 16 and mask[p] in (0x80, b - first):
+                        mask[p] = b - first
+                        keep[bit // 8] |= (1 << bits) - 1 << bit % 8
+                    else:
+                        left.append((b, p, bit))
+                plain = by == 0 and all(k in (0, 255) for k in keep)
+                found.append((row, first, by, bytes(mask), b"" if plain else bytes(keep)))
+                waiting = left
         return found
 
     def _copies(self) -> Moves:
@@ -198,10 +226,14 @@ class Tile:
         breaks = (np.diff(row) != 0) | (np.diff(source) != 1) | (np.diff(target) != 1)
         starts = np.concatenate(([0], np.flatnonzero(breaks) + 1))
         sizes = np.diff(np.concatenate((starts, [len(row)])))
-        parts = [
-            (target[i], row[i], source[i], size, 0, 0) for i, size in zip(starts, sizes, strict=True)
-        ]
-        return s.COPY, np.array(parts, dtype=s.PART), np.zeros((0, 16), np.uint8), np.zeros((0, 256), np.uint32), 1
+        parts = [(target[i], row[i], source[i], size, 0, 0, 0) for i, size in zip(starts, sizes, strict=True)]
+        return (
+            s.COPY,
+            np.array(parts, dtype=s.PART),
+            np.zeros((0, 16), np.uint8),
+            np.zeros((0, 256), np.uint32),
+            1,
+        )
 
     def _words(self) -> Moves | None:
         """Table look-ups: every source byte that a word takes bits from is one look-up."""
@@ -221,7 +253,7 @@ class Tile:
         for first, sources in sorted(shares.items()):
             for last, ((row, column), moved) in enumerate(sources.items(), 1 - len(sources)):
                 index = tables.setdefault(tuple(sorted(moved)), len(tables))
-                parts.append((first, row, column, 1, index, int(last == 0)))
+                parts.append((first, row, column, 1, index, int(last == 0), 0))
         filled = np.stack([_table(moved, self.bits) for moved in tables])
         return s.WORDS, np.array(parts, dtype=s.PART), np.zeros((0, 16), np.uint8), filled, word
 
@@ -255,7 +287,9 @@ def enumerate_tile(digits: Sequence[Digit], placed: Placed, bits: int) -> Tile:
     start = int(target.min()) * bits // 8
     target = target - start * 8 // bits
     places = {pair: i for i, pair in enumerate(_rows_in_order(row, base, target))}
-    of_row = np.array([places[pair] for pair in zip(row.tolist(), base.tolist(), strict=True)], dtype=np.int64)
+    of_row = np.array(
+        [places[pair] for pair in zip(row.tolist(), base.tolist(), strict=True)], dtype=np.int64
+    )
     pairs = np.array(list(places), dtype=np.int64).reshape(-1, 2)
     order = np.argsort(target, kind="stable")
     return Tile(

@@ -52,42 +52,74 @@ static void run(const uint8_t *src, uint8_t *dst, int64_t bytes) {
   }
 }
 
-/* Nibble halves: 0 whole byte; 1 low to low, 2 low to high, 3 high to low, 4 high to high. */
-static inline __m256i half(__m256i v, int32_t select) {
-  const __m256i low = _mm256_set1_epi8(0x0F), high = _mm256_set1_epi8((char)0xF0);
-  switch (select) {
-    case 1: return _mm256_and_si256(v, low);
-    case 2: return _mm256_slli_epi16(_mm256_and_si256(v, low), 4);
-    case 3: return _mm256_and_si256(_mm256_srli_epi16(v, 4), low);
-    case 4: return _mm256_and_si256(v, high);
-    default: return v;
+enum { MOST_PAIRS = 4 };
+
+/* Tiles are taken in pairs: one in the low half of each register, the next in the high half. */
+static inline __m256i pair(const uint8_t *src, int64_t next) {
+  return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)src)),
+                                 _mm_loadu_si128((const __m128i *)(src + next)), 1);
+}
+
+static inline __m256i wide(const uint8_t *sixteen) {
+  return _mm256_broadcastsi128_si256(_mm_load_si128((const __m128i *)sixteen));
+}
+
+static inline void put16(uint8_t *dst, __m128i v, int stream) {
+  if (stream)
+    _mm_stream_si128((__m128i *)dst, v);
+  else
+    _mm_storeu_si128((__m128i *)dst, v);
+}
+
+/* `pairs` pairs of tiles, vector by vector: each part brings bytes from one window of one row to their places, shifts
+ * them by whole bits within 16-bit lanes, and keeps the bits that belong there. */
+static inline __attribute__((always_inline)) void shuffle(const Program *p, const uint8_t *const *rows, int64_t column,
+                                                          int64_t next, uint8_t *dst, int64_t step, int pairs,
+                                                          int stream) {
+  const Part *part = p->part, *const end = part + p->parts;
+  while (part < end) {
+    const int32_t at = part->dst;
+    __m256i v[MOST_PAIRS];
+    for (int t = 0; t < pairs; t++) v[t] = _mm256_setzero_si256();
+    for (; part < end && part->dst == at; part++) {
+      const uint8_t *src = rows[part->row] + column + part->column;
+      const __m256i to = wide(p->masks + 16 * part->index);
+      if (!part->keep) {
+        for (int t = 0; t < pairs; t++)
+          v[t] = _mm256_or_si256(v[t], _mm256_shuffle_epi8(pair(src + 2 * t * next, next), to));
+        continue;
+      }
+      const __m256i keep = wide(p->masks + 16 * part->keep);
+      const __m128i left = _mm_cvtsi32_si128(part->shift > 0 ? part->shift : 0);
+      const __m128i right = _mm_cvtsi32_si128(part->shift < 0 ? -part->shift : 0);
+      for (int t = 0; t < pairs; t++) {
+        __m256i moved = _mm256_shuffle_epi8(pair(src + 2 * t * next, next), to);
+        moved = _mm256_srl_epi16(_mm256_sll_epi16(moved, left), right);
+        v[t] = _mm256_or_si256(v[t], _mm256_and_si256(moved, keep));
+      }
+    }
+    for (int t = 0; t < pairs; t++) {
+      put16(dst + 2 * t * step + at, _mm256_castsi256_si128(v[t]), stream);
+      put16(dst + (2 * t + 1) * step + at, _mm256_extracti128_si256(v[t], 1), stream);
+    }
   }
 }
 
-/* Two tiles at once: tile t in the low half of each register, tile t + 1 in the high half. */
-static void shuffle_pair(const Program *p, const uint8_t *const *rows, int64_t column, int64_t next, uint8_t *dst,
-                         uint8_t *dst_next) {
-  const int stream = (((uintptr_t)dst | (uintptr_t)dst_next) & 15) == 0 && p->tile_bytes % 64 == 0;
-  const Part *part = p->part, *end = part + p->parts;
-  while (part < end) {
-    const int32_t at = part->dst;
-    __m256i v = _mm256_setzero_si256();
-    for (; part < end && part->dst == at; part++) {
-      const uint8_t *src = rows[part->row] + column + part->column;
-      __m256i two = _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)src)),
-                                            _mm_loadu_si128((const __m128i *)(src + next)), 1);
-      __m256i mask = _mm256_broadcastsi128_si256(_mm_load_si128((const __m128i *)p->masks + part->index));
-      __m256i moved = _mm256_shuffle_epi8(two, mask);
-      v = _mm256_or_si256(v, part->select ? half(moved, part->select) : moved);
-    }
-    if (stream) {
-      _mm_stream_si128((__m128i *)(dst + at), _mm256_castsi256_si128(v));
-      _mm_stream_si128((__m128i *)(dst_next + at), _mm256_extracti128_si256(v, 1));
-    } else {
-      _mm_storeu_si128((__m128i *)(dst + at), _mm256_castsi256_si128(v));
-      _mm_storeu_si128((__m128i *)(dst_next + at), _mm256_extracti128_si256(v, 1));
-    }
+static void shuffles(const Program *p, const uint8_t *const *rows, int64_t column, uint8_t *dst, const ColumnLoop *c) {
+  const int stream = p->word == 64 && (((uintptr_t)dst | (uintptr_t)c->dst) & 63) == 0;
+  int64_t i = 0;
+#define TILES(pairs)                                                                                   \
+  for (; i + 2 * (pairs) <= c->count; i += 2 * (pairs)) {                                                 \
+    if (stream)                                                                                        \
+      shuffle(p, rows, column + i * c->src, c->src, dst + i * c->dst, c->dst, pairs, 1);                \
+    else                                                                                               \
+      shuffle(p, rows, column + i * c->src, c->src, dst + i * c->dst, c->dst, pairs, 0);                \
   }
+  TILES(MOST_PAIRS)
+  TILES(2)
+#undef TILES
+  for (; i + 2 <= c->count; i += 2) shuffle(p, rows, column + i * c->src, c->src, dst + i * c->dst, c->dst, 1, 0);
+  if (i < c->count) shuffle(p, rows, column + i * c->src, 0, dst + i * c->dst, 0, 1, 0);
 }
 
 static void innermost(const Program *p, const uint8_t *const *rows, int64_t column, uint8_t *dst, const ColumnLoop *c) {
@@ -96,10 +128,7 @@ static void innermost(const Program *p, const uint8_t *const *rows, int64_t colu
   } else if (p->kernel == RUN) {
     for (int64_t i = 0; i < c->count; i++) run(rows[0] + column + i * c->src, dst + i * c->dst, p->tile_bytes);
   } else {
-    int64_t i = 0;
-    for (; i + 2 <= c->count; i += 2)
-      shuffle_pair(p, rows, column + i * c->src, c->src, dst + i * c->dst, dst + (i + 1) * c->dst);
-    if (i < c->count) shuffle_pair(p, rows, column + i * c->src, 0, dst + i * c->dst, dst + i * c->dst);
+    shuffles(p, rows, column, dst, c);
   }
 }
 

@@ -18,12 +18,14 @@ typedef struct { int64_t count, src, dst; } ColumnLoop;
 
 /* What a kernel does inside a tile.
  * COPY     `size` bytes from (row, column) to dst
- * SHUFFLE  16 bytes from (row, column) through mask `index`, nibble halves by `select`, into vector dst / 16
- * WORDS    one byte from (row, column) through table `index`, or-ed into the word at dst */
-typedef struct { int32_t dst, row, column, size, index, select; } Part;
+ * SHUFFLE  16 bytes from (row, column) through mask `index`; where `keep` is not 0 shifted left by `shift` bits in
+ *          16-bit lanes and masked by mask `keep`; or-ed into the 16 bytes at dst. Parts of one dst stand together.
+ * WORDS    one byte from (row, column) through table `index`, or-ed into the word at dst; `keep` ends a word */
+typedef struct { int32_t dst, row, column, size, index, keep, shift; } Part;
 
 typedef struct {
-  int32_t kernel, group_rows, row_loops, column_loops, parts, word;
+  int32_t kernel, group_rows, row_loops, column_loops, parts;
+  int32_t word;                           /* WORDS: bytes written at once; SHUFFLE: 64 where tiles are whole lines */
   int32_t pad, filler, add, highest;      /* value of plan padding, of layout padding; value change */
   int64_t row_limit, matrix_rows, stack_rows; /* rows along the layout's axis, of one expert, of all experts */
   int64_t width, padded;                  /* bytes a row before and after the layout's own padding */
@@ -58,12 +60,10 @@ typedef struct {
   int64_t count, next, stop;
   uint64_t *totals;            /* [totals][2 lanes] */
   const uint32_t *weight_keys; /* [2][keys]: one a 4-byte word of a row */
-  const uint64_t *scale_keys;  /* [2][keys]: one a byte of a row, below 2**32 */
+  const int16_t *scale_keys;   /* [2][2][keys]: low and high half, one a byte of a row */
   int64_t keys, simd;
   int64_t fault, fault_job, fault_row, fault_at;
 } Batch;
-
-typedef struct { const uint8_t *data; } Row;
 
 uint64_t sp_row_key(uint64_t place, uint64_t row);
 
@@ -73,7 +73,7 @@ int sp_move_avx2(const Program *p, const uint8_t *const *rows, uint8_t *dst);
 
 /* Sums over one row, both lanes; `sp_sum_scales*` also says whether a byte is 255. */
 void sp_sum_weights(const uint8_t *src, int64_t bytes, const uint32_t *k0, const uint32_t *k1, uint64_t out[2]);
-int sp_sum_scales(const uint8_t *src, int64_t bytes, const uint64_t *k0, const uint64_t *k1, uint64_t out[2]);
+int sp_sum_scales(const uint8_t *src, int64_t bytes, const int16_t *k, int64_t keys, uint64_t out[2]);
 void sp_sum_weights_avx2(const uint8_t *src, int64_t bytes, const uint32_t *k0, const uint32_t *k1, uint64_t out[2]);
-int sp_sum_scales_avx2(const uint8_t *src, int64_t bytes, const uint64_t *k0, const uint64_t *k1, uint64_t out[2]);
+int sp_sum_scales_avx2(const uint8_t *src, int64_t bytes, const int16_t *k, int64_t keys, uint64_t out[2]);
 #endif

@@ -21,13 +21,13 @@ static void copy_tile(const Program *p, const uint8_t *const *rows, int64_t colu
   }
 }
 
-/* Parts of one word stand together; the last of them is marked by select = 1. */
+/* Parts of one word stand together; the last of them is marked by keep = 1. */
 static void word_tile(const Program *p, const uint8_t *const *rows, int64_t column, uint8_t *dst) {
   uint32_t word = 0;
   for (int32_t i = 0; i < p->parts; i++) {
     const Part *part = p->part + i;
     word |= p->tables[256 * part->index + rows[part->row][column + part->column]];
-    if (!part->select) continue;
+    if (!part->keep) continue;
     if (p->word == 4)
       memcpy(dst + part->dst, &word, 4);
     else

@@ -10,7 +10,7 @@ P, I32, I64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
 
 ROW_LOOP = np.dtype([("count", "i8"), ("rows", "i8"), ("base", "i8"), ("dst", "i8")])
 COLUMN_LOOP = np.dtype([("count", "i8"), ("src", "i8"), ("dst", "i8")])
-PART = np.dtype([(name, "i4") for name in ("dst", "row", "column", "size", "index", "select")])
+PART = np.dtype([(name, "i4") for name in ("dst", "row", "column", "size", "index", "keep", "shift")])
 CUT = np.dtype(
     [("src", "u8")]
     + [(n, "i8") for n in ("stride", "rows", "bytes", "at_row", "at_column", "first_row", "first_column")]
@@ -31,7 +31,8 @@ class ProgramStruct(ctypes.Structure):
     _fields_ = [
         *((name, I32) for name in ("kernel", "group_rows", "row_loops", "column_loops", "parts", "word")),
         *((name, I32) for name in ("pad", "filler", "add", "highest")),
-        *((name, I64) for name in ("row_limit", "matrix_rows", "stack_rows", "width", "padded", "tile_bytes", "offset")),
+        *((name, I64) for name in ("row_limit", "matrix_rows", "stack_rows", "width", "padded")),
+        *((name, I64) for name in ("tile_bytes", "offset")),
         *((name, P) for name in ("rows", "columns", "group_row", "group_base", "part", "masks", "tables")),
     ]  # fmt: skip
 

@@ -50,7 +50,9 @@ typedef struct {
   int64_t row;
 } Found;
 
-static Found find(const Job *job, int64_t along, int64_t base) {
+typedef struct { int64_t expert, first; } Seen;
+
+static Found find(const Job *job, Seen *seen, int64_t along, int64_t base) {
   const Program *p = job->program;
   const int64_t stacked = base + along;
   Found found = {NULL, 0, 0, 0, NULL, 0};
@@ -58,8 +60,12 @@ static Found find(const Job *job, int64_t along, int64_t base) {
     found.outside = 1;
     return found;
   }
-  const int64_t expert = stacked / p->matrix_rows, row = stacked % p->matrix_rows;
-  const Cut *cut = job->cuts + expert * job->cuts_each;
+  if (stacked < seen->first || stacked >= seen->first + p->matrix_rows) { /* divisions are slow, and experts long */
+    seen->expert = stacked / p->matrix_rows;
+    seen->first = seen->expert * p->matrix_rows;
+  }
+  const int64_t row = stacked - seen->first;
+  const Cut *cut = job->cuts + seen->expert * job->cuts_each;
   for (int32_t i = 0; i < job->cuts_each; i++, cut++) {
     const int64_t at = row - cut->at_row;
     if (at < 0 || at >= cut->rows) continue;
@@ -91,8 +97,8 @@ static void digest(Batch *batch, const Job *job, const Found *found, uint64_t su
     const uint32_t *k = batch->weight_keys + at;
     (batch->simd ? sp_sum_weights_avx2 : sp_sum_weights)(found->data, found->bytes, k, k + batch->keys, part);
   } else {
-    const uint64_t *k = batch->scale_keys + at;
-    if ((batch->simd ? sp_sum_scales_avx2 : sp_sum_scales)(found->data, found->bytes, k, k + batch->keys, part))
+    const int16_t *k = batch->scale_keys + at;
+    if ((batch->simd ? sp_sum_scales_avx2 : sp_sum_scales)(found->data, found->bytes, k, batch->keys, part))
       report(batch, job, SCALE_IS_NAN, found, 0);
     if (!cut->digested) return;
   }
@@ -123,14 +129,14 @@ static void stage(Batch *batch, const Job *job, const Found *found, uint8_t *row
 /* -- groups ----------------------------------------------------------------------------------------------------- */
 
 /* Row pointers of one group, straight into the map where whole rows are used as they are, else into `scratch`. */
-static void resolve(Batch *batch, const Job *job, int64_t along, int64_t base, const uint8_t **rows, uint8_t *scratch,
-                    uint64_t sums[2]) {
+static void resolve(Batch *batch, const Job *job, Seen *seen, int64_t along, int64_t base, const uint8_t **rows,
+                    uint8_t *scratch, uint64_t sums[2]) {
   const Program *p = job->program;
   const int64_t pitch = (p->padded + ROW_SLACK) | 63;
   const int whole = p->kernel == RUN || p->kernel == TILE16;
   int same = 0; /* the staged row that holds nothing but plan padding, plus one */
   for (int32_t i = 0; i < p->group_rows; i++) {
-    const Found found = find(job, along + p->group_row[i], base + p->group_base[i]);
+    const Found found = find(job, seen, along + p->group_row[i], base + p->group_base[i]);
     if (found.data && job->field != OTHER) digest(batch, job, &found, sums);
     if (whole && !p->add && found.data && found.bytes == p->padded) {
       rows[i] = found.data;
@@ -149,6 +155,7 @@ static void resolve(Batch *batch, const Job *job, int64_t along, int64_t base, c
 
 static void run_job(Batch *batch, const Job *job, const uint8_t **rows, uint8_t *scratch, uint64_t sums[2]) {
   const Program *p = job->program;
+  Seen seen = {0, 0};
   for (int64_t group = job->begin; group < job->end && !batch->stop; group++) {
     int64_t rest = group, along = 0, base = 0, dst = p->offset;
     for (int32_t l = p->row_loops - 1; l >= 0; l--) {
@@ -159,7 +166,7 @@ static void run_job(Batch *batch, const Job *job, const uint8_t **rows, uint8_t 
       base += i * loop->base;
       dst += i * loop->dst;
     }
-    resolve(batch, job, along, base, rows, scratch, sums);
+    resolve(batch, job, &seen, along, base, rows, scratch, sums);
     if (!batch->simd || !sp_move_avx2(p, rows, job->dst + dst)) sp_move_portable(p, rows, job->dst + dst);
   }
 }
