@@ -99,7 +99,7 @@ class Checkpoint:
         with self.paths[file].open("rb", buffering=0) as stream:
             done = 0
             while done < len(data):
-                count = os.preadv(stream.fileno(), [memoryview(data)[done:]], start + done)
+                count = os.preadv(stream.fileno(), [data[done:].data], start + done)
                 if count == 0:
                     self.check_unchanged(file)
                     raise self._changed(file, f"no byte at {start + done}")

@@ -63,7 +63,7 @@ def _stale(folder: Path, plan: Plan, checkpoint: Checkpoint) -> tuple[list[str],
         return [f"format version {version}"], [f"format version {FORMAT_VERSION}"]
     now = json.loads(json.dumps(plan_record(plan)))
     same_place = then.pop("source", None) == now.pop("source")
-    pairs = [
+    pairs: list[tuple[str, Any, Any]] = [
         (name, then.get(name), now[name]) for name in now if then.get(name) != now[name] and name != "recipe"
     ]
     for name, wanted in now["recipe"].items():
