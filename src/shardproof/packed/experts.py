@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -57,10 +58,13 @@ class PackedLayer:
         """One tensor's bytes as torch.uint8, without a copy. Writing to it never reaches the file."""
         import torch
 
-        writable = self.tensors[stack, name].view()
-        if not writable.flags.writeable:  # private pages: see `load_file`
-            writable.flags.writeable = True
-        return torch.from_numpy(writable)
+        held = self.tensors[stack, name]
+        if not held.flags.writeable and getattr(held.base, "flags", held.flags).writeable:
+            held = held.view()  # private pages, see `file`: the view that was handed out stays read-only
+            held.flags.writeable = True
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+            return torch.from_numpy(held)
 
     def canonical(self, stack: Stack, name: Field) -> Bytes:
         """The padded stack in canonical form, uint8 [E, N, bytes a row], from the kernel's bytes."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -100,12 +101,24 @@ def load_file(path: Path) -> PackedExperts:
             "packed.damaged", "the rank file does not say how it was packed", file=path, found=repr(reason)[:120],
             needed=f"metadata {METADATA_KEY!r} as `shardproof pack` writes it",
         ) from None  # fmt: skip
-    memory = np.memmap(
-        path, dtype=np.uint8, mode="c"
-    )  # private pages, so that torch may have them as writable
+    memory = _map(path)
     tensors = {t.name: t for t in found.tensors}
     layers = {key: _layer(key, rank, plan, tensors, memory, path) for key in plan.layers}
     return PackedExperts(plan, rank, layers, digest)
+
+
+def _map(path: Path) -> Bytes:
+    """A file's bytes in private pages, so that torch may have them as writable: what is written never reaches the file.
+
+    Nothing is reserved for pages that nobody writes. Where the machine insists on reserving, the map is read-only.
+    """
+    with path.open("rb") as stream:
+        try:
+            private = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0)
+            memory = mmap.mmap(stream.fileno(), 0, flags=private, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+        except OSError:
+            memory = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+    return np.frombuffer(memory, dtype=np.uint8)
 
 
 def _layer(
@@ -122,6 +135,6 @@ def _layer(
                 "packed.damaged", "a packed tensor is missing or has the wrong size", file=path, tensor=named,
                 rank=rank, found=found, needed=f"{needed} bytes",
             )  # fmt: skip
-        held[stack, name] = memory[info.start : info.stop].view(np.ndarray)
+        held[stack, name] = memory[info.start : info.stop]
         held[stack, name].flags.writeable = False
     return PackedLayer(key, rank, plan, held)
