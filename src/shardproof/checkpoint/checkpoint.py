@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import hashlib
 import mmap
 import os
@@ -31,15 +33,13 @@ class Checkpoint:
         self._mapped: dict[int, mmap.mmap] = {}
         self._stamps: list[tuple[int, int]] = []
         digest = hashlib.blake2b(digest_size=16)
-        for number, path in enumerate(self.paths):
-            header = read_header(path, number, None if strict else self.problems)
-            status = path.stat()
-            self._stamps.append((status.st_size, status.st_mtime_ns))
-            digest.update(path.name.encode() + status.st_size.to_bytes(8, "little") + header.raw)
-            for tensor in header.tensors:
-                other = self.tensors.setdefault(tensor.name, tensor)
-                if other is not tensor:
-                    self._report(self._duplicate(tensor, other), strict)
+        with _no_collection():
+            for number, path in enumerate(self.paths):
+                header = read_header(path, number, None if strict else self.problems)
+                status = path.stat()
+                self._stamps.append((status.st_size, status.st_mtime_ns))
+                digest.update(path.name.encode() + status.st_size.to_bytes(8, "little") + header.raw)
+                self._add(header.tensors, strict)
         self.identity = digest.hexdigest()
         """Digest of all headers, file names and sizes: changes whenever a tensor moves, not when data changes."""
         for problem in self._against_index(files):
@@ -129,6 +129,13 @@ class Checkpoint:
             next_step="run again when nothing writes to the checkpoint",
         )  # fmt: skip
 
+    def _add(self, tensors: list[TensorInfo], strict: bool) -> None:
+        keep = self.tensors.setdefault
+        for tensor in tensors:
+            other = keep(tensor.name, tensor)
+            if other is not tensor:
+                self._report(self._duplicate(tensor, other), strict)
+
     def _report(self, problem: CheckpointError, strict: bool) -> None:
         if strict:
             raise problem
@@ -145,6 +152,7 @@ class Checkpoint:
         if files.weight_map is None:
             return
         index = files.root / "model.safetensors.index.json"
+        names = [path.name for path in self.paths]
         for name, file in files.weight_map.items():
             info = self.tensors.get(name)
             if info is None:
@@ -152,7 +160,7 @@ class Checkpoint:
                     "checkpoint.index_tensor", "the index names a tensor that its file does not hold",
                     file=index, tensor=name, found=f"nothing in {file}", next_step="download the index and files again",
                 )  # fmt: skip
-            elif self.paths[info.file].name != file:
+            elif names[info.file] != file:
                 yield CheckpointError(
                     "checkpoint.index_tensor", "the index sends a tensor to the wrong file",
                     file=index, tensor=name, found=file, needed=self.paths[info.file].name,
@@ -172,6 +180,18 @@ class Checkpoint:
 
     def __repr__(self) -> str:
         return f"Checkpoint({str(self.root)!r}, {len(self.paths)} files, {len(self.tensors)} tensors)"
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """No garbage collection while millions of small objects are made that all stay alive: it would only count them."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def total_bytes(tensors: Iterable[TensorInfo]) -> int:

@@ -7,6 +7,7 @@ the start of the data. Tensors must not overlap and must leave no hole, and each
 from __future__ import annotations
 
 import json
+import math
 import os
 import stat
 from collections.abc import Iterator
@@ -101,7 +102,11 @@ def _read_raw(path: Path) -> tuple[bytes, int]:
 
 def _parse(path: Path, raw: bytes) -> dict[str, Any]:
     try:
-        pairs = json.loads(raw.decode("utf-8"), object_pairs_hook=_Pairs)
+        text = raw.decode("utf-8")
+        entries = json.loads(text)
+        if isinstance(entries, dict) and raw.count(b":") == _keys(entries):
+            return entries  # as many colons as keys: no key was dropped
+        pairs = json.loads(text, object_pairs_hook=_Pairs)
     except (UnicodeDecodeError, ValueError, RecursionError) as reason:
         raise CheckpointError(
             "checkpoint.header_json", "the header is not JSON", file=path, found=str(reason)[:120],
@@ -119,36 +124,58 @@ def _parse(path: Path, raw: bytes) -> dict[str, Any]:
     return entries
 
 
+def _keys(entries: dict[str, Any]) -> int:
+    """Keys of a header and of the objects in it; each stands before a colon, and a repeated one is dropped."""
+    return len(entries) + sum(len(entry) for entry in entries.values() if isinstance(entry, dict))
+
+
 class _Pairs(list[tuple[str, Any]]):
     """A JSON object as its pairs, so that a repeated key is seen."""
 
 
 def _tensor(path: Path, name: str, entry: Any, file: int, data_start: int) -> TensorInfo:
+    """One entry, checked. Half a million of them are read for the largest models: no call is made for a good one."""
+    try:
+        dtype, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
+        count = DTYPE_BITS[dtype]
+    except (KeyError, TypeError, ValueError):
+        raise _bad_entry(path, name, entry) from None
+    if type(shape) is not list or type(start) is not int or type(stop) is not int or start < 0:
+        raise _bad_entry(path, name, entry)
+    for extent in shape:
+        if type(extent) is not int or extent < 0:
+            raise _bad_entry(path, name, entry)
+        count *= extent
+    if count != (stop - start) * 8 or stop < start:
+        raise _bad_entry(path, name, entry)
+    return TensorInfo(name, dtype, tuple(shape), file, data_start + start, data_start + stop)
+
+
+def _bad_entry(path: Path, name: str, entry: Any) -> CheckpointError:
+    """What is wrong with an entry."""
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
-        raise CheckpointError(
+        return CheckpointError(
             "checkpoint.header_json", "a tensor's entry is incomplete",
             file=path, tensor=name, found=str(entry)[:80], needed="dtype, shape, data_offsets",
         )  # fmt: skip
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     bits = DTYPE_BITS.get(dtype) if isinstance(dtype, str) else None
     if bits is None:
-        raise CheckpointError(
+        return CheckpointError(
             "checkpoint.dtype", "unknown dtype", file=path, tensor=name, found=dtype, needed=", ".join(DTYPE_BITS)
         )
     if not isinstance(shape, list) or not all(type(s) is int and s >= 0 for s in shape):
-        raise CheckpointError("checkpoint.shape", "not a shape", file=path, tensor=name, found=str(shape)[:80])
+        return CheckpointError("checkpoint.shape", "not a shape", file=path, tensor=name, found=str(shape)[:80])
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(o) is int and o >= 0 for o in offsets):
-        raise CheckpointError("checkpoint.offsets", "not a byte range", file=path, tensor=name, found=str(offsets)[:80])
-    start, stop = offsets
-    count = bits
-    for extent in shape:
-        count *= extent
-    if count != (stop - start) * 8:
-        raise CheckpointError(
-            "checkpoint.byte_count", "the byte range does not fit dtype and shape",
-            file=path, tensor=name, found=f"{stop - start} bytes", needed=f"{count / 8:g} bytes for {dtype} {shape}",
-        )  # fmt: skip
-    return TensorInfo(name, dtype, tuple(shape), file, data_start + start, data_start + stop)
+        return CheckpointError(
+            "checkpoint.offsets", "not a byte range", file=path, tensor=name, found=str(offsets)[:80]
+        )
+    count = math.prod(shape) * bits
+    needed = f"{count / 8:g} bytes" if count < 1 << 80 else "more bytes than there are"
+    return CheckpointError(
+        "checkpoint.byte_count", "the byte range does not fit dtype and shape", file=path, tensor=name,
+        found=f"{offsets[1] - offsets[0]} bytes", needed=f"{needed} for {dtype} {str(shape)[:80]}",
+    )  # fmt: skip
 
 
 def _placement(path: Path, tensors: list[TensorInfo], data_start: int, size: int) -> Iterator[CheckpointError]:
