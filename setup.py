@@ -8,17 +8,31 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 
-
-def plain_c(name: str, folder: str, *flags: str) -> Extension:
-    """All C files of a folder as one shared library."""
-    sources, headers = (sorted(map(str, Path(folder).glob(kind))) for kind in ("*.c", "*.h"))
-    return Extension(
-        name, sources, depends=headers, extra_compile_args=["-O3", *flags], py_limited_api=True, optional=True
-    )
-
-
+CPU = Path("src/shardproof/kernels/cpu")
+PACK = Path("src/shardproof/pack/native")
 EXTENSIONS: list[Extension] = [
-    plain_c("shardproof.pack.native._engine", "src/shardproof/pack/native"),
+    Extension(
+        "shardproof.pack.native._engine",
+        sources=[str(path) for path in sorted(PACK.glob("*.c"))],
+        depends=[str(path) for path in sorted(PACK.glob("*.h"))],
+        extra_compile_args=["-O3", "-std=gnu11"],
+        py_limited_api=True,
+        optional=True,
+    ),
+    Extension(
+        "shardproof.kernels.cpu._moe",
+        sources=[str(path) for path in sorted(CPU.glob("*.c"))],
+        depends=[str(path) for path in sorted(CPU.glob("*.h"))],
+        # No contraction: a multiply-add is fused exactly where the source says so, in every variant.
+        extra_compile_args=[
+            *("-O3", "-std=gnu11", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"),
+            *("-fvisibility=hidden", "-pthread"),
+        ],
+        extra_link_args=["-pthread"],
+        libraries=["m"],
+        py_limited_api=True,
+        optional=True,
+    ),
 ]
 
 setup(ext_modules=EXTENSIONS)

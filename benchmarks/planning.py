@@ -66,9 +66,8 @@ def write_headers(folder: Path, model: dict) -> int:
                     for (suffix, dtype), each in zip(model["suffixes"], (2, 32), strict=True):
                         size = rows * columns // each
                         name = f"{model['name'].format(layer, expert, projection)}.{suffix}"
-                        entries[name] = {
-                            "dtype": dtype, "shape": [rows, columns // each], "data_offsets": [position, position + size],
-                        }  # fmt: skip
+                        where = [position, position + size]
+                        entries[name] = {"dtype": dtype, "shape": [rows, columns // each], "data_offsets": where}
                         position += size
         if not entries:
             continue
@@ -86,9 +85,9 @@ def write_headers(folder: Path, model: dict) -> int:
 
 def measure(folder: Path, tp: int, ep: int, repeat: int) -> dict[str, float]:
     """Seconds of each step, medians over `repeat` runs."""
-    steps: dict[str, list[float]] = {"open": [], "read": [], "plan": [], "load": []}
+    steps: dict[str, list[float]] = {"open": [], "read": [], "plan": [], "cpu": [], "load": []}
     for _ in range(repeat):
-        times = [time.perf_counter()]
+        times, busy = [time.perf_counter()], time.process_time()
         checkpoint = Checkpoint.open(folder)
         times.append(time.perf_counter())
         experts = read_experts(checkpoint)
@@ -97,6 +96,7 @@ def measure(folder: Path, tp: int, ep: int, repeat: int) -> dict[str, float]:
         times.append(time.perf_counter())
         for name, begin, end in zip(steps, times, times[1:], strict=False):
             steps[name].append(end - begin)
+        steps["cpu"].append(time.process_time() - busy)
     out = folder / "packed"
     out.mkdir()
     rank = plan.ranks[-1]
@@ -124,8 +124,9 @@ def main() -> None:
             for tp, ep in ((8, 1), (1, 8)):
                 steps = measure(Path(folder), tp, ep, given.repeat)
                 total = steps["open"] + steps["read"] + steps["plan"]
-                text = ", ".join(f"{step} {seconds:.3f} s" for step, seconds in steps.items() if step != "load")
-                print(f"{name}: {count} tensors, tp {tp} ep {ep}: {total:.2f} s ({text}); load {steps['load'] * 1e3:.0f} ms")
+                text = ", ".join(f"{step} {steps[step]:.3f} s" for step in ("open", "read", "plan"))
+                print(f"{name}: {count} tensors, tp {tp} ep {ep}: {total:.2f} s ({text})")
+                print(f"    cpu {steps['cpu']:.2f} s; a packed rank loads in {steps['load'] * 1e3:.0f} ms")
                 for path in (Path(folder) / "packed").iterdir():
                     path.unlink()
                 (Path(folder) / "packed").rmdir()

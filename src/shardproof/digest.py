@@ -13,6 +13,7 @@ words in each other's places but for a chance below 2**-32 a lane: a check again
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypeAlias
@@ -50,7 +51,9 @@ class Digest:
 
     @classmethod
     def parse(cls, text: str) -> Digest:
-        """Read what `str` wrote."""
+        """Read what `str` wrote. Raises ValueError for any other text."""
+        if not re.fullmatch(r"[0-9a-f]{32}", text):
+            raise ValueError(f"not a digest: {text[:40]!r}")
         return cls(int(text[16:], 16), int(text[:16], 16))
 
 

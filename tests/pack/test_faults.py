@@ -100,10 +100,8 @@ def test_a_file_cut_off_under_the_map(tmp_path, monkeypatch):
     """The file shrinks after it was mapped and checked: a read beyond its end is caught in the engine."""
     made = model(tmp_path, experts=8, hidden=256, intermediate=256)
     plan = make_plan(made, RECIPES["raw"])
-    taken = []
     check = made.checkpoint.check_unchanged
-    for file in range(len(made.checkpoint.paths)):
-        taken.append(made.checkpoint.memory(file))
+    taken = [made.checkpoint.memory(file) for file in range(len(made.checkpoint.paths))]
     _truncate(made)
     calls = []
 

@@ -99,7 +99,7 @@ def test_fast_kernels_are_chosen():
 
 @pytest.mark.parametrize("name", RECIPES)
 @pytest.mark.parametrize("kind", ["deepseek", "gpt_oss"])
-@pytest.mark.parametrize("tp, ep", [(1, 1), (3, 1), (2, 2)])
+@pytest.mark.parametrize(("tp", "ep"), [(1, 1), (3, 1), (2, 2)])
 def test_ranks_of_a_plan(engine, tmp_path, monkeypatch, name, kind, tp, ep):
     """Cut, padded, poisoned: same bytes and same digest as the plain path, for every rank."""
     made = model(tmp_path, kind, experts=5, hidden=160, intermediate=224)
@@ -157,7 +157,6 @@ def test_numpy_path_says_so_once(tmp_path, monkeypatch, caplog):
     with caplog.at_level("WARNING", logger="shardproof.pack"):
         packed(made, plan, "layers.0")
         packed(made, plan, "layers.0")
-    assert caplog.messages == [
-        "packing with NumPy, several times slower: the native engine is missing; "
-        "it was not built (no C compiler at installation)"
-    ]
+    reason = "it was not built (no C compiler at installation)"
+    said = f"packing with NumPy, several times slower: the native engine is missing; {reason}"
+    assert caplog.messages == [said]

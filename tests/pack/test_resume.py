@@ -70,7 +70,7 @@ def test_kill_at_random_points(tmp_path):
     whole = time.perf_counter() - began
     right = contents(tmp_path / "right")
     chance = random.Random(0)
-    published = resumed = 0
+    resumed = 0
     out = tmp_path / "out0"
     for number in range(KILLS):
         process = _start(tmp_path / "ckpt", out)
@@ -79,7 +79,6 @@ def test_kill_at_random_points(tmp_path):
         process.wait()
         if out.exists():
             assert contents(out) == right
-            published += 1
             out = tmp_path / f"out{number + 1}"
         else:
             resumed += bool(list(tmp_path.glob(f".{out.name}.part-*")))
@@ -151,7 +150,7 @@ def test_ranks_are_added(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change, found, needed",
+    ("change", "found", "needed"),
     [
         ({"tp": 1}, "tp 2", "tp 1"),
         ({"recipe": "hopper"}, "w13.weight aiter.w16@1", "w13.weight triton_kernels.hopper_value@2"),

@@ -16,7 +16,9 @@ from shardproof.layouts.sizing import Size, place
 from shardproof.mxfp4 import PAD_SCALE, PAD_WEIGHT, SCALE_NAN
 
 Unit: TypeAlias = Literal["byte", "nibble", "bit"]
-Evidence: TypeAlias = Literal["vendor bytes", "reader formula", "vendor kernel", "nothing yet"]
+Evidence: TypeAlias = Literal["vendor kernel", "vendor bytes", "reader formula", "index formula", "nothing yet"]
+"""What an order was compared with, strongest first: a vendor's kernel that ran on packed bytes; bytes that the vendor's
+converter wrote; the addresses that a kernel reads; the converter restated as plain arithmetic."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,10 +67,13 @@ class Layout:
             if isinstance(digit.size, str) and digit.size not in known:
                 raise LayoutError("layout.parameter", f"layout {self.name} has no parameter {digit.size!r}")
         if self.field == "scale" and self.filler == SCALE_NAN:
-            raise LayoutError("layout.pad_value", f"layout {self.name} pads scales with NaN", found=255, needed="0..254")
+            raise LayoutError(
+                "layout.pad_value", f"layout {self.name} pads scales with NaN", found=255, needed="0..254"
+            )
         if self.unit != "byte" and self.filler:
             raise LayoutError(
-                "layout.pad_value", f"layout {self.name} moves {self.unit}s and pads with another value than 0"
+                "layout.pad_value",
+                f"layout {self.name} moves {self.unit}s and pads with another value than 0",
             )
         if "h" in self.parsed.axes and self.stacks != ("w13",):
             object.__setattr__(self, "stacks", ("w13",))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import re
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 
@@ -35,6 +36,12 @@ def catalogue() -> list[Layout]:
     return [versions[max(versions)] for _, versions in sorted(_LAYOUTS.items())]
 
 
+def everything() -> list[Layout]:
+    """Every version of every layout, sorted by name and version."""
+    _load()
+    return [versions[v] for _, versions in sorted(_LAYOUTS.items()) for v in sorted(versions)]
+
+
 def find(identity: str) -> tuple[Layout, dict[str, int]]:
     """The layout and parameters that an id (`name`, `name@version`, `name@version(p=1)`) names.
 
@@ -47,7 +54,7 @@ def find(identity: str) -> tuple[Layout, dict[str, int]]:
             "layout.unknown",
             "no such layout",
             found=identity,
-            needed="one of: " + ", ".join(sorted(_LAYOUTS)),
+            needed="one like: " + ", ".join(get_close_matches(identity, _LAYOUTS, 5, 0.3) or sorted(_LAYOUTS)[:5]),
             next_step="`shardproof layouts list` shows them all",
         )
     versions = _LAYOUTS[match["name"]]

@@ -15,7 +15,9 @@ from shardproof.layouts.layout import Evidence, Layout
 from shardproof.layouts.notation import Digit, Place, Slot, parse
 from shardproof.layouts.sizing import Size
 
-RowOrder: TypeAlias = Literal["separated", "up_first", "interleaved", "interleaved8", "interleaved16", "up_first_interleaved"]
+RowOrder: TypeAlias = Literal[
+    "separated", "up_first", "interleaved", "interleaved8", "interleaved16", "up_first_interleaved"
+]
 
 BLOCK_ROWS: Mapping[RowOrder, int | None] = {
     "separated": None,
@@ -27,13 +29,22 @@ BLOCK_ROWS: Mapping[RowOrder, int | None] = {
 }
 """How many rows of one half stand together before those of the other half; None: all of them."""
 
+WORDS: Mapping[RowOrder, str] = {
+    "separated": "rows of w13 [gate; up]",
+    "up_first": "rows of w13 [up; gate]",
+    "interleaved": "rows of gate and up alternate",
+    "interleaved8": "blocks of 8 rows of gate and up alternate",
+    "interleaved16": "blocks of 16 rows of gate and up alternate",
+    "up_first_interleaved": "rows of up and gate alternate",
+}
+
 
 def in_rows(
     layout: Layout,
     order: RowOrder,
     name: str,
     *,
-    held_against: tuple[Evidence, ...] = ("nothing yet",),
+    held_against: tuple[Evidence, ...] = ("index formula",),
     golden: tuple[str, ...] = (),
 ) -> Layout:
     """The layout of w13 whose rows stand in `order` when `layout` (axes e, n, k) lays them out.
@@ -58,7 +69,7 @@ def in_rows(
         pad=pad,
         multiple=multiple,
         stacks=("w13",),
-        summary=f"{layout.summary}; rows of w13 {order.replace('_', ' ')}",
+        summary=f"{layout.summary}; {WORDS[order]}",
         held_against=held_against,
         golden=golden,
     )
@@ -91,9 +102,7 @@ def compose(order: RowOrder, pattern: str) -> str:
     return f"{left} -> {_places(inner.places, cut, replaced)}"
 
 
-def _cut(
-    rows: Sequence[Digit], block: int | None, low: str, pattern: str
-) -> tuple[str, tuple[Digit, ...]]:
+def _cut(rows: Sequence[Digit], block: int | None, low: str, pattern: str) -> tuple[str, tuple[Digit, ...]]:
     """The row digit in which the half's digit stands, and what is left of it above and below."""
     if block is None:
         if rows[0].size is not None:

@@ -45,7 +45,10 @@ def place(layout: Layout, shape: tuple[int, int, int], parameters: Mapping[str, 
     sizes = tuple(int(s) for s in shape)
     if len(sizes) != 3 or min(sizes) < 1:
         raise LayoutError(
-            "layout.shape", f"layout {layout.name} needs a canonical shape", found=shape, needed="(E, N, K bytes), all > 0"
+            "layout.shape",
+            f"layout {layout.name} needs a canonical shape",
+            found=shape,
+            needed="(E, N, K bytes), all > 0",
         )
     return _place(_Key(layout), sizes, tuple(sorted(parameters.items())))
 
@@ -110,9 +113,7 @@ def _check_multiple(layout: Layout, axis: str, size: int, step: int, shape: tupl
         unit = f" {layout.unit}s along K"
         if step * values % each == 0 and layout.field != "bias":
             unit += f" ({step * values // each} values)"
-    raise _wrong_shape(
-        layout, f"{_named(layout.parsed.axes, axis)} a multiple of {step}{unit}: {legal}", size, shape
-    )
+    raise _wrong_shape(layout, f"{_named(layout.parsed.axes, axis)} a multiple of {step}{unit}: {legal}", size, shape)
 
 
 def _wrong_shape(layout: Layout, needed: str, size: int, shape: tuple[int, ...]) -> LayoutError:

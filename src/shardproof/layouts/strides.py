@@ -40,9 +40,7 @@ class Group:
 class Strides:
     """Address arithmetic of one pattern: `steps`, `groups`, the constant `offset`, and `units` addresses in all."""
 
-    def __init__(
-        self, pattern: Pattern, sizes: Mapping[str, int], tables: Mapping[str, tuple[int, ...]]
-    ) -> None:
+    def __init__(self, pattern: Pattern, sizes: Mapping[str, int], tables: Mapping[str, tuple[int, ...]]) -> None:
         self.pattern, self.sizes, self.tables = pattern, dict(sizes), tables
         self._order = [d.name for axis in pattern.digits for d in axis]
         self._strides: dict[str, int] = {}
@@ -93,9 +91,7 @@ class Strides:
             for digit in digits:
                 size = self.sizes[digit.name]
                 weight //= size
-                yield Step(
-                    digit.name, axis, weight, size, self._strides[digit.name], self._in_group.get(digit.name)
-                )
+                yield Step(digit.name, axis, weight, size, self._strides[digit.name], self._in_group.get(digit.name))
 
     def address(self, parts: Sequence[Ints]) -> Ints:
         """Address of the unit at one coordinate an axis; arrays broadcast."""

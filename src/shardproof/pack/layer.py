@@ -16,13 +16,13 @@ from shardproof.checkpoint import MappedReader, Reader, Span
 from shardproof.checkpoint.reader import Addresses, merge
 from shardproof.digest import Digest, place
 from shardproof.errors import PackError
-from shardproof.experts import Field, Stack
+from shardproof.experts import Field, Projection, Stack
 from shardproof.formats import ExpertModel, LayerExperts
 from shardproof.layouts import find
 from shardproof.mistakes import Mistake
 from shardproof.mxfp4 import Bytes
 from shardproof.pack import native
-from shardproof.pack.matrices import first_held, pad_value
+from shardproof.pack.matrices import first_held, in_files, pad_value
 from shardproof.pack.native.library import has_simd
 from shardproof.pack.native.run import BUS_ERROR
 from shardproof.pack.native.structs import FIELDS
@@ -53,7 +53,7 @@ def layer_spans(model: ExpertModel, plan: Plan, key: str, ranks: Sequence[Rank])
     experts = np.array(sorted({e for rank in ranks for e in plan.experts(key, rank)}), dtype=np.int64)
     spans: list[Span] = []
     for (_, name), source in model.layer(key).sources.items():
-        if name == "bias":
+        if name == "bias" or not in_files(source):
             continue
         length = (source.rows - 1) * source.row_stride + source.row_bytes
         pairs = zip(source.file[experts].tolist(), source.start[experts].tolist(), strict=True)
@@ -111,7 +111,8 @@ def _tensor(
     model: ExpertModel, plan: Plan, key: str, rank: Rank, slot: Slot, out: Bytes, total: int, where: Addresses
 ) -> _Tensor | None:
     stack, name = slot
-    if name == "bias":
+    projections: tuple[Projection, ...] = ("w2",) if stack == "w2" else ("w1", "w3")
+    if name == "bias" or not all(in_files(model.layer(key).sources[p, name]) for p in projections):
         return None
     shape = plan.canonical_shape(key, rank, stack, name)
     made = program(plan.recipe.layouts[slot], shape, pad_value(name), simd=has_simd())

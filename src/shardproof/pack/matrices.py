@@ -62,11 +62,18 @@ def read_cut(
     return rows
 
 
+def in_files(source: Source) -> bool:
+    """Whether a source's bytes stand in the checkpoint's files as it says, and are not put together when asked for."""
+    return type(source).matrix is Source.matrix
+
+
 def _read_rows(model: ExpertModel, source: Source, expert: int, rows: tuple[int, int]) -> Bytes:
     """Rows [first, stop) of one expert's matrix, uint8 [stop - first, row_bytes]."""
     count = min(rows[1], source.rows) - rows[0]
     if count <= 0:
         return np.empty((0, source.row_bytes), dtype=np.uint8)
+    if not in_files(source):
+        return source.matrix(model.checkpoint, expert)[rows[0] : rows[0] + count]
     begin = int(source.start[expert]) + rows[0] * source.row_stride
     stop = begin + (count - 1) * source.row_stride + source.row_bytes
     data = model.checkpoint.read(int(source.file[expert]), begin, stop)

@@ -62,10 +62,7 @@ class Output:
             return {}
         if self._variant or not (self.target / MANIFEST).is_file():
             if not self.target.is_dir() or any(self.target.iterdir()):
-                raise PackError(
-                    "pack.not_empty", "the output is there already", file=self.target,
-                    needed="a new or empty folder", next_step="choose another folder, or remove this one",
-                )  # fmt: skip
+                raise _not_empty(self.target)
             return {}
         refuse_stale(self.target, self.plan, self._checkpoint)
         return held_digests(self.target, self.plan)
@@ -79,10 +76,10 @@ class Output:
         with _coded(self.target):
             self.target.parent.mkdir(parents=True, exist_ok=True)
             self.part.mkdir(exist_ok=True)
-            with _lock(self.part):
-                self._journal.begin()
-                self._create_files()
             try:
+                with _lock(self.part):
+                    self._journal.begin()
+                    self._create_files()
                 yield self._journal.done()
             except Exception:
                 shutil.rmtree(self.part, ignore_errors=True)
@@ -97,7 +94,7 @@ class Output:
         if not missing:
             return
         self._journal.drop(missing)
-        check_space(self.part, sum(self._size(i) for i in missing))
+        check_space(self.part, sum(self.plan.rank_bytes(self.plan.ranks[i]) for i in missing))
         for index in missing:
             head, _ = header(self.plan, self.plan.ranks[index], None)
             with self._path(index).open("wb") as stream:
@@ -202,9 +199,18 @@ def _coded(target: Path) -> Iterator[None]:
     except OSError as reason:
         if reason.errno in (errno.ENOSPC, errno.EDQUOT):
             raise _disk_full(target, None) from None
+        if reason.errno == errno.ENOTEMPTY:  # somebody else wrote there meanwhile
+            raise _not_empty(target) from None
         raise PackError(
             "pack.io", "the output cannot be written", file=target, found=reason.strerror
         ) from reason
+
+
+def _not_empty(target: Path) -> PackError:
+    return PackError(
+        "pack.not_empty", "the output is there already", file=target, needed="a new or empty folder",
+        next_step="choose another folder, or remove this one",
+    )  # fmt: skip
 
 
 def _disk_full(target: Path, sizes: tuple[int, int] | None) -> PackError:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
+import mmap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from shardproof.digest import Digest
 from shardproof.experts import ExpertSpec, Field, Stack
@@ -59,12 +62,7 @@ class PackedLayer:
         import torch
 
         held = self.tensors[stack, name]
-        if not held.flags.writeable and getattr(held.base, "flags", held.flags).writeable:
-            held = held.view()  # private pages, see `file`: the view that was handed out stays read-only
-            held.flags.writeable = True
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-            return torch.from_numpy(held)
+        return torch.from_numpy(_private(held) if isinstance(held, np.memmap) else held)
 
     def canonical(self, stack: Stack, name: Field) -> Bytes:
         """The padded stack in canonical form, uint8 [E, N, bytes a row], from the kernel's bytes."""
@@ -82,3 +80,21 @@ class PackedExperts:
 
     def __iter__(self) -> Iterator[PackedLayer]:
         return iter(self.layers.values())
+
+
+def _private(held: np.memmap[Any, Any]) -> Bytes:
+    """The same bytes of the file in private pages of their own, which may be written.
+
+    Nothing is reserved for pages that nobody writes, so that a whole rank can be mapped on any machine.
+    """
+    whole: Any = held
+    while isinstance(whole.base, np.memmap):
+        whole = whole.base
+    start = int(whole.offset) + held.ctypes.data - whole.ctypes.data
+    first = start // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+    with Path(str(held.filename)).open("rb") as stream:
+        memory = mmap.mmap(
+            stream.fileno(), start - first + held.nbytes, offset=first, prot=mmap.PROT_READ | mmap.PROT_WRITE,
+            flags=mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0),
+        )  # fmt: skip
+    return np.frombuffer(memory, dtype=np.uint8, offset=start - first, count=held.nbytes)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import mmap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,8 @@ from shardproof.errors import CheckpointError, PackedError
 from shardproof.experts import Field, Stack
 from shardproof.mxfp4 import Bytes
 from shardproof.packed.experts import PackedExperts, PackedLayer
-from shardproof.packed.key import FORMAT_VERSION, plan_record
-from shardproof.packed.manifest import check_version, rank_file, read_manifest
+from shardproof.packed.key import FORMAT_VERSION, MANIFEST, plan_record
+from shardproof.packed.manifest import check_version, rank_file, read_manifest, read_plan
 from shardproof.partition import Rank
 from shardproof.plan import Plan
 
@@ -68,17 +67,27 @@ def _record(plan: Plan, rank: Rank, digest: Digest | None) -> dict[str, Any]:
 def load(folder: str | Path, rank: int = 0) -> PackedExperts:
     """Map one rank of a packed folder; nothing is read but the header.
 
-    Raises PackedError `packed.not_found`, `packed.rank`, `packed.damaged` or `packed.version`.
+    Raises PackedError `packed.not_found`, `packed.rank`, `packed.damaged`, `packed.mixed` or `packed.version`.
     """
     root = Path(folder)
     manifest = read_manifest(root)
-    plan = Plan.from_dict(manifest["plan"])
+    plan = read_plan(manifest, root / MANIFEST)
     held = manifest["ranks"]
     if not 0 <= rank < len(plan.ranks) or rank_file(plan.ranks[rank]) not in held:
         raise PackedError(
             "packed.rank", "the folder does not hold this rank", file=root, rank=rank, needed=", ".join(held)
         )
-    return load_file(root / rank_file(plan.ranks[rank]))
+    packed = load_file(root / rank_file(plan.ranks[rank]))
+    if packed.rank.index != rank or packed.plan != plan:
+        other_rank = packed.rank.index != rank
+        raise PackedError(
+            "packed.mixed", f"the rank file belongs to another {'rank' if other_rank else 'plan'}",
+            file=root / rank_file(plan.ranks[rank]), rank=rank,
+            found=f"rank {packed.rank.index}" if other_rank else f"tp {packed.plan.tp}, ep {packed.plan.ep}",
+            needed=f"rank {rank}" if other_rank else f"the manifest's plan (tp {plan.tp}, ep {plan.ep})",
+            next_step="pack again; files of different packings were put together",
+        )  # fmt: skip
+    return packed
 
 
 def load_file(path: Path) -> PackedExperts:
@@ -93,32 +102,18 @@ def load_file(path: Path) -> PackedExperts:
     try:
         record = json.loads(found.metadata[METADATA_KEY])
         check_version(record, path)
-        plan = Plan.from_dict(record["plan"])
+        plan = read_plan(record, path)
         rank = plan.ranks[record["rank"]]
         digest = Digest.parse(record["digest"])
-    except (KeyError, ValueError, TypeError, IndexError) as reason:
+    except (LookupError, ValueError, TypeError, RecursionError) as reason:
         raise PackedError(
             "packed.damaged", "the rank file does not say how it was packed", file=path, found=repr(reason)[:120],
             needed=f"metadata {METADATA_KEY!r} as `shardproof pack` writes it",
         ) from None  # fmt: skip
-    memory = _map(path)
+    memory = np.memmap(path, dtype=np.uint8, mode="r")
     tensors = {t.name: t for t in found.tensors}
     layers = {key: _layer(key, rank, plan, tensors, memory, path) for key in plan.layers}
     return PackedExperts(plan, rank, layers, digest)
-
-
-def _map(path: Path) -> Bytes:
-    """A file's bytes in private pages, so that torch may have them as writable: what is written never reaches the file.
-
-    Nothing is reserved for pages that nobody writes. Where the machine insists on reserving, the map is read-only.
-    """
-    with path.open("rb") as stream:
-        try:
-            private = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0)
-            memory = mmap.mmap(stream.fileno(), 0, flags=private, prot=mmap.PROT_READ | mmap.PROT_WRITE)
-        except OSError:
-            memory = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-    return np.frombuffer(memory, dtype=np.uint8)
 
 
 def _layer(
@@ -136,5 +131,4 @@ def _layer(
                 rank=rank, found=found, needed=f"{needed} bytes",
             )  # fmt: skip
         held[stack, name] = memory[info.start : info.stop]
-        held[stack, name].flags.writeable = False
     return PackedLayer(key, rank, plan, held)

@@ -10,7 +10,7 @@ from typing import Any
 
 from shardproof.checkpoint import Checkpoint
 from shardproof.digest import Digest
-from shardproof.errors import PackedError
+from shardproof.errors import FormatError, PackedError, PartitionError
 from shardproof.packed.key import FORMAT_VERSION, MANIFEST, plan_key, plan_record
 from shardproof.partition import Rank
 from shardproof.plan import Plan
@@ -64,12 +64,27 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             needed=MANIFEST,
             next_step="shardproof pack CKPT OUT",
         ) from None
-    except ValueError as reason:
+    except (ValueError, RecursionError) as reason:
         raise PackedError(
             "packed.damaged", "the manifest is not JSON", file=path, found=str(reason)[:120]
         ) from None
     check_version(data, path)
+    if not isinstance(data.get("ranks"), dict):
+        raise PackedError("packed.damaged", "the manifest does not say which ranks there are", file=path)
     return dict(data)
+
+
+def read_plan(record: Mapping[str, Any], path: Path) -> Plan:
+    """The plan that a manifest or rank file carries, proven. Raises PackedError `packed.damaged`."""
+    try:
+        plan = Plan.from_dict(record["plan"])
+        plan.prove()
+    except (LookupError, ValueError, TypeError, AttributeError, FormatError, PartitionError) as reason:
+        raise PackedError(
+            "packed.damaged", "the record of how this was packed is not whole", file=path, found=repr(reason)[:120],
+            needed="the plan as `shardproof pack` writes it", next_step="pack again",
+        ) from None  # fmt: skip
+    return plan
 
 
 def check_version(data: Any, path: Path) -> None:

@@ -1,0 +1,10 @@
+/* AVX-512 with VNNI: four int8 products a lane in one instruction, two int16 products in one. */
+#if defined(__x86_64__)
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c,bmi2")
+#define VNNI 1
+#define VARIANT sp_avx512vnni
+#define VARIANT_NAME "avx512vnni"
+#include "avx512.h"
+#else
+typedef int sp_no_avx512vnni;
+#endif
