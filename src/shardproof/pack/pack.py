@@ -6,8 +6,9 @@ the output (files, or the caller's buffers) and a scratch of a few rows a thread
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from shardproof.checkpoint import MappedReader, Reader
@@ -112,7 +113,8 @@ class _Run:
             key: layer_spans(self._model, self._plan, key, self._ranks(ranks)) for key, ranks in todo.items()
         }
         reader = reader or MappedReader(self._model.checkpoint, [s for part in spans.values() for s in part])
-        for key, following in _with_next(list(todo)):
+        for key, following in itertools.pairwise([*todo, None]):
+            assert key is not None
             reader.ahead(spans[following] if following else [])
             outs = {self._plan.ranks[i]: maps[i].layer(key) for i in todo[key]}
             digests = pack_ranks(
@@ -145,10 +147,6 @@ class _Run:
     def _size(self, key: str, index: int) -> int:
         rank = self._plan.ranks[index]
         return sum(self._plan.placed(key, rank, *slot).nbytes for slot in self._plan.fields(key))
-
-
-def _with_next(keys: Sequence[str]) -> Iterator[tuple[str, str | None]]:
-    return zip(keys, [*keys[1:], None], strict=True)
 
 
 def pack_in_memory(
