@@ -9,7 +9,16 @@ from pathlib import Path
 from setuptools import Extension, setup
 
 CPU = Path("src/shardproof/kernels/cpu")
+PACK = Path("src/shardproof/pack/native")
 EXTENSIONS: list[Extension] = [
+    Extension(
+        "shardproof.pack.native._engine",
+        sources=[str(path) for path in sorted(PACK.glob("*.c"))],
+        depends=[str(path) for path in sorted(PACK.glob("*.h"))],
+        extra_compile_args=["-O3", "-std=gnu11"],
+        py_limited_api=True,
+        optional=True,
+    ),
     Extension(
         "shardproof.kernels.cpu._moe",
         sources=[str(path) for path in sorted(CPU.glob("*.c"))],

@@ -291,7 +291,7 @@ def test_a_rank_that_is_not_there(job, index):
 def test_progress_is_told_to_the_last_byte(job):
     seen = []
     pack(job.model, job.plan, job.out, report=seen.append)
-    assert [(p.rank.index, p.layer) for p in seen] == [(r, f"layers.{n}") for r in range(2) for n in range(2)]
+    assert [(p.rank.index, p.layer) for p in seen] == [(r, f"layers.{n}") for n in range(2) for r in range(2)]
     done = [p.done_bytes for p in seen]
     assert done == sorted(done)
     assert done[-1] == seen[-1].total_bytes == sum(job.plan.rank_bytes(r) for r in job.plan.ranks)
@@ -322,14 +322,20 @@ class Stop(BaseException):
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, Stop, MemoryError])
-def test_an_interruption_leaves_nothing(job, stop):
+def test_an_interruption_can_be_taken_up_and_an_error_leaves_nothing(job, stop):
     def interrupt(progress):
         if progress.layer == "layers.1":
             raise stop
 
     with pytest.raises(stop):
         pack(job.model, job.plan, job.out, report=interrupt)
-    assert nothing_left(job.out)
+    assert not job.out.exists()
+    if stop is MemoryError:
+        assert nothing_left(job.out)
+    seen = []
+    pack(job.model, job.plan, job.out, report=seen.append)
+    assert bool(seen) == (stop is MemoryError)
+    assert [path.name for path in job.out.parent.iterdir()] == [job.out.name]
 
 
 def test_ctrl_c_in_a_process_of_its_own(job):
@@ -346,7 +352,10 @@ def test_ctrl_c_in_a_process_of_its_own(job):
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.stderr.rstrip().endswith("KeyboardInterrupt")
-    assert nothing_left(job.out)
+    assert not job.out.exists()
+    seen = []
+    pack(job.model, job.plan, job.out, report=seen.append)
+    assert {p.layer for p in seen} == {"layers.1"}, "the first layer was complete"
 
 
 def test_a_full_disk_is_refused_before_any_work(job, monkeypatch):
