@@ -92,12 +92,13 @@ def _saying(total: int) -> Iterator[Say]:
         TextColumn("{task.description}"),
     )
     with Progress(*columns, console=Console(file=sys.stderr, highlight=False), transient=True) as bar:
-        task = bar.add_task("", total=total, completed=-1)
+        task = bar.add_task("", total=total)
 
         def rich(result: str, following: str) -> None:
             if result:
                 bar.console.print(f"  {escape(result)}")
-            bar.update(task, advance=1, description=escape(following))
+            begun = bool(bar.tasks[0].description)
+            bar.update(task, advance=int(begun), description=escape(following))
 
         yield rich
 
