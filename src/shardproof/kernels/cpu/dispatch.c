@@ -6,7 +6,10 @@ static const sp_variant *const variants[] = {
 #if defined(__x86_64__)
     &sp_avx2, &sp_avx512, &sp_avx512vnni,
 #elif defined(__aarch64__)
-    &sp_neon, &sp_dotprod,
+    &sp_neon,
+#if SP_HAS_DOTPROD
+    &sp_dotprod,
+#endif
 #endif
 };
 enum { COUNT = sizeof variants / sizeof variants[0] };
