@@ -27,8 +27,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from ggml_peer import Ggml, GgmlLayer, gguf_blocks
 
+from ggml_peer import Ggml, GgmlLayer, gguf_blocks
 from shardproof.experts import Activation
 from shardproof.kernels.cpu import CpuExperts, default_threads, usable_isas
 from shardproof.kernels.cpu.library import library
@@ -66,7 +66,7 @@ class Layer:
         )
 
     def blocks(self) -> list[np.ndarray]:
-        """ggml's blocks of w1, w3, w2."""
+        """The blocks that ggml reads, of w1, w3, w2."""
         return [gguf_blocks(self.weight[p], self.scale[p]) for p in ("w1", "w3", "w2")]
 
 
@@ -93,7 +93,9 @@ class Inputs:
 
 def torch_way(layer: Layer) -> Callable[[Inputs], object]:
     """Dequantise with a table of byte pairs, then float32 matmul, expert by expert."""
-    table = torch.from_numpy(np.stack([E2M1[np.arange(256) & 15], E2M1[np.arange(256) >> 4]], axis=1)).contiguous()
+    table = torch.from_numpy(
+        np.stack([E2M1[np.arange(256) & 15], E2M1[np.arange(256) >> 4]], axis=1)
+    ).contiguous()
     pairs, scales = table.view(torch.int64).reshape(-1), torch.from_numpy(E8M0)
     weight = {p: torch.from_numpy(w) for p, w in layer.weight.items()}
     scale = {p: torch.from_numpy(s) for p, s in layer.scale.items()}
@@ -114,7 +116,9 @@ def torch_way(layer: Layer) -> Callable[[Inputs], object]:
     return run
 
 
-def own_way(layer: Layer, packed: tuple[np.ndarray, ...], isa: str, precision: str) -> Callable[[Inputs], object]:
+def own_way(
+    layer: Layer, packed: tuple[np.ndarray, ...], isa: str, precision: str
+) -> Callable[[Inputs], object]:
     experts = CpuExperts(
         packed[0], packed[1], None, packed[2], packed[3], None,
         experts=layer.experts, hidden=layer.hidden, intermediate=layer.inter,
@@ -175,7 +179,9 @@ def report(name: str, times: list[float], inputs: Inputs, read: float | None, pe
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--shape", default="32,2880,2880,4", help="E,H,I,top_k")
     parser.add_argument("--tokens", default="1,8,64,512")
     parser.add_argument("--isa", default=None, help="variants, comma separated; default: avx2 and the best")
@@ -193,19 +199,25 @@ def main() -> None:
     if (folder := ggml_folder(args.ggml)) is not None:
         ggml = Ggml(folder)
         for name, repack in (("ggml plain", False), ("ggml repack", True)):
-            peers[name] = GgmlLayer(ggml, layer.blocks(), top_k=layer.top_k, threads=args.threads, repack=repack)
+            peers[name] = GgmlLayer(
+                ggml, layer.blocks(), top_k=layer.top_k, threads=args.threads, repack=repack
+            )
             ways[name] = ggml_way(peers[name])
     else:
         print("ggml: not installed here, left out")
     if args.torch:
         ways["torch dequantise + matmul"] = torch_way(layer)
     read, read_bytes = read_way(args.threads)
-    print(f"{platform.machine()}, {args.threads} threads, load {os.getloadavg()[0]:.2f}, E,H,I,k = {args.shape}")
+    print(
+        f"{platform.machine()}, {args.threads} threads, load {os.getloadavg()[0]:.2f}, E,H,I,k = {args.shape}"
+    )
     for tokens in map(int, args.tokens.split(",")):
         inputs = Inputs(layer, tokens)
         for peer in peers.values():
             peer.prepare(tokens)
-        times = measure({**ways, "read": read}, peers, inputs, args.rounds if tokens < 256 else (args.rounds + 2) // 3)
+        times = measure(
+            {**ways, "read": read}, peers, inputs, args.rounds if tokens < 256 else (args.rounds + 2) // 3
+        )
         speed = read_bytes / statistics.median(times["read"]) / 1e9
         best = read_bytes / min(times["read"]) / 1e9
         print(f"{tokens} tokens (read {speed:.1f} GB/s, best {best:.1f}; load {os.getloadavg()[0]:.2f})")

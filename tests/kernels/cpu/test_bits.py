@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from tests.kernels.cpu.exact import random_case
 
 from shardproof.experts import Activation
 from shardproof.kernels.cpu import usable_isas
+from tests.kernels.cpu.exact import random_case
 
 
 def _varied(rng, seed):

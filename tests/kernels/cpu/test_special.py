@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+
 from tests.kernels.cpu.exact import layer, random_case, relative
 
 ONE = 2  # the E2M1 code of 1.0

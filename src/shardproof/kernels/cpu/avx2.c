@@ -2,9 +2,9 @@
  * q + 128, because vpmaddubsw takes its unsigned operand from a register and its signed one from memory. */
 #if defined(__x86_64__)
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,bmi2"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,fma,bmi2"))), apply_to = function)
 #else
-#pragma GCC target("avx2,fma,f16c,bmi2")
+#pragma GCC target("avx2,fma,bmi2")
 #endif
 #include <immintrin.h>
 

@@ -89,7 +89,7 @@ def view(tensor: object, name: str) -> Buffer:
     )
 
 
-def _torch_view(tensor: Any, name: str, torch: Any) -> Buffer:  # noqa: ANN401 - torch may not be installed
+def _torch_view(tensor: Any, name: str, torch: Any) -> Buffer:
     if tensor.device.type != "cpu":
         raise KernelError(
             "kernel.device",
