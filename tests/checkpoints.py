@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 Tensor = tuple[str, np.ndarray]  # safetensors dtype, bytes with the tensor's shape (last axis counts elements)
+Fill = Callable[[str, str, int, str, tuple[int, ...]], np.ndarray]
 ITEM = {"U8": 1, "I8": 1, "F8_E8M0": 1, "BF16": 2, "F16": 2, "F32": 4}
 
 
@@ -40,7 +42,7 @@ class Made:
 
 
 def _matrices(made: Made, layers: int, experts: int, hidden: int, intermediate: int, bias: bool, seed: int) -> None:
-    rng = np.random.default_rng(seed)
+    rng, of_biases = np.random.default_rng(seed), np.random.default_rng(seed + 1)
     for number in range(layers):
         for expert in range(experts):
             for projection in ("w1", "w3", "w2"):
@@ -49,19 +51,29 @@ def _matrices(made: Made, layers: int, experts: int, hidden: int, intermediate: 
                 made.weight[key] = rng.integers(0, 256, (rows, columns // 2), dtype=np.uint8)
                 made.scale[key] = rng.integers(118, 132, (rows, columns // 32), dtype=np.uint8)
                 if bias:
-                    made.bias[key] = rng.standard_normal(rows).astype(np.float32)
+                    made.bias[key] = of_biases.standard_normal(rows).astype(np.float32)
 
 
 def make(
     folder: Path, kind: str, *, layers: int = 1, experts: int = 4, hidden: int = 64, intermediate: int = 96,
     seed: int = 0, top_k: int = 2, files: int = 2, config: dict[str, Any] | None = None,
+    alter: Callable[[dict[str, Tensor]], object] | None = None, fill: Fill | None = None,
 ) -> Made:  # fmt: skip
-    """Write a checkpoint of format `kind` with random experts (and an index over `files` files)."""
+    """Write a checkpoint of format `kind` with random experts (and an index over `files` files).
+
+    `alter` may change the tensors by name before they are written: this is how tests break a checkpoint.
+    `fill(field, layer, expert, projection, shape)` gives bytes instead of random ones.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     made = Made(folder)
     _matrices(made, layers, experts, hidden, intermediate, kind == "gpt_oss", seed)
+    for name, matrices in (("weight", made.weight), ("scale", made.scale)) if fill is not None else ():
+        for key, matrix in matrices.items():
+            matrices[key] = fill(name, *key, matrix.shape)
     tensors = _gpt_oss(made, layers, experts) if kind == "gpt_oss" else _per_expert(made, kind)
     tensors["model.embed.weight"] = ("BF16", np.zeros((4, 2 * hidden), dtype=np.uint8))
+    if alter is not None:
+        alter(tensors)
     names = list(tensors)
     weight_map = {}
     for number in range(files):
@@ -84,6 +96,14 @@ _CONFIGS: dict[str, Any] = {
     "quark": lambda e: {
         "model_type": "qwen3_moe", "num_experts": e, "quantization_config": {"quant_method": "quark"},
     },
+    "ling": lambda e: {
+        "model_type": "bailing_hybrid", "num_experts": e,
+        "quantization_config": {"quant_method": "fp8", "routed_experts_quant_method": "mxfp4"},
+    },
+    "modelopt": lambda e: {
+        "model_type": "qwen3_moe", "num_experts": e,
+        "quantization_config": {"quant_method": "modelopt", "quant_algo": "MXFP4"},
+    },
     "compressed_tensors": lambda e: {
         "model_type": "kimi_k3", "num_experts": e,
         "quantization_config": {"quant_method": "compressed-tensors", "format": "mxfp4-pack-quantized"},
@@ -95,6 +115,13 @@ _CONFIGS: dict[str, Any] = {
 _NAMES = {
     "deepseek": ("layers.{}.ffn.experts.{}.{}", ("w1", "w3", "w2"), "weight", "scale", "I8", "F8_E8M0"),
     "quark": (
+        "model.layers.{}.mlp.experts.{}.{}", ("gate_proj", "up_proj", "down_proj"), "weight", "weight_scale", "U8", "U8",
+    ),
+    "ling": (
+        "model.layers.{}.mlp.experts.{}.{}", ("gate_proj", "up_proj", "down_proj"), "weight", "weight_scale_inv", "U8",
+        "U8",
+    ),
+    "modelopt": (
         "model.layers.{}.mlp.experts.{}.{}", ("gate_proj", "up_proj", "down_proj"), "weight", "weight_scale", "U8", "U8",
     ),
     "compressed_tensors": (

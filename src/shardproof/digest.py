@@ -8,6 +8,7 @@ add up to the whole. The mixing is the 64-bit finaliser of MurmurHash3: a check 
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,7 +40,9 @@ class Digest:
 
     @classmethod
     def parse(cls, text: str) -> Digest:
-        """Read what `str` wrote."""
+        """Read what `str` wrote. Raises ValueError for any other text."""
+        if not re.fullmatch(r"[0-9a-f]{32}", text):
+            raise ValueError(f"not a digest: {text[:40]!r}")
         return cls(int(text[16:], 16), int(text[:16], 16))
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from shardproof.backends.backend import Backend, Check, Recipe, Request
-from shardproof.backends.defects import warnings
-from shardproof.backends.packages import version_of
+from shardproof.backends.known_defects import warnings
+from shardproof.backends.packages import check_names, version_of
 from shardproof.backends.priorities import priority
 from shardproof.backends.registry import catalogue, find
 from shardproof.errors import BackendError
@@ -114,9 +114,13 @@ class Decision:
 
 
 def explain(request: Request) -> tuple[Verdict, ...]:
-    """Every backend's verdict: those of the priority list in its order, then the others by name."""
-    listed = priority(request)
+    """Every backend's verdict: those of the priority list in its order, then the others by name.
+
+    Raises BackendError `backend.package` where the platform names a package that no backend needs.
+    """
     named = {backend.name: backend for backend in catalogue()}
+    check_names(request.platform)
+    listed = priority(request)
     first = [name for name in (listed.order if listed else ()) if name in named]
     rest = [name for name in named if name not in first]
     places = {name: place for place, name in enumerate(first, 1)}
@@ -126,7 +130,8 @@ def explain(request: Request) -> tuple[Verdict, ...]:
 def select(request: Request, backend: str | None = None) -> Decision:
     """Choose a backend: the one named, or the first of the priority list whose conditions all hold.
 
-    Raises BackendError `backend.unknown`, `backend.refused` (the named one cannot) or `backend.none`.
+    Raises BackendError `backend.unknown`, `backend.refused` (the named one cannot), `backend.none` or
+    `backend.package`.
     """
     if backend is not None:
         find(backend)

@@ -17,7 +17,7 @@ import numpy as np
 
 from shardproof.checkpoint.header import TensorInfo, read_header
 from shardproof.digest import Digest
-from shardproof.errors import CheckpointError, PackedError
+from shardproof.errors import CheckpointError, FormatError, PackedError, PartitionError
 from shardproof.experts import ExpertSpec, Field, Stack
 from shardproof.layouts import Placed
 from shardproof.mxfp4 import Bytes
@@ -147,16 +147,28 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError:
         raise PackedError(
-            "packed.not_found",
-            "not a packed folder",
-            file=folder,
-            needed=MANIFEST,
+            "packed.not_found", "not a packed folder", file=folder, needed=MANIFEST,
             next_step="shardproof pack CKPT OUT",
-        ) from None
-    except ValueError as reason:
+        ) from None  # fmt: skip
+    except (ValueError, RecursionError) as reason:
         raise PackedError("packed.damaged", "the manifest is not JSON", file=path, found=str(reason)[:120]) from None
     _check_version(data, path)
+    if not isinstance(data.get("ranks"), dict):
+        raise PackedError("packed.damaged", "the manifest does not say which ranks there are", file=path)
     return dict(data)
+
+
+def read_plan(record: Mapping[str, Any], path: Path) -> Plan:
+    """The plan that a manifest or rank file carries, proven. Raises PackedError `packed.damaged`."""
+    try:
+        plan = Plan.from_dict(record["plan"])
+        plan.prove()
+    except (LookupError, ValueError, TypeError, AttributeError, FormatError, PartitionError) as reason:
+        raise PackedError(
+            "packed.damaged", "the record of how this was packed is not whole", file=path, found=repr(reason)[:120],
+            needed="the plan as `shardproof pack` writes it", next_step="pack again",
+        ) from None  # fmt: skip
+    return plan
 
 
 def _check_version(data: Any, path: Path) -> None:
@@ -171,17 +183,27 @@ def _check_version(data: Any, path: Path) -> None:
 def load(folder: str | Path, rank: int = 0) -> PackedExperts:
     """Map one rank of a packed folder; nothing is read but the header.
 
-    Raises PackedError `packed.not_found`, `packed.rank`, `packed.damaged` or `packed.version`.
+    Raises PackedError `packed.not_found`, `packed.rank`, `packed.damaged`, `packed.mixed` or `packed.version`.
     """
     root = Path(folder)
     manifest = read_manifest(root)
-    plan = Plan.from_dict(manifest["plan"])
+    plan = read_plan(manifest, root / MANIFEST)
     held = manifest["ranks"]
     if not 0 <= rank < len(plan.ranks) or rank_file(plan.ranks[rank]) not in held:
         raise PackedError(
             "packed.rank", "the folder does not hold this rank", file=root, rank=rank, needed=", ".join(held)
         )
-    return load_file(root / rank_file(plan.ranks[rank]))
+    packed = load_file(root / rank_file(plan.ranks[rank]))
+    if packed.rank.index != rank or packed.plan != plan:
+        other_rank = packed.rank.index != rank
+        raise PackedError(
+            "packed.mixed", f"the rank file belongs to another {'rank' if other_rank else 'plan'}",
+            file=root / rank_file(plan.ranks[rank]), rank=rank,
+            found=f"rank {packed.rank.index}" if other_rank else f"tp {packed.plan.tp}, ep {packed.plan.ep}",
+            needed=f"rank {rank}" if other_rank else f"the manifest's plan (tp {plan.tp}, ep {plan.ep})",
+            next_step="pack again; files of different packings were put together",
+        )  # fmt: skip
+    return packed
 
 
 def load_file(path: Path) -> PackedExperts:
@@ -196,10 +218,10 @@ def load_file(path: Path) -> PackedExperts:
     try:
         record = json.loads(found.metadata[METADATA_KEY])
         _check_version(record, path)
-        plan = Plan.from_dict(record["plan"])
+        plan = read_plan(record, path)
         rank = plan.ranks[record["rank"]]
         digest = Digest.parse(record["digest"])
-    except (KeyError, ValueError, TypeError, IndexError) as reason:
+    except (LookupError, ValueError, TypeError, RecursionError) as reason:
         raise PackedError(
             "packed.damaged", "the rank file does not say how it was packed", file=path, found=repr(reason)[:120],
             needed=f"metadata {METADATA_KEY!r} as `shardproof pack` writes it",
@@ -220,8 +242,9 @@ def _layer(
         needed = plan.placed(key, rank, stack, name).nbytes
         if info is None or info.stop - info.start != needed:
             raise PackedError(
-                "packed.damaged", "a packed tensor is missing or has the wrong size", file=path, tensor=named,
-                rank=rank, found="nothing" if info is None else f"{info.stop - info.start} bytes", needed=f"{needed} bytes",
+                "packed.damaged", "a packed tensor is missing or has the wrong size",
+                file=path, tensor=named, rank=rank,
+                found="nothing" if info is None else f"{info.stop - info.start} bytes", needed=f"{needed} bytes",
             )  # fmt: skip
         held[stack, name] = memory[info.start : info.stop]
     return PackedLayer(key, rank, plan, held)

@@ -18,11 +18,16 @@ from shardproof.errors import VerifyError
 from shardproof.experts import Field, Stack
 from shardproof.formats import ExpertModel
 from shardproof.layouts.placed import UNITS_PER_BYTE
-from shardproof.mistakes import Mistake, museum
+from shardproof.mistakes import Mistake, Owners, Scene, Views, explain, find_mistake, museum
+from shardproof.mistakes.explain import Slot
 from shardproof.mxfp4 import Bytes
 from shardproof.pack import pack_layer
-from shardproof.packed import PackedExperts, PackedLayer, load, rank_file, read_manifest
-from shardproof.plan import Plan
+from shardproof.pack.matrices import read_cut
+from shardproof.packed import MANIFEST, PackedExperts, PackedLayer, load, rank_file, read_manifest, read_plan
+from shardproof.partition import Rank
+from shardproof.plan import Cut, Plan
+
+_SMALL = 1 << 20  # bytes of a tensor up to which three mistakes at once are looked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +87,7 @@ def verify(folder: str | Path, model: ExpertModel, *, report: Report | None = No
     Raises PackedError for a folder that cannot be read, VerifyError `verify.checkpoint` for another checkpoint.
     """
     manifest = read_manifest(Path(folder))
-    plan = Plan.from_dict(manifest["plan"])
+    plan = read_plan(manifest, Path(folder) / MANIFEST)
     _same_checkpoint(plan, model)
     statements = plan.prove()
     differences: list[Difference] = []
@@ -118,7 +123,9 @@ def _same_checkpoint(plan: Plan, model: ExpertModel) -> None:
 
 def _digest_difference(packed: PackedExperts, found: Digest) -> Difference:
     text = f"recorded {packed.digest}, the checkpoint gives {found}"
-    return Difference(packed.rank.index, "(digest)", 0, 0, (text,), None, "the checkpoint's data changed since packing")
+    return Difference(
+        packed.rank.index, "(digest)", 0, 0, (text,), None, "the checkpoint's data changed since packing"
+    )
 
 
 def verify_layer(model: ExpertModel, layer: PackedLayer) -> tuple[list[Difference], Digest]:
@@ -130,41 +137,86 @@ def verify_layer(model: ExpertModel, layer: PackedLayer) -> tuple[list[Differenc
     if not bad:
         return [], digest
     cause = _explain(model, layer, list(bad))
-    return [_difference(model, layer, slot, mask, expected[slot], cause) for slot, mask in bad.items()], digest
+    return [
+        _difference(model, layer, slot, mask, expected[slot], cause.get(slot, ()))
+        for slot, mask in bad.items()
+    ], digest
 
 
-def _explain(model: ExpertModel, layer: PackedLayer, slots: list[tuple[Stack, Field]]) -> Mistake | None:
-    """The known mistake that, done again, gives exactly the bytes that were found."""
-    for mistake in museum():
-        again = {slot: np.empty(layer.placed(*slot).nbytes, np.uint8) for slot in layer.tensors}
-        try:
-            pack_layer(model, layer.plan, layer.key, layer.rank, again, mistake=mistake)
-        except (ValueError, IndexError):
-            continue
-        if all(np.array_equal(again[slot], layer.tensors[slot]) for slot in slots):
-            return mistake
-    return None
+def scene_of(model: ExpertModel, plan: Plan, key: str, rank: Rank, owners: Owners | None = None) -> Scene:
+    """A layer of a rank over the checkpoint's bytes, in which mistakes can be done again."""
+
+    def read(layer: str, cut: Cut, name: Field, expert: int) -> Bytes:
+        return read_cut(model, model.layer(layer), cut, name, expert, plan)
+
+    return Scene(plan, key, rank, read, owners)
+
+
+def _explain(model: ExpertModel, layer: PackedLayer, slots: list[Slot]) -> dict[Slot, tuple[Mistake, ...]]:
+    """For each wrong tensor the known mistakes - one, or two or three at once - that give exactly its bytes."""
+    found: dict[Slot, tuple[Mistake, ...]] = {}
+    tried: list[tuple[Mistake, ...]] = []
+    for slot in slots:
+        views = Views(layer.tensors[slot], layer.placed(*slot).shape)
+        loaded = _loaded(layer, slot, views)
+        scene = scene_of(model, layer.plan, layer.key, layer.rank)
+        if None in loaded and any(e is not None for e in loaded):
+            found[slot] = (find_mistake("zero_experts"),)
+            scene = scene_of(model, layer.plan, layer.key, layer.rank, loaded)
+        sample = [i for i, e in enumerate(loaded) if e is not None] or [0]
+        sample = sorted({sample[0], sample[len(sample) // 2], sample[-1]})
+        most = 3 if views.kernel.size < _SMALL else 2
+        cause = explain(scene, slot, views, museum(), most=most, sample=sample, first=tried, exact=True)
+        if cause is not None:
+            found[slot] = (*found.get(slot, ()), *cause.mistakes)
+            tried.insert(0, cause.mistakes)
+    return found
+
+
+def _loaded(layer: PackedLayer, slot: Slot, views: Views) -> Owners:
+    """The layer's experts, None for those whose matrix is all zero."""
+    identity = layer.plan.recipe.layouts[slot]
+    found = [views.expert(local, identity) for local in range(len(layer.experts))]
+    zero = [matrix is not None and not matrix.any() for matrix in found]
+    return tuple(None if empty else e for e, empty in zip(layer.experts, zero, strict=True))
 
 
 def _difference(
-    model: ExpertModel, layer: PackedLayer, slot: tuple[Stack, Field], mask: np.ndarray, expected: Bytes,
-    cause: Mistake | None,
-) -> Difference:  # fmt: skip
+    model: ExpertModel,
+    layer: PackedLayer,
+    slot: Slot,
+    mask: np.ndarray,
+    expected: Bytes,
+    causes: tuple[Mistake, ...],
+) -> Difference:
     stack, name = slot
     at = np.flatnonzero(mask)
     found = layer.tensors[slot]
     first = tuple(_where(model, layer, slot, int(a), int(found[a]), int(expected[a])) for a in at[:4])
-    sentence = ""
-    if cause is not None:
-        words = {
-            "padded": layer.shape.intermediate, "valid": layer.valid, "rank": layer.rank.tp_rank,
-            "layout": layer.plan.recipe.layouts[slot],
-            "found_layout": cause.layout(layer.plan, stack, name) if cause.layout else "",
-        }  # fmt: skip
-        zero = "" if found.any() else f"rank {layer.rank.index}: {stack} is all zero: "
-        sentence = f"{zero}{cause.sentence.format(**words)}; see {', '.join(cause.issues)}. Repair: {cause.repair}"
+    zero = "" if found.any() or not causes else f"rank {layer.rank.index}: {stack} is all zero: "
+    sentence = zero + "; and ".join(_sentence(layer, slot, cause) for cause in causes)
     named = f"{layer.key}.experts.{stack}.{name}"
-    return Difference(layer.rank.index, named, len(at), mask.size, first, cause.name if cause else None, sentence)
+    names = " + ".join(cause.name for cause in causes) or None
+    return Difference(layer.rank.index, named, len(at), mask.size, first, names, sentence)
+
+
+def _sentence(layer: PackedLayer, slot: Slot, cause: Mistake) -> str:
+    stack, name = slot
+    shape, rank = layer.shape, layer.rank
+    views = Views(layer.tensors[slot], layer.placed(stack, name).shape)
+    words = {
+        "padded": shape.intermediate, "valid": layer.valid, "rank": rank.tp_rank, "tp": rank.tp, "layer": layer.key,
+        "layout": layer.plan.recipe.layouts[slot], "policy": layer.plan.policy,
+        "found_layout": cause.layout(layer.plan, stack, name) if cause.layout else "",
+        "found_layer": cause.layer(layer.plan, layer.key) if cause.layer else "",
+        "floor": shape.spec.intermediate // rank.tp, "blocks": shape.spec.blocks, "dropped": shape.spec.blocks % rank.tp,
+        "waste": shape.intermediate - layer.valid, "padding_values": "several",
+        "experts": ", ".join(
+            str(e) for e, held in zip(layer.experts, _loaded(layer, slot, views), strict=True) if held is None
+        ) or ", ".join(map(str, cause.experts(layer.plan, layer.key, rank) if cause.experts else ())),
+    }  # fmt: skip
+    see = f"; see {', '.join(cause.issues)}" if cause.issues else ""
+    return f"{cause.sentence.format(**words)}{see}. Repair: {cause.repair}"
 
 
 def _where(
@@ -183,12 +235,12 @@ def _where(
         return f"byte {address} (padding of expert {layer.experts[expert]}, row {row}): {values}"
     named = model.layer(layer.key).sources[projection, name].name(layer.experts[expert])
     unit_name = {"weight": "byte", "scale": "block", "bias": "byte"}[name]
-    return (
-        f"byte {address} = {named} expert {layer.experts[expert]} row {source_row} {unit_name} {source_byte}: {values}"
-    )
+    return f"byte {address} = {named} expert {layer.experts[expert]} row {source_row} {unit_name} {source_byte}: {values}"
 
 
-def _source_place(layer: PackedLayer, stack: Stack, name: Field, row: int, column: int) -> tuple[Any, int, int]:
+def _source_place(
+    layer: PackedLayer, stack: Stack, name: Field, row: int, column: int
+) -> tuple[Any, int, int]:
     for cut in layer.plan.cuts(layer.key, layer.rank, stack, name):
         r, c = row - cut.at_row, column - cut.at_column
         if 0 <= r < cut.rows[1] - cut.rows[0] and 0 <= c < cut.columns[1] - cut.columns[0]:

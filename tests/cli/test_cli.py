@@ -83,7 +83,7 @@ def test_pack_then_verify(checkpoint: str, tmp_path: Path, capsys: pytest.Captur
     out_folder = str(tmp_path / "packed")
     code, out, _ = run(capsys, "pack", checkpoint, out_folder, "--tp", "2", *AMD)
     assert code == 0
-    assert "2 ranks of 2 for aiter" in out
+    assert "2 of 2 ranks for aiter" in out
     assert sorted(p.name for p in Path(out_folder).iterdir()) == [
         "rank-00000-of-00002.safetensors", "rank-00001-of-00002.safetensors", "shardproof.json",
     ]  # fmt: skip

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from shardproof.backends.conditions import Activations, Needs, RunsOn
+from shardproof.backends.conditions import Activations, RunsOn
 from shardproof.backends.kernel import Kernel, Variant, same_for_both, with_w13
+from shardproof.backends.packages import Needs
 
 LAYOUTS = with_w13(
     same_for_both(weight="aiter.w16", scale="aiter.n32k4", bias="raw.bias"),
     weight="aiter.w16_rowgugu",
     scale="aiter.n32k4_rowgugu",
-    bias="raw.bias_interleaved",
+    bias="aiter.bias_rowgugu",
 )
 
 

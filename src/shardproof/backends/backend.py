@@ -9,6 +9,8 @@ from typing import Any, ClassVar, Literal, TypeAlias
 
 from shardproof.backends.platform import Platform
 from shardproof.experts import ExpertSpec, Field, Stack
+from shardproof.mxfp4 import BLOCK
+from shardproof.partition import ranks
 
 GateMode: TypeAlias = Literal["separated", "interleaved"]
 
@@ -18,6 +20,7 @@ class Request:
     """What is asked of a backend: one model's experts on one platform, cut for tp x ep ranks.
 
     `gate_mode` and `activation_dtype` narrow the choice; None leaves it to the backend.
+    Raises PartitionError `partition.size` where tp or ep is below 1.
     """
 
     spec: ExpertSpec
@@ -26,6 +29,14 @@ class Request:
     ep: int = 1
     gate_mode: GateMode | None = None
     activation_dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        ranks(self.tp, self.ep)
+
+    @property
+    def rank_intermediate(self) -> int:
+        """I of the fullest tensor-parallel rank before padding: whole blocks, the same for both policies."""
+        return -(-self.spec.blocks // self.tp) * BLOCK
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +101,8 @@ class Backend(ABC):
     name: ClassVar[str]
     summary: ClassVar[str]
     source: ClassVar[str]
+    known_as: ClassVar[tuple[str, ...]] = ()
+    """What vLLM calls it."""
 
     @abstractmethod
     def checks(self, request: Request) -> list[Check]:

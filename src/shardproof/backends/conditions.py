@@ -7,8 +7,9 @@ from fnmatch import fnmatch
 from typing import Protocol
 
 from shardproof.backends.backend import Check, Request
-from shardproof.backends.packages import PACKAGES, order, version_of
+from shardproof.backends.platform import cpu_flags
 from shardproof.experts import ActivationKind
+from shardproof.layouts import catalogue
 
 OTHER_KERNEL = "this cannot be changed for this model; use another backend"
 
@@ -63,42 +64,6 @@ class RunsOn:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Needs:
-    """The kernel's package is there, in a known version, not older than `since`; `because` names what came then."""
-
-    package: str
-    since: str = ""
-    because: str = ""
-
-    @property
-    def brief(self) -> str:
-        """`aiter >= 0.1.15`."""
-        return f"{self.package} >= {self.since}" if self.since else self.package
-
-    def check(self, request: Request) -> Check:
-        """Condition `package` or `version`, whichever is not met."""
-        info = PACKAGES[self.package]
-        version, origin = version_of(self.package, request.platform)
-        needed = f"{self.brief} ({self.because})" if self.because else self.brief
-        if version is None:
-            names = " or ".join(info.distributions)
-            return Check(
-                "package", False, f"{self.package} is not installed", needed,
-                f"install {names}, or name it to plan for another machine: --with {self.package}=VERSION",
-            )  # fmt: skip
-        found = f"{self.package} {version} ({origin})" if version else f"{self.package} ({origin})"
-        if not info.knows(version):
-            known = ", ".join(info.known)
-            return Check(
-                "version", False, found, f"{needed}, in a known release: {known}",
-                f"its byte orders may differ from those known here; if they do not, say --with {self.package}="
-                f"{info.newest}",
-            )  # fmt: skip
-        old = bool(self.since and version) and order(version) < order(self.since)
-        return Check("version", not old, found, needed, f"install {self.package} {self.since} or newer")
-
-
 @dataclass(frozen=True)
 class Activations:
     """The activations that the kernel computes between w13 and w2."""
@@ -150,6 +115,42 @@ class ExpertParallel:
         ok = (request.ep > 1) == self.only
         remedy = "ask for --ep 2 or more" if self.only else "ask for --ep 1 and more tensor parallelism"
         return Check("expert parallel", ok, f"ep {request.ep}", self.brief, remedy)
+
+
+@dataclass(frozen=True)
+class CpuHas:
+    """The host's processor has a feature, by the name that Linux gives it; on a described platform it is assumed."""
+
+    feature: str
+
+    @property
+    def brief(self) -> str:
+        """`amx_tile`."""
+        return self.feature
+
+    def check(self, request: Request) -> Check:
+        """Condition `processor`."""
+        has = request.platform.described or self.feature in cpu_flags()
+        found = "assumed" if request.platform.described else "present" if has else "absent"
+        return Check("processor", has, f"{self.feature} {found}", self.feature, "use a host whose processor has it")
+
+
+@dataclass(frozen=True)
+class Declared:
+    """The byte order is in the catalogue: a kernel whose order is not established here cannot be packed for."""
+
+    layout: str
+
+    @property
+    def brief(self) -> str:
+        """`layout humming.weight`."""
+        return f"layout {self.layout}"
+
+    def check(self, request: Request) -> Check:  # noqa: ARG002 - one signature for all conditions
+        """Condition `layout`."""
+        known = any(layout.name == self.layout for layout in catalogue())
+        found = f"{self.layout} is{'' if known else ' not'} declared"
+        return Check("layout", known, found, "a declared byte order", "use another backend, or declare the layout")
 
 
 @dataclass(frozen=True)
@@ -209,35 +210,3 @@ class AskedFor:
         found = f"activation dtype {request.activation_dtype or 'not asked'}"
         ok = request.activation_dtype == self.dtype
         return Check("asked for", ok, found, f"{self.dtype}: {self.because}", f"ask for activation dtype {self.dtype}")
-
-
-ROUTING: dict[str, str] = {
-    "deepseek_v4": "sqrtsoftplus scores with a bias, or hashed",
-    "gpt_oss": "softmax over the chosen",
-    "qwen3_moe": "softmax, renormalised",
-    "mixtral": "softmax over the chosen",
-    "llama_moe": "softmax over the chosen",
-    "kimi_k3": "sigmoid scores with a bias",
-    "minimax_m2": "sigmoid scores with a bias",
-    "minimax_m3": "sigmoid scores with a bias",
-    "glm5": "sigmoid scores with a bias",
-    "deepseek_v3": "sigmoid scores with a bias",
-}
-"""How a family routes, where that is known (model cards and configurations, November 2026)."""
-
-
-@dataclass(frozen=True)
-class RoutesBySoftmax:
-    """The kernel's caller routes inside the layer, and only by a softmax over the chosen experts."""
-
-    @property
-    def brief(self) -> str:
-        """`softmax routing`."""
-        return "softmax routing"
-
-    def check(self, request: Request) -> Check:
-        """Condition `routing`; a family whose routing is not known here passes and the text says so."""
-        routing = ROUTING.get(request.spec.family)
-        ok = routing is None or routing.startswith("softmax")
-        found = f"{routing or 'not known here'} (family {request.spec.family})"
-        return Check("routing", ok, found, "softmax over the chosen experts", "use triton_unfused, which takes any")

@@ -6,12 +6,15 @@ naming one that is (`--with aiter=0.1.20`) says that the byte orders have not ch
 
 from __future__ import annotations
 
+import difflib
 import re
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Literal, TypeAlias
 
+from shardproof.backends.backend import Check, Request
 from shardproof.backends.platform import Platform
+from shardproof.errors import BackendError
 
 Origin: TypeAlias = Literal["named", "assumed", "installed", "carried", "missing"]
 
@@ -44,8 +47,7 @@ class Package:
 
     def knows(self, version: str) -> bool:
         """Whether a version belongs to a known release (its post-releases and local builds count)."""
-        release = _release(version)
-        return not self.known or any(release[: len(r)] == r for r in map(_release, self.known))
+        return not self.known or any(same_release(version, known) for known in self.known)
 
 
 PACKAGES: dict[str, Package] = {
@@ -76,6 +78,30 @@ PACKAGES: dict[str, Package] = {
     "amd-quark": Package(distributions=("amd-quark",), known=("0.13",), source="amd-quark 0.13"),
     "torch": Package(distributions=("torch",), source="any version from 2.5 on"),
 }
+
+
+def register(name: str, package: Package) -> None:
+    """Add a package: a backend whose package is not listed above calls this in its own file.
+
+    Raises BackendError `backend.duplicate` for another one of that name.
+    """
+    if PACKAGES.setdefault(name, package) != package:
+        raise BackendError("backend.duplicate", "two packages share a name", found=name)
+
+
+def check_names(platform: Platform) -> None:
+    """Raise BackendError `backend.package` where a package is named that no backend needs."""
+    known = {*PACKAGES, *(d for info in PACKAGES.values() for d in info.distributions)}
+    for name in platform.packages:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
+            raise BackendError(
+                "backend.package",
+                "no backend needs a package of this name",
+                found=f"{name}={platform.packages[name]}",
+                needed="one of: " + ", ".join(sorted(known)),
+                next_step=f"did you mean {' or '.join(close)}?" if close else "leave it out",
+            )
 
 
 def version_of(package: str, platform: Platform) -> tuple[str | None, Origin]:
@@ -119,6 +145,12 @@ def order(version: str) -> tuple[tuple[int, ...], int, int, int]:
     return (tuple(numbers), stage, post, 0 if match["dev"] else 1)
 
 
+def same_release(version: str, release: str) -> bool:
+    """Whether a version is of a release: `0.1.15.post1` of `0.1.15`, `3.6.2` of `3.6`."""
+    numbers = _release(release)
+    return _release(version)[: len(numbers)] == numbers
+
+
 def _release(version: str) -> tuple[int, ...]:
     match = _VERSION.fullmatch(version.strip().lower())
     return tuple(int(n) for n in match["release"].split(".")) if match else ()
@@ -129,3 +161,59 @@ def _installed(distribution: str) -> str | None:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """The kernel's package is there, in a known version, not older than `since`; `because` names what came then."""
+
+    package: str
+    since: str = ""
+    because: str = ""
+
+    @property
+    def brief(self) -> str:
+        """`aiter >= 0.1.15`."""
+        return f"{self.package} >= {self.since}" if self.since else self.package
+
+    def check(self, request: Request) -> Check:
+        """Condition `package` or `version`, whichever is not met."""
+        info = PACKAGES[self.package]
+        version, origin = version_of(self.package, request.platform)
+        needed = f"{self.brief} ({self.because})" if self.because else self.brief
+        if version is None:
+            names = " or ".join(info.distributions)
+            return Check(
+                "package", False, f"{self.package} is not installed", needed,
+                f"install {names}, or name it to plan for another machine: --with {self.package}=VERSION",
+            )  # fmt: skip
+        found = f"{self.package} {version} ({origin})" if version else f"{self.package} ({origin})"
+        if not info.knows(version):
+            known = ", ".join(info.known)
+            return Check(
+                "version", False, found, f"{needed}, in a known release: {known}",
+                f"its byte orders may differ from those known here; if they do not, say --with {self.package}="
+                f"{info.newest}",
+            )  # fmt: skip
+        old = bool(self.since and version) and order(version) < order(self.since)
+        return Check("version", not old, found, needed, f"install {self.package} {self.since} or newer")
+
+
+@dataclass(frozen=True)
+class Release:
+    """The package's version belongs to one of these releases, which read the same bytes."""
+
+    package: str
+    releases: tuple[str, ...]
+
+    @property
+    def brief(self) -> str:
+        """`triton_kernels 3.5.1 or 3.6`."""
+        return f"{self.package} {' or '.join(self.releases)}"
+
+    def check(self, request: Request) -> Check:
+        """Condition `generation`."""
+        version = version_of(self.package, request.platform)[0]
+        ok = version is not None and any(same_release(version, release) for release in self.releases)
+        found = f"{self.package} {version or 'is not installed'}"
+        return Check("generation", ok, found, self.brief, f"say --with {self.package}={self.releases[-1]}")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from importlib import metadata
+from functools import cache
+from pathlib import Path
 
 from shardproof.errors import BackendError
 
@@ -22,7 +23,8 @@ class Platform:
     """A place where a kernel runs: `cpu`, `cuda:sm90`, `rocm:gfx950`.
 
     `packages` maps package names to versions. On a `described` platform a package that is not named is taken
-    to be installed in its newest known version; on a detected one it counts only if it is installed here.
+    to be installed in its newest known version; on a detected one it counts only if it is installed here
+    (`packages.version_of`).
     """
 
     kind: str
@@ -37,17 +39,6 @@ class Platform:
     def compute_capability(self) -> int:
         """The number of a CUDA architecture (90 for sm90); 0 elsewhere."""
         return int(re.sub(r"\D", "", self.arch)) if self.kind == "cuda" else 0
-
-    def version(self, package: str) -> str | None:
-        """The version of a package here, or None where that is not known or it is not installed."""
-        if package in self.packages:
-            return self.packages[package]
-        if self.described:
-            return None
-        try:
-            return metadata.version(package)
-        except metadata.PackageNotFoundError:
-            return None
 
 
 def describe(text: str, packages: Iterable[str] = ()) -> Platform:
@@ -80,6 +71,15 @@ def detect(packages: Iterable[str] = ()) -> Platform:
         return Platform("rocm", torch.cuda.get_device_properties(0).gcnArchName.split(":")[0], named)
     major, minor = torch.cuda.get_device_capability()
     return Platform("cuda", f"sm{major}{minor}", named)
+
+
+@cache
+def cpu_flags() -> frozenset[str]:
+    """Features of this host's processor as Linux names them; empty where it does not say."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return frozenset(flags.partition(":")[2].split())
 
 
 def _read_packages(packages: Iterable[str]) -> dict[str, str]:

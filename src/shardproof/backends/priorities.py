@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fnmatch import fnmatch
 
 from shardproof.backends.backend import Request
 from shardproof.backends.conditions import RunsOn
@@ -10,7 +11,7 @@ from shardproof.backends.conditions import RunsOn
 
 @dataclass(frozen=True, kw_only=True)
 class Priority:
-    """The order in which backends are tried on a platform, for some model families (empty: all)."""
+    """The order in which backends are tried on a platform, for some model families (`*`: any ending; none: all)."""
 
     on: RunsOn
     order: tuple[str, ...]
@@ -19,10 +20,12 @@ class Priority:
 
     def concerns(self, request: Request) -> bool:
         """Whether this list is for the request."""
-        return self.on.holds(request) and (not self.families or request.spec.family in self.families)
+        return self.on.holds(request) and (
+            not self.families or any(fnmatch(request.spec.family, family) for family in self.families)
+        )
 
 
-_V4 = ("deepseek_v4",)
+_V4 = ("deepseek_v4*",)
 _OSS = ("gpt_oss",)
 _OSS_ROCM = ("aiter", "aiter_triton_bf16", "aiter_triton_fp8", "aiter_grouped", "triton")
 _OSS_TAIL = ("marlin", "humming", "shardproof_gpu")

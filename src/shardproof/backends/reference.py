@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from shardproof.backends.conditions import Activations, Needs, RunsOn
+from shardproof.backends.conditions import Activations
 from shardproof.backends.kernel import Kernel, Variant, same_for_both
+from shardproof.backends.packages import Needs
 
 RAW = same_for_both(weight="raw.weight", scale="raw.scale", bias="raw.bias")
 """Canonical bytes for every field: what kernels that rearrange nothing read."""
@@ -17,7 +18,6 @@ class Reference(Kernel):
     source = "shardproof.kernels.reference"
     package = "torch"
     conditions = (
-        RunsOn(others=("cpu", "cuda", "rocm", "xpu")),
         Needs(package="torch"),
         Activations(("silu", "swiglu_oai", "situ")),
     )

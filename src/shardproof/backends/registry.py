@@ -6,6 +6,7 @@ import difflib
 import importlib
 import inspect
 import pkgutil
+from collections.abc import Mapping
 from functools import cache
 from types import ModuleType
 
@@ -44,7 +45,7 @@ def find(name: str) -> Backend:
     """The backend of that name. Raises BackendError `backend.unknown` with the nearest names."""
     named = _backends()
     if name not in named:
-        close = difflib.get_close_matches(name, named, n=3, cutoff=0.5)
+        close = _nearest(name, named)
         raise BackendError(
             "backend.unknown",
             "no such backend",
@@ -53,3 +54,12 @@ def find(name: str) -> Backend:
             next_step=f"did you mean {' or '.join(close)}?" if close else "`shardproof explain` shows them all",
         )
     return named[name]
+
+
+def _nearest(name: str, named: Mapping[str, Backend]) -> list[str]:
+    """Names that look like it, or whose engine's own name looks like it."""
+    spelt = {
+        spelling.lower(): backend.name for backend in named.values() for spelling in (backend.name, *backend.known_as)
+    }
+    close = difflib.get_close_matches(name.lower(), spelt, n=3, cutoff=0.5)
+    return list(dict.fromkeys(spelt[spelling] for spelling in close))

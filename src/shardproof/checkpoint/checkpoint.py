@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 
 from shardproof.checkpoint.header import TensorInfo, read_header
-from shardproof.checkpoint.resolve import Files, resolve
+from shardproof.checkpoint.resolve import INDEX, Files, resolve
 from shardproof.errors import CheckpointError
 from shardproof.mxfp4 import Bytes
 
@@ -19,21 +19,28 @@ from shardproof.mxfp4 import Bytes
 class Checkpoint:
     """An open checkpoint. Opening reads headers only; `bytes_of` and `memory` map files when they are first asked.
 
-    `tensors` maps names to `TensorInfo`; `problems` holds what was found wrong (empty unless `strict=False`).
+    `tensors` maps names to `TensorInfo`; `problems` holds what was found wrong (empty unless `strict=False`);
+    `unlisted` names safetensors files of the folder that its index does not mention, and that are not read.
     """
 
     def __init__(self, files: Files, *, strict: bool = True) -> None:
         self.root, self.paths, self.config = files.root, files.paths, files.config
+        self.unlisted = files.unlisted
         self.problems: list[CheckpointError] = []
+        for missing in files.missing:
+            self._report(missing, strict)
         self.tensors: dict[str, TensorInfo] = {}
         self._maps: dict[int, Bytes] = {}
         self._stamps: list[tuple[int, int]] = []
         digest = hashlib.blake2b(digest_size=16)
         for number, path in enumerate(self.paths):
-            header = read_header(path, number, None if strict else self.problems)
-            status = path.stat()
-            self._stamps.append((status.st_size, status.st_mtime_ns))
-            digest.update(path.name.encode() + status.st_size.to_bytes(8, "little") + header.raw)
+            self._stamps.append(_stamp(path))  # before reading: a change from here on is noticed
+            try:
+                header = read_header(path, number, None if strict else self.problems)
+            except CheckpointError as unreadable:
+                self._report(unreadable, strict)
+                continue
+            digest.update(path.name.encode() + self._stamps[-1][0].to_bytes(8, "little", signed=True) + header.raw)
             for tensor in header.tensors:
                 other = self.tensors.setdefault(tensor.name, tensor)
                 if other is not tensor:
@@ -67,12 +74,7 @@ class Checkpoint:
 
     def check_unchanged(self, file: int) -> None:
         """Raise CheckpointError `checkpoint.changed` if a file is no longer what its header was read from."""
-        path = self.paths[file]
-        try:
-            status = path.stat()
-            now = (status.st_size, status.st_mtime_ns)
-        except OSError:
-            now = (-1, -1)
+        path, now = self.paths[file], _stamp(self.paths[file])
         if now != self._stamps[file]:
             raise CheckpointError(
                 "checkpoint.changed", "the file changed while it was in use", file=path,
@@ -95,9 +97,12 @@ class Checkpoint:
     def _against_index(self, files: Files) -> Iterator[CheckpointError]:
         if files.weight_map is None:
             return
-        index = files.root / "model.safetensors.index.json"
+        index = files.root / INDEX
+        here = {path.name for path in self.paths}
         for name, file in files.weight_map.items():
             info = self.tensors.get(name)
+            if file not in here:
+                continue  # said once for the whole file
             if info is None:
                 yield CheckpointError(
                     "checkpoint.index_tensor", "the index names a tensor that its file does not hold",
@@ -122,6 +127,15 @@ class Checkpoint:
 
     def __repr__(self) -> str:
         return f"Checkpoint({str(self.root)!r}, {len(self.paths)} files, {len(self.tensors)} tensors)"
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """(size, time of last change in ns) of a file; (-1, -1) where it is gone."""
+    try:
+        status = path.stat()
+    except OSError:
+        return -1, -1
+    return status.st_size, status.st_mtime_ns
 
 
 def total_bytes(tensors: Iterable[TensorInfo]) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,10 @@ DTYPE_BITS = {
     "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32,
     "F32": 32, "C64": 64, "F64": 64, "I64": 64, "U64": 64,
 }  # fmt: skip
+
+
+_MOST = 1 << 63
+_KINDS = {stat.S_IFDIR: "a directory", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
 
 
 class TensorInfo(NamedTuple):
@@ -77,12 +82,17 @@ def _read_raw(path: Path) -> tuple[bytes, int]:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as reason:
         raise CheckpointError(
-            "checkpoint.not_a_file", "the file cannot be opened", file=path, found=reason.strerror
-        ) from None
+            "checkpoint.not_a_file", "the file cannot be opened", file=path, found=reason.strerror,
+            needed="a safetensors file that this user may read",
+        ) from None  # fmt: skip
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise CheckpointError(
+            "checkpoint.not_a_file", "not a regular file", file=path,
+            found=_KINDS.get(stat.S_IFMT(status.st_mode), "a device"), needed="a safetensors file",
+        )  # fmt: skip
     with os.fdopen(descriptor, "rb") as stream:
-        status = os.fstat(stream.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise CheckpointError("checkpoint.not_a_file", "not a regular file", file=path, needed="a safetensors file")
         size = status.st_size
         if size < 8:
             raise CheckpointError(
@@ -96,31 +106,60 @@ def _read_raw(path: Path) -> tuple[bytes, int]:
                 file=path, found=f"{length} bytes of header in a file of {size}",
                 needed=f"2 to {min(HEADER_LIMIT, size - 8)} bytes", next_step="download the file again",
             )  # fmt: skip
-        return stream.read(length), size
+        raw = stream.read(length)
+        if len(raw) != length:
+            raise CheckpointError(
+                "checkpoint.truncated", "the file became shorter while its header was read",
+                file=path, found=f"{len(raw)} bytes of header", needed=f"{length} bytes",
+            )  # fmt: skip
+        return raw, size
 
 
 def _parse(path: Path, raw: bytes) -> dict[str, Any]:
     try:
-        pairs = json.loads(raw.decode("utf-8"), object_pairs_hook=_Pairs)
+        header = json.loads(raw.decode("utf-8"), object_pairs_hook=_Object)
     except (UnicodeDecodeError, ValueError, RecursionError) as reason:
         raise CheckpointError(
             "checkpoint.header_json", "the header is not JSON", file=path, found=str(reason)[:120],
             next_step="download the file again",
         ) from None  # fmt: skip
-    if not isinstance(pairs, _Pairs):
-        raise CheckpointError("checkpoint.header_json", "the header is not a JSON object", file=path)
-    entries = {name: dict(value) if isinstance(value, _Pairs) else value for name, value in pairs}
-    if len(entries) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+    if not isinstance(header, _Object):
         raise CheckpointError(
-            "checkpoint.duplicate_key", "a tensor is named twice in one header", file=path, tensor=twice
+            "checkpoint.header_json", "the header is not a JSON object", file=path, found=type(header).__name__
         )
-    return entries
+    for name, entry in header.items():
+        if not _is_text(name):
+            raise CheckpointError(
+                "checkpoint.header_json", "a tensor's name is not text", file=path, tensor=ascii(name)
+            )
+        twice = header.twice if header.twice is not None else getattr(entry, "twice", None)
+        if twice is not None:
+            whole = header.twice is not None
+            raise CheckpointError(
+                "checkpoint.duplicate_key",
+                "a tensor is named twice in one header" if whole else f"a tensor's entry has two values for {twice!r}",
+                file=path, tensor=twice if whole else name, needed="each name once",
+            )  # fmt: skip
+    return header
 
 
-class _Pairs(list[tuple[str, Any]]):
-    """A JSON object as its pairs, so that a repeated key is seen."""
+class _Object(dict[str, Any]):
+    """A JSON object that remembers a repeated key."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        self.twice: str | None = None
+        if len(self) != len(pairs):
+            self.twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+
+
+def _is_text(name: str) -> bool:
+    """Whether a JSON string is Unicode text: escapes can spell half of a surrogate pair."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _tensor(path: Path, name: str, entry: Any, file: int, data_start: int) -> TensorInfo:
@@ -133,22 +172,41 @@ def _tensor(path: Path, name: str, entry: Any, file: int, data_start: int) -> Te
     bits = DTYPE_BITS.get(dtype) if isinstance(dtype, str) else None
     if bits is None:
         raise CheckpointError(
-            "checkpoint.dtype", "unknown dtype", file=path, tensor=name, found=dtype, needed=", ".join(DTYPE_BITS)
-        )
+            "checkpoint.dtype", "unknown dtype", file=path, tensor=name, found=ascii(dtype)[:80],
+            needed=", ".join(DTYPE_BITS),
+        )  # fmt: skip
     if not isinstance(shape, list) or not all(type(s) is int and s >= 0 for s in shape):
         raise CheckpointError("checkpoint.shape", "not a shape", file=path, tensor=name, found=str(shape)[:80])
-    if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(o) is int and o >= 0 for o in offsets):
-        raise CheckpointError("checkpoint.offsets", "not a byte range", file=path, tensor=name, found=str(offsets)[:80])
+    if not isinstance(offsets, list) or [type(o) for o in offsets] != [int, int] or not 0 <= offsets[0] <= offsets[1]:
+        raise CheckpointError(
+            "checkpoint.offsets", "not a byte range",
+            file=path, tensor=name, found=str(offsets)[:80], needed="[start, stop] with start <= stop",
+        )  # fmt: skip
     start, stop = offsets
-    count = bits
-    for extent in shape:
-        count *= extent
+    count = _bits(shape, bits)
     if count != (stop - start) * 8:
         raise CheckpointError(
             "checkpoint.byte_count", "the byte range does not fit dtype and shape",
-            file=path, tensor=name, found=f"{stop - start} bytes", needed=f"{count / 8:g} bytes for {dtype} {shape}",
+            file=path, tensor=name, found=f"{_number((stop - start) * 8)} bytes",
+            needed=f"{_number(count)} bytes for {dtype} {str(shape)[:80]}",
         )  # fmt: skip
     return TensorInfo(name, dtype, tuple(shape), file, data_start + start, data_start + stop)
+
+
+def _bits(shape: list[int], bits: int) -> int:
+    """Bits of a tensor; the product stops where it is beyond any file, so that hostile shapes cost nothing."""
+    count = 0 if 0 in shape else bits
+    for extent in shape:
+        if count > 8 * _MOST:
+            break
+        count *= extent
+    return count
+
+
+def _number(bits: int) -> str:
+    if bits > 8 * _MOST:
+        return "more than 2**63"
+    return f"{bits // 8}" + (f" {bits % 8}/8" if bits % 8 else "")
 
 
 def _placement(path: Path, tensors: list[TensorInfo], data_start: int, size: int) -> Iterator[CheckpointError]:
@@ -156,8 +214,8 @@ def _placement(path: Path, tensors: list[TensorInfo], data_start: int, size: int
     for tensor in sorted(tensors, key=lambda t: (t.start, t.stop)):
         if tensor.stop > size:
             yield CheckpointError(
-                "checkpoint.truncated", "the file ends before this tensor does",
-                file=path, tensor=tensor.name, found=f"{size} bytes", needed=f"at least {tensor.stop} bytes",
+                "checkpoint.truncated", "the file ends before this tensor does", file=path, tensor=tensor.name,
+                found=f"{size} bytes", needed=f"at least {_number(tensor.stop * 8)} bytes",
                 next_step="download the file again",
             )  # fmt: skip
         if tensor.start != position:
@@ -166,7 +224,8 @@ def _placement(path: Path, tensors: list[TensorInfo], data_start: int, size: int
                 "checkpoint.overlap" if overlaps else "checkpoint.hole",
                 f"the tensor's bytes overlap those of {previous}"
                 if overlaps else f"bytes after {previous} belong to no tensor",
-                file=path, tensor=tensor.name, found=f"starts at byte {tensor.start}", needed=f"byte {position}",
+                file=path, tensor=tensor.name, found=f"starts at byte {_number(tensor.start * 8)}",
+                needed=f"byte {_number(position * 8)}",
             )  # fmt: skip
         position, previous = max(position, tensor.stop), tensor.name
     if size > position:

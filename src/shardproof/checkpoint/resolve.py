@@ -11,51 +11,93 @@ from typing import Any
 from shardproof.errors import CheckpointError
 
 INDEX = "model.safetensors.index.json"
+MOST_FILES = 10_000
+_NUMBERED = re.compile(r"(?P<head>.*-)(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors", re.ASCII)
 _HUB_NAME = re.compile(r"[\w.\-]+/[\w.\-]+(@[\w.\-/]+)?")
 
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """A checkpoint's files: `weight_map` is the index (tensor name -> file name), None where there is none."""
+    """A checkpoint's files: `weight_map` is the index (tensor name -> file name), None where there is none.
+
+    `unlisted` are safetensors files that the index does not name; `missing` says which files ought to be there.
+    """
 
     root: Path
     paths: tuple[Path, ...]
     config: dict[str, Any]
     weight_map: dict[str, str] | None
     unlisted: tuple[str, ...] = ()
+    missing: tuple[CheckpointError, ...] = ()
 
 
 def resolve(where: str | Path) -> Files:
     """Find the files of a local folder, a single .safetensors file, or `org/name[@revision]` in the HF cache.
 
-    Nothing is ever downloaded. Raises CheckpointError `checkpoint.not_found`, `.index` or `.config`.
+    Nothing is ever downloaded. Raises CheckpointError `checkpoint.not_found`, `.not_a_file`, `.index` or `.config`;
+    files that are missing are left to the caller (`Files.missing`).
     """
-    path = Path(where).expanduser()
-    if path.is_file():
+    path, kind = _look(where)
+    if kind == "file":
         return Files(path.parent, (path,), _json(path.parent / "config.json", "checkpoint.config") or {}, None)
-    if not path.is_dir():
+    if kind == "nothing":
         path = _from_hub_cache(str(where))
     config = _json(path / "config.json", "checkpoint.config") or {}
     present = sorted(p.name for p in path.glob("*.safetensors"))
     index = _json(path / INDEX, "checkpoint.index")
-    if index is None:
-        if not present:
-            raise CheckpointError(
-                "checkpoint.not_found", "the folder holds no safetensors file", file=path,
-                needed=f"*.safetensors or {INDEX}",
-            )  # fmt: skip
-        return Files(path, tuple(path / name for name in present), config, None)
-    weight_map = _weight_map(path / INDEX, index)
-    listed = sorted(set(weight_map.values()))
-    missing = [name for name in listed if name not in present]
-    if missing:
+    if index is None and not present:
         raise CheckpointError(
-            "checkpoint.file_missing", f"the index names {len(missing)} files that are not there",
-            file=path / missing[0], found="no such file", needed=f"{len(listed)} files",
-            next_step="finish the download",
-        )  # fmt: skip
+            "checkpoint.not_found",
+            "the folder holds no safetensors file",
+            file=path,
+            needed=f"*.safetensors or {INDEX}",
+        )
+    weight_map = None if index is None else _weight_map(path / INDEX, index)
+    listed = _numbered(present) if weight_map is None else sorted(set(weight_map.values()))
+    missing = _missing(path, listed, present, "the index names" if weight_map else "the files' own numbers ask for")
     unlisted = tuple(name for name in present if name not in set(listed))
-    return Files(path, tuple(path / name for name in listed), config, weight_map, unlisted)
+    paths = tuple(path / name for name in listed if name in present)
+    return Files(path, paths, config, weight_map, unlisted, missing)
+
+
+def _look(where: str | Path) -> tuple[Path, str]:
+    """What stands at a path: a file, a folder, or nothing (then it may be a name in the cache)."""
+    try:
+        path = Path(where).expanduser()
+        if path.is_file() or path.is_dir():
+            return path, "file" if path.is_file() else "folder"
+        if not path.exists():
+            return path, "nothing"
+        found = "neither a file nor a folder"
+    except (OSError, ValueError, RuntimeError) as reason:
+        found = str(reason)[:120]
+    raise CheckpointError(
+        "checkpoint.not_a_file", "this cannot be opened as a checkpoint", file=ascii(str(where))[:200], found=found,
+        needed="a folder, a .safetensors file, or org/name[@revision] from the Hugging Face cache",
+    )  # fmt: skip
+
+
+def _numbered(present: list[str]) -> list[str]:
+    """The files that should be there: names like model-00002-of-00005 ask for their siblings."""
+    wanted = dict.fromkeys(present)
+    for name in present:
+        match = _NUMBERED.fullmatch(name)
+        if match and int(match["count"]) <= MOST_FILES:
+            width = len(match["number"])
+            count = range(1, int(match["count"]) + 1)
+            wanted.update(dict.fromkeys(f"{match['head']}{i:0{width}d}-of-{match['count']}.safetensors" for i in count))
+    return sorted(wanted)
+
+
+def _missing(folder: Path, listed: list[str], present: list[str], who: str) -> tuple[CheckpointError, ...]:
+    absent = sorted(set(listed).difference(present))
+    return tuple(
+        CheckpointError(
+            "checkpoint.file_missing", f"{who} {len(absent)} files that are not there", file=folder / name,
+            found="no such file", needed=f"{len(listed)} files", next_step="finish the download",
+        )
+        for name in absent
+    )  # fmt: skip
 
 
 def _weight_map(path: Path, index: dict[str, Any]) -> dict[str, str]:
@@ -72,10 +114,10 @@ def _weight_map(path: Path, index: dict[str, Any]) -> dict[str, str]:
 
 
 def _json(path: Path, code: str) -> dict[str, Any] | None:
-    if not path.exists():
-        return None
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
     except (OSError, ValueError, RecursionError) as reason:
         raise CheckpointError(code, "the file cannot be read as JSON", file=path, found=str(reason)[:120]) from None
     if not isinstance(data, dict):

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from shardproof import __version__
+from shardproof.cli.demo import demo
 from shardproof.cli.explain import explain
 from shardproof.cli.inspect import inspect
 from shardproof.cli.pack import pack
@@ -37,5 +38,5 @@ def _options(
     """Exit codes: 0 fine, 1 finding, 2 usage or refusal."""
 
 
-for verb in (inspect, plan, explain, pack, verify):
+for verb in (inspect, plan, explain, pack, verify, demo):
     app.command()(verb)

@@ -83,7 +83,7 @@ def pack(
         as_json, "pack", data,
         lambda: show.facts(
             [
-                ("packed", f"{len(digests)} ranks of {len(plan.ranks)} for {plan.recipe.backend}: {show.size(written)}"),
+                ("packed", f"{len(digests)} of {len(plan.ranks)} ranks for {plan.recipe.backend}: {show.size(written)}"),
                 ("in", f"{seconds:.1f} s ({written / max(seconds, 1e-9) / 1e9:.2f} GB/s)"),
                 ("folder", out),
                 ("digest", total or "(not all ranks)"),

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from shardproof.checkpoint import config_value
-from shardproof.formats.format import quantization
+from shardproof.formats.format import expert_dtype
 from shardproof.formats.model import Evidence
 from shardproof.formats.per_expert import PerExpertFormat
 
@@ -20,7 +19,5 @@ class DeepSeek(PerExpertFormat):
 
     def from_config(self, config: dict[str, Any]) -> Evidence | None:
         """`expert_dtype: fp4`, at top level (V4) or in quantization_config (V4.1)."""
-        found = config_value(config, "expert_dtype") or quantization(config).get("expert_dtype")
-        if found is None:
-            return None
-        return Evidence(str(found).lower() == "fp4", "config", f"expert_dtype is {found!r}")
+        found = expert_dtype(config)
+        return None if found is None else Evidence(found.lower() == "fp4", "config", f"expert_dtype is {found!r}")

@@ -62,7 +62,8 @@ def read_experts(checkpoint: Checkpoint, *, format: str | None = None) -> Expert
     """Recognise the dialect and read all experts.
 
     Config and tensors must agree: a conflict is refused with the evidence (FormatError `format.conflict`), and so
-    is a checkpoint without MXFP4 experts (`format.none`). `format` names the dialect instead.
+    is a checkpoint without MXFP4 experts (`format.none`, `format.not_mxfp4`). A config that says nothing leaves the
+    choice to the tensors. `format` names the dialect instead.
     """
     known = formats()
     if format is not None:
@@ -72,7 +73,9 @@ def read_experts(checkpoint: Checkpoint, *, format: str | None = None) -> Expert
     evidence = {name: _evidence(dialect, checkpoint) for name, dialect in known.items()}
     by_tensors = [n for n, (_, tensors) in evidence.items() if tensors is not None and tensors.speaks_for]
     by_config = [n for n, (config, _) in evidence.items() if config is not None and config.speaks_for]
-    chosen = [n for n in by_tensors if n in by_config] or (by_tensors if not by_config else [])
+    chosen = [n for n in by_tensors if n in by_config]
+    if not by_config:
+        chosen = [n for n in by_tensors if evidence[n][0] is None]
     shown = tuple(e for pair in evidence.values() for e in pair if e is not None)
     if len(chosen) == 1:
         kept = tuple(e for e in evidence[chosen[0]] if e is not None)
@@ -83,10 +86,36 @@ def read_experts(checkpoint: Checkpoint, *, format: str | None = None) -> Expert
             found=f"{len(checkpoint.tensors)} tensors, none with the names of a known format",
             needed=", ".join(known), next_step="`shardproof inspect` shows the names; see docs/formats.md",
         )  # fmt: skip
+    _refuse_other_dtype(checkpoint)
     raise FormatError(
-        "format.conflict", "config and tensors do not agree on one format", file=checkpoint.root,
+        "format.conflict", "config and tensors do not point to one format", file=checkpoint.root,
         found="; ".join(map(str, shown)), needed="evidence for exactly one format",
         next_step="correct the config, or name the format (--format)",
+    )  # fmt: skip
+
+
+def expert_dtype(config: dict[str, Any]) -> str | None:
+    """`expert_dtype` as DeepSeek writes it: at top level (V4) or in quantization_config (V4.1)."""
+    found = config_value(config, "expert_dtype") or quantization(config).get("expert_dtype")
+    return None if found is None else str(found)
+
+
+def _refuse_other_dtype(checkpoint: Checkpoint) -> None:
+    found = expert_dtype(checkpoint.config)
+    if found is not None and found.lower() != "fp4":
+        raise FormatError(
+            "format.not_mxfp4", f"the config says that the experts are {found[:20]}, not MXFP4", file=checkpoint.root,
+            found=f"expert_dtype {found[:20]!r}", needed="expert_dtype 'fp4'",
+            next_step="use the MXFP4 release of the model (DeepSeek-V4-*-Base is FP8)",
+        )  # fmt: skip
+
+
+def no_experts(checkpoint: Checkpoint, name: str) -> FormatError:
+    """The error of a checkpoint that has no expert of the dialect it was read as."""
+    return FormatError(
+        "format.none", f"no MXFP4 experts of format {name} were found", file=checkpoint.root,
+        found=f"{len(checkpoint.tensors)} tensors", needed=formats()[name].summary,
+        next_step="`shardproof inspect` shows the names; see docs/formats.md",
     )  # fmt: skip
 
 

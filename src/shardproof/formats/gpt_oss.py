@@ -12,11 +12,12 @@ from shardproof.checkpoint import Checkpoint, TensorInfo
 from shardproof.errors import FormatError
 from shardproof.experts import ExpertSpec, Field, Projection
 from shardproof.formats.family import Family, read_family
-from shardproof.formats.format import Format, quantization
-from shardproof.formats.model import BIAS_BYTES, Evidence, ExpertModel, LayerExperts, Source
+from shardproof.formats.format import Format, no_experts, quantization
+from shardproof.formats.model import BIAS_BYTES, Evidence, ExpertModel, LayerExperts, Source, check_sizes, layer_spec
+from shardproof.formats.names import check_routers
 from shardproof.mxfp4 import BLOCK, BLOCK_BYTES
 
-_NAME = re.compile(r"(?:^|\.)layers\.(\d+)\.mlp\.experts\.(gate_up_proj|down_proj)_(blocks|scales|bias)$")
+_NAME = re.compile(r"(?:^|\.)layers\.(\d+)\.mlp\.experts\.(gate_up_proj|down_proj)_(blocks|scales|bias)$", re.ASCII)
 _FIELDS: dict[str, Field] = {"blocks": "weight", "scales": "scale", "bias": "bias"}
 _DTYPES: dict[Field, tuple[str, ...]] = {"weight": ("U8",), "scale": ("U8", "F8_E8M0"), "bias": ("BF16", "F32")}
 
@@ -60,12 +61,21 @@ class GptOss(Format):
         for name, tensor in checkpoint.tensors.items():
             match = _NAME.search(name)
             if match:
-                found.setdefault(int(match[1]), {})[match[2], _FIELDS[match[3]]] = tensor
+                slot = (match[2], _FIELDS[match[3]])
+                other = found.setdefault(int(match[1]), {}).setdefault(slot, tensor)
+                if other is not tensor:
+                    raise FormatError(
+                        "format.duplicate", "two tensors claim to be the same matrices of one layer", tensor=name,
+                        layer=f"layers.{match[1]}", found=other.name, needed="one name",
+                    )  # fmt: skip
             elif ".experts." in name:
                 raise FormatError(
                     "format.extra", "an expert tensor is unknown to format gpt_oss", tensor=name,
                     needed="gate_up_proj or down_proj with _blocks, _scales or _bias",
                 )  # fmt: skip
+        if not found:
+            raise no_experts(checkpoint, self.name)
+        check_routers(checkpoint.tensors, {f"layers.{n}" for n in found})
         layers = {f"layers.{n}": _layer(f"layers.{n}", tensors, family) for n, tensors in sorted(found.items())}
         return ExpertModel(checkpoint, self.name, family.name, layers, evidence)
 
@@ -88,14 +98,13 @@ def _layer(key: str, tensors: dict[tuple[str, Field], TensorInfo], family: Famil
             needed="[E, 2I, H/32, 16]",
         )  # fmt: skip
     experts, rows, blocks, _ = gate_up.shape
-    spec = ExpertSpec(
-        family.name, experts, blocks * BLOCK, rows // 2, min(family.top_k, experts), family.activation, bias=biased,
-        weight_before_w2=family.weight_before_w2,
-    )  # fmt: skip
-    if family.experts not in (None, experts):
+    check_sizes(key, family, (blocks * BLOCK, gate_up.name), (rows // 2, gate_up.name))
+    spec = layer_spec(key, gate_up, family, experts, blocks * BLOCK, rows // 2, bias=biased)
+    if family.experts is not None and family.experts != experts:
         raise FormatError(
-            "format.missing_expert", "config and tensors do not agree on the number of experts", layer=key,
-            tensor=gate_up.name, found=experts, needed=f"{family.experts} (config)",
+            "format.missing_expert" if experts < family.experts else "format.expert_id",
+            "config and tensors do not agree on the number of experts", layer=key, tensor=gate_up.name,
+            expert=min(experts, family.experts), found=experts, needed=f"{family.experts} (config)",
         )  # fmt: skip
     for (stack, name), tensor in tensors.items():
         _check(key, stack, name, tensor, spec)
@@ -123,9 +132,11 @@ def _check(key: str, stack: str, name: Field, tensor: TensorInfo, spec: ExpertSp
             next_step="scales are E8M0 bytes and are never cast" if name == "scale" else None,
         )  # fmt: skip
     if tensor.shape != wanted:
+        transposed = tensor.shape[:1] + tensor.shape[:0:-1] == wanted
         raise FormatError(
-            "format.shape", f"a {name} has the wrong shape", layer=key, tensor=tensor.name, found=tensor.shape,
-            needed=wanted,
+            "format.transposed" if transposed else "format.shape",
+            f"a {name} is transposed" if transposed else f"a {name} has the wrong shape", layer=key, tensor=tensor.name,
+            found=tensor.shape, needed=wanted,
         )  # fmt: skip
 
 

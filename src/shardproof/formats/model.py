@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from shardproof.checkpoint import Checkpoint
+from shardproof.checkpoint import Checkpoint, TensorInfo
 from shardproof.errors import FormatError
 from shardproof.experts import ExpertSpec, Field, Projection
+from shardproof.formats.family import Family
 from shardproof.mxfp4 import BLOCK, BLOCK_BYTES, Bytes
 
 Ints = npt.NDArray[np.int64]
@@ -60,6 +61,32 @@ class LayerExperts:
         return rows, columns // BLOCK * (BLOCK_BYTES if name == "weight" else 1)
 
 
+def layer_spec(
+    key: str, tensor: TensorInfo, family: Family, experts: int, hidden: int, intermediate: int, *, bias: bool
+) -> ExpertSpec:
+    """The spec of a layer whose sizes were read from `tensor`. Raises FormatError `format.block` that names it."""
+    try:
+        return ExpertSpec(
+            family.name, experts, hidden, intermediate, min(family.top_k, experts), family.activation, bias=bias,
+            weight_before_w2=family.weight_before_w2,
+        )  # fmt: skip
+    except FormatError as reason:
+        raise FormatError(
+            reason.code, reason.what, layer=key, tensor=tensor.name, found=reason.found, needed=reason.needed
+        ) from None
+
+
+def check_sizes(key: str, family: Family, hidden: tuple[int, str], intermediate: tuple[int, str]) -> None:
+    """Raise FormatError `format.size` where a size, given with the tensor that has it, is not the config's."""
+    wanted = (("hidden", family.hidden, *hidden), ("intermediate", family.intermediate, *intermediate))
+    for what, configured, found, tensor in wanted:
+        if configured is not None and found and found != configured:
+            raise FormatError(
+                "format.size", f"config and tensors do not agree on the {what} size", layer=key, tensor=tensor,
+                found=found, needed=f"{configured} (config)",
+            )  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True)
 class Evidence:
     """One observation that speaks for or against a format."""
@@ -87,9 +114,8 @@ class ExpertModel:
     def tensor_count(self) -> int:
         """Expert tensors of the checkpoint that the layers use."""
         return sum(
-            (len({source.name(0), source.name(layer.spec.experts - 1)}) > 1 and layer.spec.experts) or 1
+            len({source.name(e) for source in layer.sources.values() for e in range(layer.spec.experts)})
             for layer in self.layers.values()
-            for source in layer.sources.values()
         )
 
     @property

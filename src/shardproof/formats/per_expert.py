@@ -1,41 +1,21 @@
-"""Dialects that keep each expert's projections as tensors of their own: a table of suffixes and dtypes.
-
-A name is read from its end, `<layer path>.experts.<id>.<projection>.<suffix>`, so each takes constant time.
-"""
+"""Dialects that keep each expert's projections as tensors of their own: a table of suffixes and dtypes."""
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
 
 from shardproof.checkpoint import Checkpoint, TensorInfo
 from shardproof.errors import FormatError
-from shardproof.experts import PROJECTIONS, ExpertSpec, Field, Projection
+from shardproof.experts import PROJECTIONS, ExpertSpec, Field
 from shardproof.formats.family import Family, read_family
-from shardproof.formats.format import Format
-from shardproof.formats.model import BIAS_BYTES, Evidence, ExpertModel, LayerExperts, Source
+from shardproof.formats.format import Format, no_experts
+from shardproof.formats.model import BIAS_BYTES, Evidence, ExpertModel, LayerExperts, Source, check_sizes, layer_spec
+from shardproof.formats.names import NamedLayer, Slot, collect, split
 from shardproof.mxfp4 import BLOCK, BLOCK_BYTES
-
-PROJECTION_NAMES: dict[str, Projection] = {
-    "w1": "w1", "w3": "w3", "w2": "w2", "gate_proj": "w1", "up_proj": "w3", "down_proj": "w2",
-}  # fmt: skip
-_LAYER = re.compile(r"(?:^|\.)(layers|mtp)\.(\d+)\.(?:\w+\.)*?experts$")
-
-Slot = tuple[Projection, Field]
-
-
-@dataclass
-class _Layer:
-    """Tensors of one layer while names are read: (projection, field) -> expert id -> tensor."""
-
-    path: str
-    tensors: dict[Slot, dict[int, TensorInfo]] = field(default_factory=dict)
-    extra: list[str] = field(default_factory=list)
 
 
 class PerExpertFormat(Format):
@@ -52,7 +32,7 @@ class PerExpertFormat(Format):
         seen = dict.fromkeys((scale, weight), "")
         for name in checkpoint.tensors:
             head, _, suffix = name.rpartition(".")
-            if suffix in seen and not seen[suffix] and _split(head + ".x") is not None:
+            if suffix in seen and not seen[suffix] and split(head + ".x") is not None:
                 seen[suffix] = name
                 if all(seen.values()):
                     break
@@ -65,65 +45,29 @@ class PerExpertFormat(Format):
     def read(self, checkpoint: Checkpoint, evidence: tuple[Evidence, ...]) -> ExpertModel:
         """Every expert as byte ranges; see `Format.read`."""
         family = read_family(checkpoint.config)
-        layers = {}
-        for key, found in _collect(checkpoint, self).items():
+        layers, notes = {}, []
+        for key, found in collect(checkpoint.tensors, self.name, self.suffixes, self.ignored).items():
+            if _is_left_unquantised(found, self):
+                notes.append(f"{key}: experts are not MXFP4 ({found.first.dtype}) and were left out")
+                continue
             experts = _expert_count(key, found, family)
             _check_complete(key, found, experts)
+            if experts != family.experts:
+                notes.append(f"{key}: {experts} experts, counted from tensor names (the config: {family.experts})")
             layers[key] = _layer(key, found, experts, family, self)
-        return ExpertModel(checkpoint, self.name, family.name, layers, evidence)
+        if not layers:
+            raise no_experts(checkpoint, self.name)
+        return ExpertModel(checkpoint, self.name, family.name, layers, evidence, tuple(notes))
 
 
-def _split(name: str) -> tuple[str, str, Projection, str] | None:
-    """(layer path, expert id as text, projection, suffix) of an expert tensor's name; None for another tensor."""
-    parts = name.rsplit(".", 3)
-    if len(parts) != 4 or not parts[0].endswith("experts") or parts[2] not in PROJECTION_NAMES:
-        return None
-    return parts[0], parts[1], PROJECTION_NAMES[parts[2]], parts[3]
+def _is_left_unquantised(layer: NamedLayer, dialect: PerExpertFormat) -> bool:
+    """Quantisers leave whole layers (often the MTP layer) in BF16: weights of a wider dtype, and not one scale."""
+    weights = [t for (_, name), by_id in layer.tensors.items() if name == "weight" for t in by_id.values()]
+    scaled = any(name == "scale" for _, name in layer.tensors)
+    return not scaled and bool(weights) and not any(t.dtype in dialect.dtypes["weight"] for t in weights)
 
 
-def _collect(checkpoint: Checkpoint, dialect: PerExpertFormat) -> dict[str, _Layer]:
-    layers: dict[str, _Layer] = {}
-    by_path: dict[str, _Layer | None] = {}
-    strange: list[str] = []
-    for name, tensor in checkpoint.tensors.items():
-        if "experts." not in name:
-            continue
-        head, dot, tail = name.partition("experts.")
-        path = head + dot[:-1]
-        if path not in by_path:
-            match = _LAYER.search(path)
-            by_path[path] = layers.setdefault(f"{match[1]}.{match[2]}", _Layer(path)) if match else None
-        layer = by_path[path]
-        if layer is None:
-            continue
-        parts = tail.split(".")
-        if len(parts) == 3 and parts[1] in PROJECTION_NAMES and parts[2] in dialect.suffixes and parts[0].isdecimal():
-            slot = (PROJECTION_NAMES[parts[1]], dialect.suffixes[parts[2]])
-            other = layer.tensors.setdefault(slot, {}).setdefault(int(parts[0]), tensor)
-            if other is not tensor:
-                raise FormatError(
-                    "format.duplicate", "two tensors claim to be the same matrix of one expert",
-                    tensor=name, layer=layer.path, expert=int(parts[0]), found=other.name, needed="one name",
-                )  # fmt: skip
-        elif parts[-1] not in dialect.ignored:
-            strange.append(name)
-    if strange:
-        raise FormatError(
-            "format.extra", f"{len(strange)} expert tensors are unknown to format {dialect.name}",
-            tensor=strange[0], found=", ".join(n.partition("experts.")[2] for n in strange[:4]),
-            needed=f"<id>.<{'|'.join(PROJECTION_NAMES)}>.<{'|'.join(dialect.suffixes)}>",
-            next_step="remove the tensors, or add their names to the format",
-        )  # fmt: skip
-    found = {key: layer for key, layer in layers.items() if layer.tensors}
-    return dict(sorted(found.items(), key=lambda item: _layer_order(item[0])))
-
-
-def _layer_order(key: str) -> tuple[str, int]:
-    kind, _, number = key.rpartition(".")
-    return kind, int(number)
-
-
-def _expert_count(key: str, layer: _Layer, family: Family) -> int:
+def _expert_count(key: str, layer: NamedLayer, family: Family) -> int:
     present = {expert for by_id in layer.tensors.values() for expert in by_id}
     expected = family.experts if family.experts is not None and not key.startswith("mtp") else max(present) + 1
     outside = sorted(e for e in present if e >= expected)
@@ -136,7 +80,7 @@ def _expert_count(key: str, layer: _Layer, family: Family) -> int:
     return expected
 
 
-def _check_complete(key: str, layer: _Layer, experts: int) -> None:
+def _check_complete(key: str, layer: NamedLayer, experts: int) -> None:
     names: list[Field] = ["weight", "scale"]
     for expert in range(experts):
         missing = [(p, f) for p in PROJECTIONS for f in names if expert not in layer.tensors.get((p, f), {})]
@@ -167,12 +111,9 @@ def _check_complete(key: str, layer: _Layer, experts: int) -> None:
         )  # fmt: skip
 
 
-def _layer(key: str, layer: _Layer, experts: int, family: Family, dialect: PerExpertFormat) -> LayerExperts:
+def _layer(key: str, layer: NamedLayer, experts: int, family: Family, dialect: PerExpertFormat) -> LayerExperts:
     hidden, intermediate = _sizes(key, layer, family)
-    spec = ExpertSpec(
-        family.name, experts, hidden, intermediate, min(family.top_k, experts), family.activation,
-        bias=("w1", "bias") in layer.tensors, weight_before_w2=family.weight_before_w2,
-    )  # fmt: skip
+    spec = layer_spec(key, layer.first, family, experts, hidden, intermediate, bias=("w1", "bias") in layer.tensors)
     sources: dict[Slot, Source] = {}
     for slot, by_id in layer.tensors.items():
         ordered = [by_id[e] for e in range(experts)]
@@ -181,17 +122,13 @@ def _layer(key: str, layer: _Layer, experts: int, family: Family, dialect: PerEx
     return LayerExperts(key, spec, sources)
 
 
-def _sizes(key: str, layer: _Layer, family: Family) -> tuple[int, int]:
+def _sizes(key: str, layer: NamedLayer, family: Family) -> tuple[int, int]:
     """H and I as most tensors have them; a config that says otherwise is a conflict."""
     down, gate = layer.tensors["w2", "scale"], layer.tensors["w1", "scale"]
     hidden = _most_common(t.shape[0] for t in down.values() if len(t.shape) == 2)
     intermediate = _most_common(t.shape[0] for t in gate.values() if len(t.shape) == 2)
-    for what, found, wanted in (("hidden", hidden, family.hidden), ("intermediate", intermediate, family.intermediate)):
-        if wanted is not None and found and found != wanted:
-            raise FormatError(
-                "format.size", f"config and tensors do not agree on the {what} size", layer=key, found=found,
-                needed=f"{wanted} (config)", tensor=next(iter((down if what == "hidden" else gate).values())).name,
-            )  # fmt: skip
+    names = (next(iter(down.values())).name, next(iter(gate.values())).name)
+    check_sizes(key, family, (hidden, names[0]), (intermediate, names[1]))
     return hidden or family.hidden or 0, intermediate or family.intermediate or 0
 
 

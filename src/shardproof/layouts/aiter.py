@@ -78,11 +78,9 @@ W16 = register(
         multiple={"k": 32},
         summary="tiles of 16 rows x 16 bytes, [gate; up] separated",
         source=f"aiter.ops.shuffle.shuffle_weight(w, (16, 16)); {_AITER}",
-        held_against=("vendor bytes", "reader formula"),
+        held_against=("vendor bytes", "reader formula", "index formula"),
         golden=(
-            "aiter_w16_[dgko]*",
-            "aiter_w16_2d",
-            "aiter_w16_layout*",
+            "aiter_w16_*",
             "aiter_a16w4_gateup0_*",
             "aiter_moe1250_gguu_*",
             "aiter_f4_weight",
@@ -95,7 +93,7 @@ W16_GUGU = register(
         W16,
         "interleaved16",
         "aiter.w16_gugu",
-        held_against=("vendor bytes", "reader formula"),
+        held_against=("vendor bytes", "reader formula", "index formula"),
         golden=("aiter_a16w4_gateup1_*",),
     )
 )
@@ -104,7 +102,7 @@ W16_ROWGUGU = register(
         W16,
         "interleaved",
         "aiter.w16_rowgugu",
-        held_against=("vendor bytes", "reader formula"),
+        held_against=("vendor bytes", "reader formula", "index formula"),
         golden=("aiter_moe1250_gugu_*",),
     )
 )
@@ -117,8 +115,8 @@ E8 = register(
         multiple={"n": 32},
         summary="tiles of 32 rows x 8 blocks over the rows of the whole stack",
         source=f"aiter.utility.fp4_utils.e8m0_shuffle; {_AITER}",
-        held_against=("vendor bytes", "reader formula"),
-        golden=("aiter_e8_[gikr]*", "aiter_scale_gemm950"),
+        held_against=("vendor bytes", "reader formula", "index formula"),
+        golden=("aiter_e8_[gikr]*",),
         defects=(UNINITIALISED, STACK_ROWS, HIDDEN_8192),
     )
 )
@@ -130,8 +128,8 @@ E8_COLUMNS = register(
         pad={"k": 8},
         summary="tiles of 32 rows x 8 blocks, no padding of rows",
         source=f"aiter.ops.shuffle.shuffle_scale_a16w4(s, E, False); {_AITER}",
-        held_against=("vendor bytes", "reader formula"),
-        golden=("aiter_e8_a16w4_gateup0_*", "aiter_triton_scale_moe950_*"),
+        held_against=("vendor bytes", "reader formula", "index formula"),
+        golden=("aiter_e8_a16w4_gateup0_*", "aiter_triton_scale_moe950_*", "aiter_scale_gemm950"),
         defects=(SCALE_MOE, HIDDEN_8192),
     )
 )
@@ -140,7 +138,7 @@ E8_GUGU = register(
         E8_COLUMNS,
         "interleaved16",
         "aiter.e8_gugu",
-        held_against=("vendor bytes", "reader formula"),
+        held_against=("vendor bytes", "reader formula", "index formula"),
         golden=("aiter_e8_a16w4_gateup1_*",),
     )
 )
@@ -151,7 +149,7 @@ N32K4 = register(
         pattern="e (n 32r) (k 4s) -> e n k r s",
         summary="tiles of 32 rows x 4 blocks: the scales of one K = 128 step together",
         source=f"aiter.ops.shuffle.shuffle_scale_n32k4; {_AITER}",
-        held_against=("vendor bytes", "reader formula"),
+        held_against=("vendor bytes", "reader formula", "index formula"),
         golden=("aiter_n32k4_gguu_*", "aiter_triton_scale_moe1250_kw4_*", "aiter_mxfp8fp4_scale"),
         defects=(KWIDTH,),
     )
@@ -161,7 +159,7 @@ N32K4_ROWGUGU = register(
         N32K4,
         "interleaved",
         "aiter.n32k4_rowgugu",
-        held_against=("vendor bytes", "reader formula"),
+        held_against=("vendor bytes", "reader formula", "index formula"),
         golden=("aiter_n32k4_gugu_*",),
     )
 )
@@ -172,7 +170,7 @@ N32K8 = register(
         pattern="e (n 32r) (k 8s) -> e n k r s",
         summary="tiles of 32 rows x 8 blocks, blocks innermost",
         source=f"aiter.ops.triton.utils.shuffle.shuffle_scale_moe(arch='gfx1250', scale_kwidth=8); {_AITER}",
-        held_against=("vendor bytes",),
+        held_against=("vendor bytes", "index formula"),
         golden=("aiter_triton_scale_moe1250_kw8_*",),
         defects=(KWIDTH,),
     )
@@ -185,5 +183,6 @@ BIAS_ROWGUGU = register(
         pattern="e 2h n b -> e n h b",
         summary="gate and up alternate, as the rows of the gfx1250 weights do",
         source=f"aiter.ops.flydsl grouped_gemm1 (gfx1250); {_AITER}",
+        held_against=("index formula",),
     )
 )

@@ -16,7 +16,7 @@ SCALE_128X4 = register(
         pad={"n": 128, "k": 4},
         summary="512-byte tiles of 128 rows x 4 blocks: 32 rows of 16 bytes, 4 row groups x 4 blocks",
         source="PTX ISA 8.8 block scaling, CUTLASS SM100 Sm1xxBlkScaledConfig; vLLM 0.33.0 swizzle_mxfp4_scales",
-        held_against=("vendor bytes",),
+        held_against=("vendor bytes", "index formula"),
         golden=("blockscale_128x4_*",),
     )
 )

@@ -23,7 +23,7 @@ TRTLLM_W2 = register(
         multiple={"n": 128},
         summary="rows permuted inside 32 for the epilogue tile of 128, bytes of a row untouched",
         source=f"get_shuffle_matrix_a_row_indices(epilogue_tile_m=128); {_FLASHINFER}",
-        held_against=("vendor bytes",),
+        held_against=("vendor bytes", "index formula"),
         golden=("flashinfer_trtllm_w2_*",),
     )
 )
@@ -36,7 +36,7 @@ TRTLLM_W2_SCALE = register(
         pad={"k": 4},
         summary="the same row permutation, then the 128 x 4 tile",
         source=f"get_shuffle_matrix_sf_a_row_indices, block_scale_interleave; {_FLASHINFER}",
-        held_against=("vendor bytes",),
+        held_against=("vendor bytes", "index formula"),
         golden=("flashinfer_trtllm_w2_*",),
     )
 )
@@ -49,6 +49,7 @@ TRTLLM_W2_BIAS = register(
         multiple={"n": 128},
         summary="the row permutation of the weights",
         source=f"get_w2_permute_indices_with_cache; {_FLASHINFER}",
+        held_against=("index formula",),
     )
 )
 TRTLLM_W13 = register(
@@ -56,7 +57,7 @@ TRTLLM_W13 = register(
         TRTLLM_W2,
         "up_first_interleaved",
         "flashinfer.trtllm_w13",
-        held_against=("vendor bytes",),
+        held_against=("vendor bytes", "index formula"),
         golden=("flashinfer_trtllm_w13_*",),
     )
 )
@@ -65,7 +66,7 @@ TRTLLM_W13_SCALE = register(
         TRTLLM_W2_SCALE,
         "up_first_interleaved",
         "flashinfer.trtllm_w13_scale",
-        held_against=("vendor bytes",),
+        held_against=("vendor bytes", "index formula"),
         golden=("flashinfer_trtllm_w13_*",),
     )
 )
@@ -81,8 +82,7 @@ SM90_W2 = register(
         tables={"word": HOPPER_WORD},
         summary="blocks of 16 rows x 32 bytes in the order of mma fragments, with the Hopper word",
         source=f"interleave_moe_weights_for_sm90_mixed_gemm('fp4'); {_SM90_READ}",
-        held_against=("reader formula",),
-        golden=("flashinfer_sm90_fp4_interleave_*",),
+        held_against=("index formula",),
     )
 )
 SM90_W2_SCALE = register(
@@ -93,7 +93,7 @@ SM90_W2_SCALE = register(
         pattern="e (n 4w 16r) (k 4s) -> e n k r w s",
         summary="tiles of 64 rows x 4 blocks, rows folded 4 by 16",
         source=f"interleave_moe_scales_for_sm90_mixed_gemm; {_FLASHINFER}",
-        held_against=("vendor bytes",),
+        held_against=("vendor bytes", "index formula"),
         golden=("flashinfer_sm90_scale_fold_*",),
     )
 )
@@ -108,6 +108,7 @@ UP_FIRST_WEIGHT = register(
         pattern=_RAW_UP_FIRST,
         summary="[up; gate], bytes untouched (SM100 CUTLASS, MXFP4 x MXFP8)",
         source=f"cutlass_fused_moe; {_FLASHINFER}",
+        held_against=("index formula",),
     )
 )
 UP_FIRST_SCALE = register(in_rows(SCALE_128X4, "up_first", "flashinfer.up_first_scale_128x4"))
@@ -118,5 +119,6 @@ UP_FIRST_BIAS = register(
         pattern=_RAW_UP_FIRST,
         summary="[up; gate]",
         source=f"cutlass_fused_moe; {_FLASHINFER}",
+        held_against=("index formula",),
     )
 )

@@ -19,7 +19,7 @@ WEIGHT = register(
         pattern="e n (k 2h 16j) -> e n k 34+2{j h}",
         summary="the 16 code bytes of each 17-byte block, value j beside value j + 16",
         source=_GGML,
-        held_against=("vendor bytes", "reader formula"),
+        held_against=("vendor bytes", "index formula"),
     )
 )
 SCALE = register(
@@ -30,6 +30,6 @@ SCALE = register(
         pad_value=0,
         summary="the first byte of each 17-byte block",
         source=_GGML,
-        held_against=("vendor bytes", "reader formula"),
+        held_against=("vendor bytes", "index formula"),
     )
 )

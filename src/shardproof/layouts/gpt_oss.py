@@ -10,8 +10,6 @@ from shardproof.layouts.raw import RAW_BIAS, RAW_SCALE, RAW_WEIGHT
 from shardproof.layouts.registry import register
 from shardproof.layouts.rows import in_rows
 
-W13_WEIGHT: Layout = register(
-    in_rows(RAW_WEIGHT, "interleaved", "gpt_oss.w13_weight", held_against=("reader formula",))
-)
-W13_SCALE: Layout = register(in_rows(RAW_SCALE, "interleaved", "gpt_oss.w13_scale", held_against=("reader formula",)))
-W13_BIAS: Layout = register(in_rows(RAW_BIAS, "interleaved", "gpt_oss.w13_bias", held_against=("reader formula",)))
+W13_WEIGHT: Layout = register(in_rows(RAW_WEIGHT, "interleaved", "gpt_oss.w13_weight", held_against=("index formula",)))
+W13_SCALE: Layout = register(in_rows(RAW_SCALE, "interleaved", "gpt_oss.w13_scale", held_against=("index formula",)))
+W13_BIAS: Layout = register(in_rows(RAW_BIAS, "interleaved", "gpt_oss.w13_bias", held_against=("index formula",)))

@@ -16,7 +16,9 @@ from shardproof.layouts.sizing import Size, place
 from shardproof.mxfp4 import PAD_SCALE, PAD_WEIGHT, SCALE_NAN
 
 Unit: TypeAlias = Literal["byte", "nibble", "bit"]
-Evidence: TypeAlias = Literal["vendor bytes", "reader formula", "vendor kernel", "nothing yet"]
+Evidence: TypeAlias = Literal["vendor kernel", "vendor bytes", "reader formula", "index formula", "nothing yet"]
+"""What an order was compared with, strongest first: a vendor's kernel that ran on packed bytes; bytes that the vendor's
+converter wrote; the addresses that a kernel reads; the converter restated as plain arithmetic."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +72,8 @@ class Layout:
             )
         if self.unit != "byte" and self.filler:
             raise LayoutError(
-                "layout.pad_value", f"layout {self.name} moves {self.unit}s and pads with another value than 0"
+                "layout.pad_value",
+                f"layout {self.name} moves {self.unit}s and pads with another value than 0",
             )
         if "h" in self.parsed.axes and self.stacks != ("w13",):
             object.__setattr__(self, "stacks", ("w13",))

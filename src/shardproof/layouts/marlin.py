@@ -35,8 +35,8 @@ WEIGHT = register(
         unit="nibble",
         pattern="e (n 4j 2a 8t) (k 2c 4u 2d) -> e k n t u j d a c",
         summary="16 (k) x 64 (n) tiles of 32-bit words, one mma fragment a thread, codes k-pairs apart",
-        source=f"gptq_marlin_repack(num_bits=4); {_VLLM}",
-        held_against=("vendor bytes",),
+        source=f"gptq_marlin_repack(num_bits=4), its torch reference; {_VLLM}",
+        held_against=("vendor bytes", "index formula"),
         golden=("marlin_a16_*",),
     )
 )
@@ -47,7 +47,7 @@ SCALE = register(
         pattern="e (n 2a 2b 2c 8d) k -> e k n d a c b",
         summary="[K/32, N], columns permuted inside 64, the middle two of each four swapped",
         source=f"marlin_permute_scales, mxfp4_marlin_process_scales; {_VLLM}",
-        held_against=("vendor bytes",),
+        held_against=("vendor bytes", "index formula"),
         golden=("marlin_a16_*",),
         defects=(FLOAT16,),
     )
@@ -59,8 +59,8 @@ WEIGHT_A8 = register(
         unit="nibble",
         pattern="e (n 2a 2b 8c) (k 2d 4f 4g) -> e k n c f a b g d",
         summary="32 (k) x 32 (n) tiles for 8-bit activations",
-        source=f"gptq_marlin_repack(num_bits=4, is_a_8bit=True); {_VLLM}",
-        held_against=("vendor bytes",),
+        source=f"gptq_marlin_repack(num_bits=4, is_a_8bit=True), its torch reference; {_VLLM}",
+        held_against=("vendor bytes", "index formula"),
         golden=("marlin_a8_*",),
     )
 )
@@ -73,7 +73,7 @@ SCALE_A8 = register(
         highest=248,
         summary="[K/32, N], columns permuted inside 32; 6 is added to each exponent (E2M1 to E4M3)",
         source=f"marlin_permute_scales, mxfp4_marlin_process_scales(float8_e4m3fn); {_VLLM}",
-        held_against=("vendor bytes",),
+        held_against=("vendor bytes", "index formula"),
         golden=("marlin_a8_*",),
         defects=(SCALE_249, FLOAT16),
     )
@@ -85,7 +85,7 @@ BIAS = register(
         pattern="e (n 4a 4b 2c) i -> e n b a c i",
         summary="numbers permuted inside 32",
         source=f"marlin_permute_bias; {_VLLM}",
-        held_against=("vendor bytes",),
+        held_against=("vendor bytes", "index formula"),
         golden=("marlin_bias_*",),
     )
 )

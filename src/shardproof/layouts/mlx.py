@@ -14,7 +14,7 @@ WEIGHT = register(
         pattern="e n k -> e n k",
         summary="uint32 [N, K/8]: canonical bytes read as words",
         source=_MLX,
-        held_against=("reader formula",),
+        held_against=("index formula",),
     )
 )
 SCALE = register(
@@ -24,6 +24,6 @@ SCALE = register(
         pattern="e n k -> e n k",
         summary="uint8 [N, K/32]",
         source=_MLX,
-        held_against=("reader formula",),
+        held_against=("index formula",),
     )
 )

@@ -19,6 +19,7 @@ from shardproof.errors import LayoutError
 from shardproof.mxfp4 import Bytes
 
 BITS = {"byte": 8, "nibble": 4, "bit": 1}
+_WORD = 4  # bytes written at once where units are smaller than a byte
 _WIDE = ((16, np.complex128), (8, np.uint64), (4, np.uint32), (2, np.uint16))
 
 
@@ -66,6 +67,11 @@ class Copy:
                 views.append(Dim(outer.size, outer.source // per_byte, outer.target // per_byte))
             if inner.size > 1:
                 listed.append(Choice(tuple((i * inner.source, i * inner.target) for i in range(inner.size))))
+        if any(len(choice.offsets) > 1 for choice in listed):
+            for dim in [d for d in views if 0 < d.target * d.size <= _WORD]:  # so that whole words are written
+                views.remove(dim)
+                steps = [(i * dim.source * per_byte, i * dim.target * per_byte) for i in range(dim.size)]
+                listed.append(Choice(tuple(steps)))
         self._views = sorted(views, key=lambda d: (-abs(d.target), -abs(d.source)))
         self._moves = _compile(listed, self._bits, per_byte)
 
@@ -138,7 +144,7 @@ def _order(words: dict[tuple[int, int], list[tuple[int, int]]], bits: int, width
 
 def _word_width(targets: set[int]) -> int:
     """The widest word that the enumerated target bytes fill without a gap."""
-    for width in (4, 2):
+    for width in (_WORD, 2):
         if {t // width * width + i for t in targets for i in range(width)} == targets:
             return width
     return 1

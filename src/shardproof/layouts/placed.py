@@ -17,7 +17,7 @@ from shardproof.layouts.values import ValueChange
 from shardproof.mxfp4 import Bytes
 
 UNITS_PER_BYTE = {unit: 8 // bits for unit, bits in BITS.items()}
-_CHUNK = 16 << 20  # bytes moved at a time: bounds the memory of padding and of sub-byte moves
+_CHUNK = 4 << 20  # bytes moved at a time: bounds the memory of padding and of sub-byte moves
 
 
 class Placed:
@@ -228,7 +228,10 @@ class Placed:
             if ((part < 0) | (part >= size)).any():
                 worst = part.min() if (part < 0).any() else part.max()
                 raise LayoutError(
-                    "layout.range", f"coordinate {name} is outside the shape", found=worst, needed=f"0..{size - 1}"
+                    "layout.range",
+                    f"coordinate {name} is outside the shape",
+                    found=worst,
+                    needed=f"0..{size - 1}",
                 )
         e, n, k = parts
         if len(self.extents) == 2:

@@ -12,7 +12,8 @@ RAW_WEIGHT = register(
         pattern="e n k -> e n k",
         summary="canonical order: rows [w1; w3], two values a byte, low nibble = even k",
         source="OCP Microscaling Formats (MX) 1.0; DeepSeek-V4 and Quark checkpoints",
-        held_against=("vendor bytes",),
+        held_against=("vendor bytes", "index formula"),
+        golden=("deepgemm_mega_moe_*", "tknew_strided_m2_value_*"),
     )
 )
 RAW_SCALE = register(
@@ -22,7 +23,7 @@ RAW_SCALE = register(
         pattern="e n k -> e n k",
         summary="canonical order: one E8M0 byte a block of 32",
         source="OCP Microscaling Formats (MX) 1.0",
-        held_against=("vendor bytes",),
+        held_against=("index formula",),
     )
 )
 RAW_BIAS = register(
@@ -32,6 +33,6 @@ RAW_BIAS = register(
         pattern="e n b -> e n b",
         summary="canonical order: one number a row, little endian",
         source="gpt-oss",
-        held_against=("vendor bytes",),
+        held_against=("index formula",),
     )
 )

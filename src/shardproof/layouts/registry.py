@@ -36,6 +36,12 @@ def catalogue() -> list[Layout]:
     return [versions[max(versions)] for _, versions in sorted(_LAYOUTS.items())]
 
 
+def everything() -> list[Layout]:
+    """Every version of every layout, sorted by name and version."""
+    _load()
+    return [versions[v] for _, versions in sorted(_LAYOUTS.items()) for v in sorted(versions)]
+
+
 def find(identity: str) -> tuple[Layout, dict[str, int]]:
     """The layout and parameters that an id (`name`, `name@version`, `name@version(p=1)`) names.
 

@@ -58,7 +58,7 @@ STRIDED_VALUE = register(
         pattern="e n k -> e n k",
         summary="no swizzle: K contiguous",
         source=f"StridedLayout(-2); {_NEW}",
-        held_against=("vendor bytes",),
+        held_against=("vendor bytes", "index formula"),
         golden=("tknew_strided_m2_value_*",),
     )
 )
@@ -69,6 +69,7 @@ STRIDED_SCALE = register(
         pattern="e n k -> e n k",
         summary="no swizzle: K contiguous",
         source=f"StridedLayout(-2); {_NEW}",
+        held_against=("index formula",),
     )
 )
 HOPPER_VALUE = register(
@@ -81,7 +82,7 @@ HOPPER_VALUE = register(
         tables={"word": HOPPER_WORD},
         summary="32-bit words that hold the 8 codes of one wgmma fragment, bits permuted for a cheap upcast",
         source=f"HopperMXValueLayout(mma_version=3); {_OLD}",
-        held_against=("vendor bytes",),
+        held_against=("vendor bytes", "index formula"),
         golden=("tk351_hopper_value_*",),
         defects=(K_BOUND,),
     )
@@ -104,7 +105,7 @@ HOPPER_SCALE = register(
         parameters={"num_warps": 8, "kpad": 4},
         summary="scales beside the warps that use them; vLLM pads K to 4 blocks (kpad), the library itself to 2",
         source=f"HopperMXScaleLayout(num_warps); {_OLD} and {_NEW}",
-        held_against=("vendor bytes",),
+        held_against=("vendor bytes", "index formula"),
         golden=("tk351_hopper_scale_*", "tknew_hopper_scale_*"),
     )
 )
@@ -116,7 +117,7 @@ BLACKWELL_VALUE = register(
         pad={"k": 128},
         summary="K contiguous, row pitch a multiple of 128 bytes",
         source=f"BlackwellMXValueLayout; {_OLD} and {_NEW}",
-        held_against=("vendor bytes",),
+        held_against=("vendor bytes", "index formula"),
         golden=("tk351_blackwell_value_*", "tknew_blackwell_value_2x*"),
         defects=(NEW_PADDING,),
     )
@@ -129,7 +130,7 @@ BLACKWELL_VALUE_SHUFFLED = register(
         pad={"n": 256, "k": 128},
         summary="tiles of 256 rows x 64 bytes, contiguous for one bulk copy (block_k 128, block_n 256)",
         source=f"BlackwellMX4ValueShuffledLayout; {_NEW}",
-        held_against=("vendor bytes",),
+        held_against=("vendor bytes", "index formula"),
         golden=("tknew_blackwell_value_shuffled_*",),
     )
 )
@@ -141,7 +142,7 @@ BLACKWELL_SCALE = register(
         pad={"n": 128, "k": 8},
         summary="the 128 x 4 tile of the block-scaled tensor cores, K padded to 8 blocks",
         source=f"BlackwellMXScaleLayout; {_OLD} and {_NEW}",
-        held_against=("vendor bytes",),
+        held_against=("vendor bytes", "index formula"),
         golden=("tk351_blackwell_scale_*", "tknew_blackwell_scale_*"),
     )
 )
@@ -152,7 +153,7 @@ CDNA4_SCALE = register(
         pattern="e (n 2p 16r) (k 2q 4s) -> e n k s r q p",
         summary="tiles of 32 rows x 8 blocks for gfx950",
         source=f"CDNA4MXScaleLayout; {_OLD}",
-        held_against=("vendor bytes", "reader formula"),
+        held_against=("vendor bytes", "reader formula", "index formula"),
         golden=("tk351_cdna4_scale_*",),
         defects=(EXACT_CDNA4,),
     )
@@ -175,7 +176,7 @@ GFX1250_SCALE = register(
         pad={"n": 128, "k": 4},
         summary="the 128 x 4 tile, for gfx1250",
         source=f"GFX1250MXScaleLayout; {_NEW}",
-        held_against=("vendor bytes",),
+        held_against=("vendor bytes", "index formula"),
         golden=("tknew_gfx1250_scale_*",),
     )
 )
@@ -186,10 +187,24 @@ BIAS_INTERLEAVED = register(
         pattern="e 2h n b -> e n h b",
         summary="gate and up alternate, as a fused gated activation reads them",
         source=f"matmul_ogs with FusedActivation; {_OLD}",
+        held_against=("index formula",),
     )
 )
+_INTERLEAVED_BYTES = {
+    HOPPER_VALUE.identity(): ("tk351_interleaved_hopper_value_*",),
+    HOPPER_VALUE_2.identity(): ("tknew_interleaved_hopper_value_*",),
+    HOPPER_SCALE.identity(): ("tk351_interleaved_hopper_scale_*", "tknew_interleaved_hopper_scale_*"),
+}
 INTERLEAVED = tuple(
-    register(in_rows(layout, "interleaved", f"{layout.name}_interleaved"))
+    register(
+        in_rows(
+            layout,
+            "interleaved",
+            f"{layout.name}_interleaved",
+            golden=(bytes_of := _INTERLEAVED_BYTES.get(layout.identity(), ())),
+            held_against=("vendor bytes", "index formula") if bytes_of else ("index formula",),
+        )
+    )
     for layout in (
         STRIDED_VALUE,
         STRIDED_SCALE,

@@ -26,7 +26,9 @@ def _padded_offset(plan: Plan, layer: str, rank: Rank, stack: Stack, name: Field
         unit = {"weight": BLOCK_BYTES, "scale": 1, "bias": 0}[name]
         if not unit:
             return cuts
-        return tuple(replace(c, columns=(start // BLOCK * unit, stop // BLOCK * unit)) for c in cuts if stop > start)
+        return tuple(
+            replace(c, columns=(start // BLOCK * unit, stop // BLOCK * unit)) for c in cuts if stop > start
+        )
     return tuple(replace(c, rows=(start, stop)) for c in cuts if stop > start)
 
 
@@ -57,7 +59,15 @@ PADDED_OFFSET = register(
             "Tensor-parallel ranks were cut at rank * padded size. Later ranks start at or beyond the end of the "
             "checkpoint's rows and stay zero; earlier ones hold rows that the kernel skips as padding."
         ),
-        issues=("vLLM #42595", "vLLM #43865", "ATOM #309", "TokenSpeed #356", "SGLang #32781", "TensorRT-LLM #18870"),
+        issues=(
+            "vLLM #42595",
+            "vLLM #43865",
+            "ATOM #309",
+            "TokenSpeed #356",
+            "SGLang #32781",
+            "TensorRT-LLM #18870",
+            "vLLM #52209",
+        ),
         repair="cut from the checkpoint's own size, then pad: offset = rank * (checkpoint size // tp)",
         cuts=_padded_offset,
     )

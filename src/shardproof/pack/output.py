@@ -23,10 +23,7 @@ from shardproof.plan import Plan
 def fresh_folder(target: Path) -> Iterator[Path]:
     """A temporary sibling of `target` that becomes `target` when the block ends well, and vanishes otherwise."""
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise PackError(
-            "pack.not_empty", "the output is there already", file=target, needed="a new or empty folder",
-            next_step="choose another folder, or remove this one",
-        )  # fmt: skip
+        raise _not_empty(target)
     folder = target.with_name(f".{target.name}.part-{os.getpid()}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -36,9 +33,18 @@ def fresh_folder(target: Path) -> Iterator[Path]:
     except OSError as reason:
         if reason.errno in (errno.ENOSPC, errno.EDQUOT):
             raise _disk_full(target, None) from None
+        if reason.errno in (errno.ENOTEMPTY, errno.EEXIST):  # somebody else wrote there meanwhile
+            raise _not_empty(target) from None
         raise PackError("pack.io", "the output cannot be written", file=target, found=reason.strerror) from reason
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _not_empty(target: Path) -> PackError:
+    return PackError(
+        "pack.not_empty", "the output is there already", file=target, needed="a new or empty folder",
+        next_step="choose another folder, or remove this one",
+    )  # fmt: skip
 
 
 def _disk_full(target: Path, sizes: tuple[int, int] | None) -> PackError:

@@ -111,8 +111,7 @@ def isa_index(name: str | None) -> int:
 def _warn_portable(machine: str) -> None:
     """Say once that the layer will be slow here."""
     warnings.warn(
-        f"shardproof: no vector variant of the CPU kernels fits this {machine} processor; "
-        "the portable C path is used",
+        f"shardproof: no vector variant of the CPU kernels fits this {machine} processor; the portable C path is used",
         RuntimeWarning,
         stacklevel=2,
     )

@@ -1,0 +1,241 @@
+"""Recognise: which layer, experts, rows, blocks and byte order a foreign weight holds, from its bytes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from shardproof.diagnose.foreign import Foreign
+from shardproof.diagnose.pieces import Found, Ints, PieceIndex, sampled_columns, sampled_rows
+from shardproof.diagnose.trials import Trial, trials
+from shardproof.experts import ExpertSpec, Stack
+from shardproof.mistakes import Owners
+from shardproof.mxfp4 import BLOCK, BLOCK_BYTES, Bytes
+
+UNKNOWN = -2
+_LEAST_SHARE = 0.5  # of the pieces that are known at all, those that stand where the trial says
+
+
+def _join_nibbles(pieces: Bytes) -> Bytes:
+    """Pieces [..., 16] in GGUF's order of nibbles to adjacent pairs."""
+    codes = np.concatenate([pieces & 15, pieces >> 4], axis=-1)
+    return np.asarray(codes[..., 0::2] | codes[..., 1::2] << 4, dtype=np.uint8)
+
+
+CODECS: dict[str, Callable[[Bytes], Bytes]] = {
+    "": lambda pieces: pieces, "gguf_nibbles": _join_nibbles, "nibbles_swapped": lambda pieces: np.asarray(pieces << 4 | pieces >> 4, dtype=np.uint8),
+}  # fmt: skip
+"""What is undone before a piece is looked up, by the name of the mistake."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one weight tensor holds.
+
+    identity, shape   its byte order, on canonical (E, N, bytes a row)
+    owners            global expert at each local place; None where it is zero, UNKNOWN where it is no expert's
+    start, stop       values [start, stop) of the intermediate axis that were met
+    share             of the sampled pieces that are in the checkpoint, how many stand where this reading says
+    met               how many pieces of the sample are in the checkpoint at all
+    in_order          share of rows that are [w1; w3] in ascending order
+    order             words for the order of rows
+    """
+
+    stack: Stack
+    identity: str
+    codec: str
+    shape: tuple[int, int, int]
+    owners: Owners
+    start: int | None
+    stop: int | None
+    share: float
+    met: float
+    in_order: float
+    order: str
+
+
+@dataclass(frozen=True)
+class _Score:
+    good: int
+    share: float
+    met: float
+    in_order: float
+    found: Found
+    mask: np.ndarray
+
+
+def read_weight(
+    tensor: Foreign,
+    stack: Stack,
+    spec: ExpertSpec,
+    index: PieceIndex,
+    *,
+    needed: str | None,
+    experts: int | None = None,
+) -> Reading | None:
+    """Find the reading under which most pieces stand where the checkpoint has them; None where none does."""
+    best: tuple[tuple[float, ...], Trial, str, _Score] | None = None
+    for trial in trials(stack, tensor.data.size, tensor.shape, spec, needed=needed, experts=experts):
+        sample = _sample_experts(tensor.data, trial.shape[0])[:1]
+        if not sample:
+            continue
+        for codec, score in _scores(trial, tensor.data, stack, spec, index, sample):
+            rank = (score.good * score.share, round(score.in_order, 3), trial.identity == needed, not codec)
+            if score.good and (best is None or _better(rank, best[0])):
+                best = (rank, trial, codec, score)
+    if best is None or best[3].share < _LEAST_SHARE:
+        return None
+    _, trial, codec, _ = best
+    return _reading(trial, codec, tensor.data, stack, spec, index)
+
+
+def _better(new: tuple[float, ...], old: tuple[float, ...]) -> bool:
+    """More pieces in place wins; within 2 % the order of rows decides, then the needed layout."""
+    if abs(new[0] - old[0]) > 0.02 * max(new[0], old[0]):
+        return new[0] > old[0]
+    return new[1:] > old[1:]
+
+
+def _sample_experts(kernel: Bytes, count: int) -> list[int]:
+    """Up to three experts whose part of the buffer is not all zero."""
+    size = kernel.size // count
+    wanted = dict.fromkeys([0, count // 2, count - 1, *range(count)])
+    found = (e for e in wanted if size and kernel[e * size : e * size + min(size, 65536)].any())
+    return [e for e, _ in zip(found, range(3), strict=False)]
+
+
+def _rows_and_blocks(
+    stack: Stack, shape: tuple[int, int, int], spec: ExpertSpec
+) -> tuple[list[int], list[int]]:
+    _, rows, width = shape
+    blocks = width // BLOCK_BYTES
+    if stack == "w13":
+        return list(range(rows)), [b for b in sampled_columns(spec.hidden // BLOCK) if b < blocks]
+    return [r for r in sampled_rows(spec.hidden) if r < rows], list(range(blocks))
+
+
+def _scores(
+    trial: Trial, kernel: Bytes, stack: Stack, spec: ExpertSpec, index: PieceIndex, experts: Sequence[int]
+) -> Iterable[tuple[str, _Score]]:
+    rows, blocks = _rows_and_blocks(stack, trial.shape, spec)
+    pieces = trial.gather(kernel, experts, rows, blocks)
+    for codec, undo in CODECS.items():
+        yield (
+            codec,
+            _score(index.look_up(undo(pieces)), stack, trial.shape[1], np.array(rows), np.array(blocks)),
+        )
+
+
+def _mode(values: Ints) -> int:
+    found, counts = np.unique(values, return_counts=True)
+    return int(found[counts.argmax()])
+
+
+def _score(found: Found, stack: Stack, height: int, rows: Ints, blocks: Ints) -> _Score:
+    hit = found.hit & (found.projection == 2 if stack == "w2" else found.projection < 2)
+    total = int(found.hit.sum())
+    if not hit.any():
+        return _Score(0, 0.0, 0.0, 0.0, found, hit)
+    mask = hit.copy()
+    for local in range(mask.shape[0]):
+        if hit[local].any():
+            mask[local] &= found.expert[local] == _mode(found.expert[local][hit[local]])
+    shift = found.block - blocks
+    mask &= shift == (_mode(shift[hit]) if stack == "w2" else 0)
+    good = int(mask.sum())
+    return _Score(
+        good, good / total, total / mask.size, _in_order(found, mask, stack, height, rows), found, mask
+    )
+
+
+def _in_order(found: Found, mask: np.ndarray, stack: Stack, height: int, rows: Ints) -> float:
+    if not mask.any():
+        return 0.0
+    at = np.broadcast_to(rows[None, :, None], mask.shape)
+    if stack == "w2":
+        return float((found.row == at)[mask].mean())
+    half = height // 2
+    upper = at >= half
+    shift = found.row - np.where(upper, at - half, at)
+    same = (found.projection == upper) & (shift == _mode(shift[mask]))
+    return float(same[mask].mean())
+
+
+def _reading(
+    trial: Trial, codec: str, kernel: Bytes, stack: Stack, spec: ExpertSpec, index: PieceIndex
+) -> Reading:
+    sample = _sample_experts(kernel, trial.shape[0])
+    score = dict(_scores(trial, kernel, stack, spec, index, sample))[codec]
+    rows, blocks = (np.array(x) for x in _rows_and_blocks(stack, trial.shape, spec))
+    found, mask = score.found, score.mask
+    start = stop = None
+    if mask.any() and stack == "w2":
+        start, stop = int(found.block[mask].min()) * BLOCK, (int(found.block[mask].max()) + 1) * BLOCK
+    elif mask.any():
+        start, stop = _interval(found, mask, trial.shape[1], rows)
+    owners = _owners(trial, codec, kernel, index, found, mask, rows, blocks)
+    return Reading(
+        stack, trial.identity, codec, trial.shape, owners, start, stop, score.share, score.met, score.in_order,
+        _words(found, mask, stack, trial.shape[1], rows),
+    )  # fmt: skip
+
+
+def _interval(found: Found, mask: np.ndarray, height: int, rows: Ints) -> tuple[int, int]:
+    """First row met of w1 or w3 (exact where rows are in order) and one past the last."""
+    at = np.broadcast_to(rows[None, :, None], mask.shape)
+    half = height // 2
+    local = np.where(at >= half, at - half, at)
+    shift = (found.row - local)[mask]
+    common = _mode(shift)
+    exact = bool((shift == common).mean() > 0.5)
+    lowest, highest = int(found.row[mask].min()), int(found.row[mask].max()) + 1
+    return (max(common, 0), highest) if exact else (lowest, highest)
+
+
+def _owners(
+    trial: Trial,
+    codec: str,
+    kernel: Bytes,
+    index: PieceIndex,
+    found: Found,
+    mask: np.ndarray,
+    rows: Ints,
+    blocks: Ints,
+) -> Owners:
+    """The expert at every local place, from a few rows that are in the index."""
+    useful = np.flatnonzero(mask.any(axis=(0, 2)))
+    chosen = useful[np.linspace(0, len(useful) - 1, min(8, len(useful))).astype(int)]
+    keep = blocks if len(blocks) <= 4 else blocks[np.flatnonzero(mask.any(axis=(0, 1)))][:4]
+    owners: list[int | None] = []
+    for local in range(trial.shape[0]):
+        pieces = trial.gather(kernel, [local], rows[chosen].tolist(), keep.tolist())
+        met = index.look_up(CODECS[codec](pieces))
+        if met.hit.any():
+            owners.append(_mode(met.expert[met.hit]))
+        else:
+            owners.append(UNKNOWN if pieces.any() else None)
+    return tuple(owners)
+
+
+def _words(found: Found, mask: np.ndarray, stack: Stack, height: int, rows: Ints) -> str:
+    """The order of w13's rows as seen after the layout was undone."""
+    if stack == "w2" or not mask.any():
+        return ""
+    best = mask.any(axis=2)
+    local = int(best.sum(axis=1).argmax())
+    at = rows[best[local]]
+    first = mask[local].argmax(axis=1)
+    projection = found.projection[local, np.arange(len(rows)), first][best[local]]
+    half = height // 2
+    if (projection == (at >= half)).all():
+        return "separated, gate first"
+    if (projection == (at < half)).all():
+        return "separated, up first"
+    for width in (1, 8, 16, 32, 64):
+        if (projection == at // width % 2).all():
+            return f"interleaved by {width}"
+        if (projection == 1 - at // width % 2).all():
+            return f"interleaved by {width}, up first"
+    return "mixed"

@@ -1,0 +1,254 @@
+"""Settle: from hints and readings to one plan - which layer, whose slice, padded how - against which bytes are held."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from shardproof.backends import Recipe
+from shardproof.diagnose.foreign import Foreign
+from shardproof.diagnose.recognise import Reading
+from shardproof.diagnose.trials import MOST_RANKS, trials
+from shardproof.errors import DiagnoseError, ShardproofError
+from shardproof.experts import ExpertSpec, Field, Stack
+from shardproof.formats import ExpertModel
+from shardproof.layouts import find
+from shardproof.mistakes import Owners, museum
+from shardproof.mxfp4 import BLOCK
+from shardproof.partition import POLICIES, Policy, Rank, block_intervals, expert_owners
+from shardproof.plan import LayerShape, Plan
+
+Slot = tuple[Stack, Field]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hints:
+    """What the user knows; None where nothing is known. `rank` is the index among tp * ep ranks, TP fastest."""
+
+    layer: str | None = None
+    rank: int | None = None
+    tp: int | None = None
+    ep: int | None = None
+    policy: Policy | None = None
+    placement: str = "linear"
+
+
+@dataclass(frozen=True)
+class Situation:
+    """One layer of one rank: the plan to compare with, and what of it was recognised and not given."""
+
+    key: str
+    plan: Plan
+    rank: Rank
+    recognised: tuple[str, ...]
+    slice_known: bool
+
+
+@dataclass(frozen=True)
+class _Slice:
+    tp: int
+    tp_rank: int
+    policy: Policy
+    legal: bool = True
+
+
+def settle(
+    model: ExpertModel, key: str, tensors: Mapping[Slot, Foreign], readings: Mapping[Stack, Reading], hints: Hints,
+    recipe: Recipe | None,
+) -> Situation:  # fmt: skip
+    """Decide plan and rank. Raises DiagnoseError `diagnose.rank` for hints that contradict each other."""
+    spec = model.layer(key).spec
+    count, inner, hidden = _sizes(spec, tensors, readings, hints, recipe)
+    owners = _owner_map(readings)
+    ep = hints.ep or max(1, -(-spec.experts // count))
+    part = _slice(spec, readings, hints, inner)
+    ep_rank = _ep_rank(spec, owners, hints, part, ep)
+    rows = _placement(spec, ep, ep_rank, count, owners, hints)
+    intervals = block_intervals(spec.blocks, part.tp, part.policy, allow_empty=True)
+    longest = max(b - a for a, b in intervals) * BLOCK
+    shape = LayerShape(
+        spec, tuple(intervals), rows, max(hidden, spec.hidden), max(inner, min(longest, inner or longest))
+    )
+    same = {k: 0 for k, layer in model.layers.items() if layer.spec == spec}
+    plan = Plan(
+        model.format, model.family, str(model.checkpoint.root), model.checkpoint.identity,
+        _recipe(recipe, tensors, readings), part.tp, ep, part.policy, (shape,), same,
+    )  # fmt: skip
+    index = ep_rank * part.tp + part.tp_rank
+    if index >= len(plan.ranks):
+        raise DiagnoseError(
+            "diagnose.rank", "no such rank", rank=index, needed=f"0..{len(plan.ranks) - 1} for tp {part.tp}, ep {ep}",
+            next_step="correct --rank, --tp or --ep",
+        )  # fmt: skip
+    given = {"tp": hints.tp, "rank": hints.rank, "ep": hints.ep, "layer": hints.layer, "backend": recipe}
+    missing = tuple(name for name, value in given.items() if value is None)
+    return Situation(key, plan, plan.ranks[index], missing, bool(readings) or hints.tp is not None)
+
+
+def _sizes(
+    spec: ExpertSpec, tensors: Mapping[Slot, Foreign], readings: Mapping[Stack, Reading], hints: Hints,
+    recipe: Recipe | None,
+) -> tuple[int, int, int]:  # fmt: skip
+    """(experts, padded I, padded H) from the readings, or from the sizes of what could not be read."""
+    if readings:
+        reading = readings.get("w13") or readings["w2"]
+        experts, rows, width = reading.shape
+        inner, hidden = (rows // 2, 2 * width) if reading.stack == "w13" else (2 * width, rows)
+        return experts, inner, hidden
+    longest = spec.intermediate
+    if hints.tp:
+        longest = max(b - a for a, b in block_intervals(spec.blocks, hints.tp, allow_empty=True)) * BLOCK
+    inner = -(-longest // recipe.align_intermediate) * recipe.align_intermediate if recipe else longest
+    hidden = -(-spec.hidden // recipe.align_hidden) * recipe.align_hidden if recipe else spec.hidden
+    count = -(-spec.experts // (hints.ep or 1))
+    for stack in ("w13", "w2"):
+        tensor = tensors.get((stack, "weight"))
+        if tensor is None or tensor.numbers is not None:
+            continue
+        needed = recipe.layouts.get((stack, "weight")) if recipe else "raw.weight@1"
+        fits = [t.shape for t in trials(stack, tensor.data.size, tensor.shape, spec, needed=needed,
+                                        experts=count if hints.ep else None)]  # fmt: skip
+        whole = [(e, n // 2, 2 * w) if stack == "w13" else (e, 2 * w, n) for e, n, w in fits]
+        near = sorted(whole, key=lambda s: (s[2] != hidden, s[0] != count, s[1] < longest, abs(s[1] - inner)))
+        if near:
+            return near[0]
+    return count, inner, hidden
+
+
+def _owner_map(readings: Mapping[Stack, Reading]) -> Owners:
+    reading = readings.get("w2") or readings.get("w13")
+    return () if reading is None else reading.owners
+
+
+def _slice(spec: ExpertSpec, readings: Mapping[Stack, Reading], hints: Hints, inner: int) -> _Slice:
+    if hints.tp is not None and hints.rank is not None:
+        return _Slice(hints.tp, hints.rank % hints.tp, hints.policy or "balanced")
+    legal = list(_legal(spec, readings, hints, inner))
+    if legal:
+        return legal[0]
+    faulty = next(_faulty(spec, readings, hints, inner), None) if readings else None
+    if faulty is not None:
+        return faulty
+    tp = hints.tp or 1
+    return _Slice(tp, (hints.rank or 0) % tp, hints.policy or "balanced")
+
+
+def _tps(spec: ExpertSpec, hints: Hints) -> list[int]:
+    return [hints.tp] if hints.tp else list(range(1, min(MOST_RANKS, spec.blocks) + 1))
+
+
+def _legal(spec: ExpertSpec, readings: Mapping[Stack, Reading], hints: Hints, inner: int) -> Iterator[_Slice]:
+    """Partitions in which some rank holds exactly the interval that was met."""
+    if not readings:
+        return
+    for policy in [hints.policy] if hints.policy else POLICIES:
+        for tp in _tps(spec, hints):
+            for rank, (a, b) in enumerate(block_intervals(spec.blocks, tp, policy, allow_empty=True)):
+                if (
+                    (b - a) * BLOCK <= inner
+                    and a < b
+                    and all(_holds(r, a * BLOCK, b * BLOCK) for r in readings.values())
+                ):
+                    if hints.rank is None or hints.rank % tp == rank:
+                        yield _Slice(tp, rank, policy)
+
+
+def _holds(reading: Reading, start: int, stop: int) -> bool:
+    if reading.start is None or reading.stop is None:
+        return False
+    if reading.stack == "w2":
+        return (reading.start, reading.stop) == (start, stop)
+    return reading.start == start and stop - BLOCK < reading.stop <= stop
+
+
+def _faulty(
+    spec: ExpertSpec, readings: Mapping[Stack, Reading], hints: Hints, inner: int
+) -> Iterator[_Slice]:
+    """Partitions in which some rank, cut by a known mistake, holds the interval that was met."""
+    recipe = Recipe("as found", {})
+    for tp in _tps(spec, hints)[1:] if hints.tp is None else [hints.tp]:
+        intervals = tuple(block_intervals(spec.blocks, tp, allow_empty=True))
+        shape = LayerShape(spec, intervals, ((0,),), spec.hidden, max(inner, BLOCK))
+        plan = Plan("", "", "", "", recipe, tp, 1, "balanced", (shape,), {"x": 0})
+        for mistake in museum():
+            if mistake.cuts is None:
+                continue
+            for rank in plan.ranks:
+                cuts = {stack: mistake.cuts(plan, "x", rank, stack, "weight") for stack in readings}
+                if all(_meets(readings[stack], c[0].rows if stack == "w13" else _scaled(c[0].columns))
+                       for stack, c in cuts.items() if c) and any(cuts.values()):  # fmt: skip
+                    yield _Slice(tp, rank.tp_rank, "balanced", legal=False)
+
+
+def _scaled(columns: tuple[int, int]) -> tuple[int, int]:
+    return columns[0] * 2, columns[1] * 2
+
+
+def _meets(reading: Reading, interval: tuple[int, int]) -> bool:
+    start, stop = interval
+    if reading.start is None or reading.stop is None or stop <= start:
+        return False
+    return abs(reading.start - start) < BLOCK and abs(reading.stop - stop) <= BLOCK
+
+
+def _ep_rank(spec: ExpertSpec, owners: Owners, hints: Hints, part: _Slice, ep: int) -> int:
+    if hints.rank is not None and (hints.tp is not None or ep == 1):
+        return hints.rank // part.tp if ep > 1 else 0
+    if ep == 1 or not owners:
+        return 0
+    rows = expert_owners(spec.experts, ep, "linear")
+    overlap = [len(set(row) & {o for o in owners if o is not None}) for row in rows]
+    return overlap.index(max(overlap))
+
+
+def _placement(
+    spec: ExpertSpec, ep: int, ep_rank: int, count: int, owners: Owners, hints: Hints
+) -> tuple[tuple[int, ...], ...]:
+    """The experts of every rank: linear or as hinted; round robin or as found where only that fits."""
+    named = [hints.placement, "linear", "round_robin"] if hints.ep is None else [hints.placement]
+    valid = [o for o in owners if o is not None and o >= 0]
+    for placement in named:
+        rows = expert_owners(spec.experts, ep, placement) if ep <= spec.experts else []  # type: ignore[arg-type]
+        if (
+            rows
+            and len(rows[ep_rank]) == count
+            and (hints.ep is not None or set(valid) <= set(rows[ep_rank]))
+        ):
+            return tuple(rows)
+    rows = [tuple(range(spec.experts))[:count] for _ in range(ep)]
+    if len(valid) == len(owners) and valid:
+        rows[ep_rank] = tuple(valid)
+    if len(rows[ep_rank]) < count:
+        rows[ep_rank] = tuple(e % spec.experts for e in range(count))
+    return tuple(rows)
+
+
+def _recipe(
+    recipe: Recipe | None, tensors: Mapping[Slot, Foreign], readings: Mapping[Stack, Reading]
+) -> Recipe:
+    """The backend's recipe, or one that says `as found`: the order that was recognised is taken as the one needed."""
+    if recipe is not None:
+        return recipe
+    layouts: dict[Slot, str] = {}
+    for stack, name in tensors:
+        reading = readings.get(stack)
+        identity = f"raw.{name}@1"
+        if name == "weight" and reading is not None and _in_catalogue(reading.identity):
+            identity = reading.identity
+        layouts[stack, name] = identity
+    return Recipe("as found", layouts)
+
+
+def _in_catalogue(identity: str) -> bool:
+    try:
+        find(identity)
+    except ShardproofError:
+        return False
+    return True
+
+
+def with_layout(situation: Situation, slot: Slot, identity: str) -> Situation:
+    """The same situation with another needed layout for one tensor."""
+    recipe = situation.plan.recipe
+    changed = replace(recipe, layouts={**recipe.layouts, slot: identity})
+    return replace(situation, plan=replace(situation.plan, recipe=changed))
