@@ -1,7 +1,9 @@
 """Threads: how many, whose, after fork, from several callers, from a thread."""
 
+import contextlib
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -144,18 +146,58 @@ def test_fork_after_use(rng, two_executors):
     assert two_executors(forked) == [True, True]
 
 
-SCRIPT = """
+LAYER = """
 import numpy as np, sys
 from shardproof.kernels.cpu import CpuExperts
 layer = CpuExperts(*(np.full(n, v, np.uint8) for n, v in ((2048, 0x22), (128, 127))), None,
                    *(np.full(n, v, np.uint8) for n, v in ((1024, 0x22), (64, 127))), None,
                    experts=1, hidden=64, intermediate=32, threads=2)
 out = layer.forward(np.ones((5, 64), np.float32), np.zeros((5, 1), np.int32), np.ones((5, 1), np.float32))
-assert "torch" not in sys.modules
 assert (abs(out - 32 * 64 * 64) < 1).all(), out
+"""
+FIRST_USE_IN_CHILD = f"""
+import os, torch
+IMPORT
+torch.set_num_threads(2)
+torch.ones(4_000_000).exp()  # torch's OpenMP team exists
+child = os.fork()
+if child == 0:
+    code = 1
+    try:
+        exec({LAYER!r})
+        code = 0
+    finally:
+        os._exit(code)
+sys_code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+raise SystemExit(sys_code)
+"""
+FIRST_IMPORT_IN_CHILD = f"""
+import multiprocessing, torch
+torch.set_num_threads(2)
+torch.ones(4_000_000).exp()
+child = multiprocessing.get_context("fork").Process(target=exec, args=({LAYER!r}, {{}}))
+child.start()
+child.join()
+raise SystemExit(child.exitcode)
 """
 
 
 def test_works_without_torch():
     """NumPy alone: torch is not imported, the library's own pool runs the call."""
-    subprocess.run([sys.executable, "-c", SCRIPT], check=True, env={**os.environ}, timeout=60)
+    script = LAYER + 'assert "torch" not in sys.modules'
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+
+
+@pytest.mark.parametrize(
+    "script",
+    [FIRST_USE_IN_CHILD.replace("IMPORT", "import shardproof.kernels.cpu"), FIRST_IMPORT_IN_CHILD],
+    ids=["imported before", "imported in the child"],
+)
+def test_first_call_in_a_forked_child(script):
+    """Torch's team was made by the parent, and this library is first used in the child: it must not wait for it."""
+    parent = subprocess.Popen([sys.executable, "-W", "ignore", "-c", script], start_new_session=True)
+    try:
+        assert parent.wait(timeout=120) == 0
+    finally:  # a child that hangs must not outlive its test
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(parent.pid, signal.SIGKILL)
