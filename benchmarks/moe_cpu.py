@@ -11,7 +11,7 @@ torch's way is dequantise (table look-up) + float32 matmul, expert by expert: sl
 
     python benchmarks/moe_cpu.py                              gpt-oss-20b's layer: E 32, H = I = 2880, top 4
     python benchmarks/moe_cpu.py --shape 32,7168,384,6        a DeepSeek-V4-Pro rank at TP 8
-    python benchmarks/moe_cpu.py --matrix                     MUL_MAT_ID alone, against ggml's
+    python benchmarks/moe_cpu.py --cpu-time                   one thread's CPU time, on a machine that is busy
 """
 
 from __future__ import annotations
@@ -193,6 +193,7 @@ def main() -> None:
     args = parser.parse_args()
     clock = time.thread_time if args.cpu_time else time.perf_counter
     args.threads = 1 if args.cpu_time else args.threads
+    torch.set_num_threads(args.threads)
     layer = Layer(*map(int, args.shape.split(",")))
     isas = args.isa.split(",") if args.isa else list(dict.fromkeys([*usable_isas()[1:2], usable_isas()[-1]]))
     packed = layer.packed()
