@@ -1,7 +1,11 @@
 /* AVX2: a group's 16 rows are two registers, its halves (gate and up rows in w13). Activations are stored as
  * q + 128, because vpmaddubsw takes its unsigned operand from a register and its signed one from memory. */
 #if defined(__x86_64__)
-#pragma GCC target("avx2,fma,f16c,bmi2")
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,bmi2"))), apply_to = function)
+#else
+#pragma GCC target("avx2,fma,bmi2")
+#endif
 #include <immintrin.h>
 
 #define ACT_XOR 128
@@ -173,6 +177,9 @@ MANY_BY_WIDTH(many_float, many_float_tile, WIDTHS_4)
 #define VARIANT sp_avx2
 #define VARIANT_NAME "avx2"
 #include "variant.h"
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
 #else
 typedef int sp_no_avx2;
 #endif

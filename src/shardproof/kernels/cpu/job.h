@@ -68,6 +68,10 @@ extern const sp_variant sp_portable;
 #if defined(__x86_64__)
 extern const sp_variant sp_avx2, sp_avx512, sp_avx512vnni;
 #elif defined(__aarch64__)
+/* clang's arm_neon.h has the dot products only where the whole build may use them (-march; Apple's default). */
+#if !defined(__clang__) || defined(__ARM_FEATURE_DOTPROD)
+#define SP_HAS_DOTPROD 1
+#endif
 extern const sp_variant sp_neon, sp_dotprod;
 #endif
 
