@@ -1,0 +1,216 @@
+// Epilogues: w13 accumulators to activations, w2 accumulators to routed rows, routed rows to the output.
+#pragma once
+#include "activation.cuh"
+#include "consume.cuh"
+#include "quant.cuh"
+
+struct RowFactors {
+  float scale[2], bias[2];      // rows b and b + 8 of this thread's 16
+};
+DEV RowFactors row_factors(const Gemm& g, int expert, int row64, const Pipe& q) {
+  long row = ((long)expert * g.row64s + row64) * 64 + q.warp * 16 + (q.lane >> 2);
+  RowFactors f = {{1.f, 1.f}, {0.f, 0.f}};
+  if (row64 >= g.row64s) return f;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    f.scale[half] = g.row_scale[row + 8 * half];
+    if (g.bias) f.bias[half] = g.bias[row + 8 * half];
+  }
+  return f;
+}
+
+// Sums the K shares of one row tile, in a fixed order, into warpgroup 0.
+template <int N>
+DEV void add_shares(const Pipe& q, float* acc) {
+  if (KW == 1) return;
+  int thread = threadIdx.x & 127;
+  u32 at = q.base + Shared::OUT + thread * 4;
+  named_sync(1, CONSUMERS);
+  if (q.group > 0) {
+#pragma unroll
+    for (int i = 0; i < N / 2; ++i)
+      asm volatile("st.shared.f32 [%0], %1;" ::"r"(at + ((q.group - 1) * (NMAX / 2) + i) * 512), "f"(acc[i]) : "memory");
+  }
+  named_sync(3, CONSUMERS);
+  if (q.group > 0) return;
+#pragma unroll
+  for (int g = 0; g < KW - 1; ++g)
+#pragma unroll
+    for (int i = 0; i < N / 2; ++i) acc[i] += __uint_as_float(load_shared4(at + (g * (NMAX / 2) + i) * 512));
+}
+
+// Token weights of this thread: tokens 8j + 2q and 8j + 2q + 1.
+DEV float2 token_weights(const u8* smem, int slot, int j, int lane) {
+  return ((const float2*)(smem + Shared::WEIGHT))[(slot * NMAX + 8 * j) / 2 + (lane & 3)];
+}
+
+// One 64-row group of w13: gate rows in acc[4j], acc[4j+1], their up rows in acc[4j+2], acc[4j+3].
+template <int N>
+DEV void activate_group(const Params& p, const Tile& t, const RowFactors& f, const u8* smem, int slot, int lane,
+                        float* acc) {
+#pragma unroll
+  for (int j = 0; j < N / 8; ++j) {
+    float2 w = make_float2(1.f, 1.f);
+    if (p.weight_first) w = token_weights(smem, slot, j, lane);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      float g = acc[4 * j + i] * f.scale[0] + f.bias[0], u = acc[4 * j + 2 + i] * f.scale[1] + f.bias[1];
+      acc[4 * j + i] = activate(p, g, u) * (i ? w.y : w.x);
+    }
+  }
+}
+
+template <int N>
+DEV void scale_group(const Params& p, const RowFactors& f, const u8* smem, int slot, int lane, float* acc) {
+#pragma unroll
+  for (int j = 0; j < N / 8; ++j) {
+    float2 w = make_float2(1.f, 1.f);
+    if (!p.weight_first) w = token_weights(smem, slot, j, lane);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) acc[4 * j + i] = (acc[4 * j + i] * f.scale[i >> 1] + f.bias[i >> 1]) * (i & 1 ? w.y : w.x);
+  }
+}
+
+// ---- few tokens: straight from registers
+template <int N>
+DEV void store_direct(const Params& p, const Tile& t, const Pipe& q, const u8* smem, int slot, const float* acc) {
+  const int* flat = (const int*)(smem + Shared::FLAT) + slot * NMAX;
+  int row = q.warp * (t.phase ? 16 : 8) + (q.lane >> 2);
+#pragma unroll
+  for (int j = 0; j < N / 8; ++j)
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      int token = 8 * j + 2 * (q.lane & 3) + i;
+      if (token >= t.count) continue;
+      if (t.phase == 0) {
+        ((u16*)p.h)[(long)(t.start + token) * p.h_pitch + t.row_tile * 32 + row] = pack_bf16(acc[4 * j + i], 0.f) & 0xffff;
+      } else {
+        float* y = (float*)p.y + (long)flat[token] * p.y_pitch + t.row_tile * 64 + row;
+        y[0] = acc[4 * j + i];
+        y[8] = acc[4 * j + 2 + i];
+      }
+    }
+}
+
+// ---- many tokens: through shared memory, in 16-byte runs
+// [token][chunk] with the chunk index rotated by the token, so that eight tokens spread over the banks.
+template <int ROW_BYTES>
+DEV u32 staged(u32 base, int token, int chunk) { return base + token * ROW_BYTES + ((chunk ^ (token & 7)) << 4); }
+
+template <int N>
+DEV void stage_activations(const Pipe& q, int row64, const float* acc) {
+  u32 out = q.base + Shared::OUT;
+#pragma unroll
+  for (int j = 0; j < N / 8; ++j)
+    store_matrix1(staged<HOUT * 2>(out, 8 * j + (q.lane & 7), 4 * row64 + q.warp), pack_bf16(acc[4 * j], acc[4 * j + 1]));
+}
+
+DEV void write_activations(const Params& p, const Tile& t, u32 out) {
+  constexpr int RUNS = HOUT / 8;
+  for (int i = threadIdx.x; i < (t.count + 1) / 2 * 2 * RUNS; i += CONSUMERS) {
+    int token = i / RUNS, run = i % RUNS, column = t.row_tile * HOUT + run * 8;
+    uint4 v = load_shared16(staged<HOUT * 2>(out, token, run));
+    long slot = t.start + token;
+#if FP8
+    if (column >= p.intermediate) v = make_uint4(0, 0, 0, 0);
+    int e = scale_exponent(block_amax(v));
+    uint2 q8 = transpose_block32(quantise8(v, e));
+    if (token >= t.count || column >= p.h_pitch) continue;
+    *(uint2*)((u8*)p.h + slot * p.h_pitch + column) = q8;
+    if (run == 0) p.hs[(long)(column / 128) * (p.tokens * p.top_k) + slot] = exp2_int(e);
+#else
+    if (p.round_x) v = round8(v, scale_exponent(block_amax(v)));
+    if (token < t.count && column < p.h_pitch) *(uint4*)((u16*)p.h + slot * p.h_pitch + column) = v;
+#endif
+  }
+}
+
+// One 64-row group of w2: staged by its warpgroup alone, then written as 128-byte rows.
+template <int N>
+DEV void write_rows(const Params& p, const Tile& t, const Pipe& q, int row64, bool again, const u8* smem, int slot,
+                    const float* acc) {
+  u32 out = q.base + Shared::OUT + q.group * NMAX * 128;
+  int thread = threadIdx.x & 127;
+  if (again) named_sync(4 + q.group, 128);
+#pragma unroll
+  for (int j = 0; j < N / 8; ++j)
+    store_matrix2(staged<128>(out, 8 * j + (q.lane & 7), 2 * q.warp + ((q.lane >> 3) & 1)), pack_bf16(acc[4 * j], acc[4 * j + 1]),
+                  pack_bf16(acc[4 * j + 2], acc[4 * j + 3]));
+  named_sync(4 + q.group, 128);
+  const int* flat = (const int*)(smem + Shared::FLAT) + slot * NMAX;
+  int column = row64 * 64 + (thread & 7) * 8;
+  if (column >= p.y_pitch) return;
+  for (int token = thread >> 3; token < t.count; token += 16)
+    *(uint4*)((u16*)p.y + (long)flat[token] * p.y_pitch + column) = load_shared16(staged<128>(out, token, thread & 7));
+}
+
+// All of this block's stores of a tile are done: count it.
+DEV void publish(int* counter, int threads) {
+  named_sync(1, threads);
+  if (threadIdx.x == 0) {
+    __threadfence();
+    add_release(counter, 1);
+  }
+}
+
+template <int N>
+DEV void finish_tile(const Params& p, const Tile& t, const Pipe& q, const u8* smem, float (&acc)[MW][NMAX / 2]) {
+  const Gemm& g = p.gemm[t.phase];
+  int* counter = t.phase ? p.sync + 1 : p.sync + 4 + t.token_tile, slot = q.tile.at;
+  if (KW > 1) {
+    add_shares<N>(q, acc[0]);
+    if (q.group > 0) return;
+    RowFactors f = row_factors(g, t.expert, t.row_tile, q);
+    if (t.phase == 0) activate_group<N>(p, t, f, smem, slot, q.lane, acc[0]);
+    else scale_group<N>(p, f, smem, slot, q.lane, acc[0]);
+    store_direct<N>(p, t, q, smem, slot, acc[0]);
+    named_sync(4, 128);
+    if (threadIdx.x == 0) { __threadfence(); add_release(counter, 1); }
+    return;
+  }
+#pragma unroll
+  for (int m = 0; m < MW; ++m) {
+    int local = q.group * MW + m, row64 = t.row_tile * ROW64 + local;
+    RowFactors f = row_factors(g, t.expert, row64, q);
+    if (t.phase == 0) {
+      activate_group<N>(p, t, f, smem, slot, q.lane, acc[m]);
+      stage_activations<N>(q, local, acc[m]);
+    } else {
+      scale_group<N>(p, f, smem, slot, q.lane, acc[m]);
+      write_rows<N>(p, t, q, row64, m > 0, smem, slot, acc[m]);
+    }
+  }
+  if (t.phase == 0) {
+    named_sync(1, CONSUMERS);
+    write_activations(p, t, q.base + Shared::OUT);
+  }
+  publish(counter, CONSUMERS);
+}
+
+// Sums the routed rows of each token in slot order.
+DEV void reduce_tokens(const Params& p) {
+  int runs = p.hidden / 8;
+  long total = (long)p.tokens * runs;
+  for (long i = (long)blockIdx.x * CONSUMERS + threadIdx.x; i < total; i += (long)gridDim.x * CONSUMERS) {
+    int token = i / runs, column = (i - (long)token * runs) * 8;
+    float sum[8] = {};
+    for (int j = 0; j < p.top_k; ++j) {
+      int slot = token * p.top_k + j;
+      if (local_expert(p, p.ids[slot]) < 0) continue;
+      if (p.y_fp32) {
+        const float* y = (const float*)p.y + (long)slot * p.y_pitch + column;
+        uint4 a = load_global16(y), b = load_global16(y + 4);
+        u32 v[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
+#pragma unroll
+        for (int c = 0; c < 8; ++c) sum[c] += __uint_as_float(v[c]);
+      } else {
+        uint4 a = load_global16((const u16*)p.y + (long)slot * p.y_pitch + column);
+        u32 v[4] = {a.x, a.y, a.z, a.w};
+#pragma unroll
+        for (int c = 0; c < 4; ++c) { sum[2 * c] += bf16_low(v[c]); sum[2 * c + 1] += bf16_high(v[c]); }
+      }
+    }
+    uint4 r = make_uint4(pack_bf16(sum[0], sum[1]), pack_bf16(sum[2], sum[3]), pack_bf16(sum[4], sum[5]), pack_bf16(sum[6], sum[7]));
+    *(uint4*)(p.out + (long)token * p.hidden + column) = r;
+  }
+}
