@@ -18,20 +18,24 @@ class Build:
     """One geometry of the layer kernel; the fields are the macros of csrc/params.cuh.
 
     `wgs` consumer warpgroups, each with `mw` tiles of 64 weight rows, `kw` of them sharing a tile by splitting K;
-    at most `nmax` tokens a tile in steps of `grain`; `w_depth` and `x_depth` stages of weights and tokens.
+    `widths` are the token counts that are compiled, ascending; `w_depth` and `x_depth` stages of weights and tokens.
     """
 
     name: str
     wgs: int
     mw: int
     kw: int
-    nmax: int
-    grain: int
+    widths: tuple[int, ...]
     w_depth: int
     x_depth: int
     fp8: bool = False
     consumer_regs: int = 0
     producer_regs: int = 0
+
+    @property
+    def nmax(self) -> int:
+        """Tokens a tile at most."""
+        return self.widths[-1]
 
     @property
     def threads(self) -> int:
@@ -70,7 +74,7 @@ class Build:
             "MW": self.mw,
             "KW": self.kw,
             "NMAX": self.nmax,
-            "GRAIN": self.grain,
+            **{f"N{i}": n for i, n in enumerate((*self.widths, 0, 0, 0)[:4])},
             "W_DEPTH": self.w_depth,
             "X_DEPTH": self.x_depth,
             "FP8": int(self.fp8),
@@ -98,7 +102,7 @@ def _mma(n: int, kind: str, k: int, types: str, trans: str) -> str:
 def mma_text(build: Build) -> str:
     """`Mma<N>` for every token count of the build: 64 weight rows from registers times N tokens from shared memory."""
     text = ["template <int N> struct Mma;\n"]
-    for n in range(build.grain, build.nmax + 1, build.grain):
+    for n in build.widths:
         body = _mma(n, "e4m3", 32, "e4m3.e4m3", "") if build.fp8 else _mma(n, "bf16", 16, "bf16.bf16", ", 0")
         text.append(f"template <> struct Mma<{n}> {{\n{body}}};\n")
     return "".join(text)

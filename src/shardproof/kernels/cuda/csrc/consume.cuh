@@ -71,19 +71,10 @@ DEV void complete(const HalfE4m3& t, u32* a) {
     for (int z = 0; z < 2; ++z) a[4 * (i >> 1) + 2 * z + (i & 1)] = sign_e4m3(t.codes[i], t.placed[2 * i + z], z);
 }
 
-template <int N>
-DEV void clear(float (&acc)[MW][NMAX / 2]) {
-#pragma unroll
-  for (int m = 0; m < MW; ++m)
-#pragma unroll
-    for (int i = 0; i < N / 2; ++i) acc[m][i] = 0.f;
-}
-
 #if !FP8
 template <int N>
 DEV void main_loop(Pipe& q, int chunks, float (&acc)[MW][NMAX / 2]) {
   int rows = q.group / KW * MW, share = q.group % KW, previous = 0;
-  clear<N>(acc);
   for (int first = 0; first < chunks; first += CHUNKS) {
     bar_wait(q.base + Shared::W_FULL + 8 * q.w.at, q.w.parity);
 #pragma unroll
@@ -104,7 +95,8 @@ DEV void main_loop(Pipe& q, int chunks, float (&acc)[MW][NMAX / 2]) {
       complete(half, a);
       mma_fence();
 #pragma unroll
-      for (int k = 0; k < 4; ++k) Mma<N>::bf16(acc[m], a[4 * k], a[4 * k + 1], a[4 * k + 2], a[4 * k + 3], b + 2 * k);
+      for (int k = 0; k < 4; ++k)
+        Mma<N>::bf16(acc[m], a[4 * k], a[4 * k + 1], a[4 * k + 2], a[4 * k + 3], b + 2 * k, first > 0 || k > 0 || (MW == 1 && step));
       mma_commit();
     }
     previous = q.x.at;
@@ -115,6 +107,14 @@ DEV void main_loop(Pipe& q, int chunks, float (&acc)[MW][NMAX / 2]) {
   release(q.base + Shared::X_EMPTY + 8 * previous, q.lane);
 }
 #else
+template <int N>
+DEV void clear(float (&acc)[MW][NMAX / 2]) {
+#pragma unroll
+  for (int m = 0; m < MW; ++m)
+#pragma unroll
+    for (int i = 0; i < N / 2; ++i) acc[m][i] = 0.f;
+}
+
 // Adds 128 values' worth of products to the result, each token by its scale.
 template <int N>
 DEV void promote(u32 scales, int lane, const float* part, float* acc) {
@@ -129,46 +129,56 @@ DEV void promote(u32 scales, int lane, const float* part, float* acc) {
   }
 }
 
+// Reads one step's weights, then ends the step before it (`before`), then starts this one.
+template <int N, int STEP_INDEX, class Before>
+DEV void step_e4m3(Pipe& q, int first, int chunks, float* part, Before before) {
+  constexpr int m = MW == 2 ? STEP_INDEX : 0, atom = MW == 2 ? 0 : STEP_INDEX;
+  HalfE4m3 half[2];
+  u32 a[16];
+  if (STEP_INDEX == 0) bar_wait(q.base + Shared::W_FULL + 8 * q.w.at, q.w.parity);
+#pragma unroll
+  for (int c = 0; c < 2; ++c) {
+    int chunk = 2 * atom + c;
+    prepare(read_piece(q, q.group * MW + m, chunk, first + chunk < chunks), q.base + Shared::TABLE - 8 * 239, half[c]);
+  }
+  if (STEP_INDEX == 1) release(q.base + Shared::W_EMPTY + 8 * q.w.at, q.lane);
+  if (STEP_INDEX == 0) {
+    bar_wait(q.base + Shared::X_FULL + 8 * q.x.at, q.x.parity);
+    fence_async_proxy();
+  }
+  u64 b = mma_descriptor(q.base + Shared::X + q.x.at * X_BYTES + atom * ATOM_BYTES);
+  before();
+  complete(half[0], a);
+  complete(half[1], a + 8);
+  mma_fence();
+#pragma unroll
+  for (int k = 0; k < 4; ++k) Mma<N>::e4m3(part, a[4 * k], a[4 * k + 1], a[4 * k + 2], a[4 * k + 3], b + 2 * k, k > 0);
+  mma_commit();
+}
+
 template <int N>
 DEV void main_loop(Pipe& q, int chunks, float (&acc)[MW][NMAX / 2]) {
-  int rows = q.group * MW, previous = 0;
-  u32 table = q.base + Shared::TABLE - 8 * 239, scales = 0;
   float part[N / 2];
   clear<N>(acc);
-  for (int first = 0; first < chunks; first += CHUNKS) {
-    bar_wait(q.base + Shared::W_FULL + 8 * q.w.at, q.w.parity);
-#pragma unroll
-    for (int step = 0; step < 2; ++step) {
-      int m = MW == 2 ? step : 0, atom = MW == 2 ? 0 : step;
-      HalfE4m3 half[2];
-      u32 a[16];
-#pragma unroll
-      for (int c = 0; c < 2; ++c)
-        prepare(read_piece(q, rows + m, 2 * atom + c, first + 2 * atom + c < chunks), table, half[c]);
-      if (step == 1) release(q.base + Shared::W_EMPTY + 8 * q.w.at, q.lane);
-      if (step == 0) {
-        bar_wait(q.base + Shared::X_FULL + 8 * q.x.at, q.x.parity);
-        fence_async_proxy();
-      }
-      u64 b = mma_descriptor(q.base + Shared::X + q.x.at * X_BYTES + atom * ATOM_BYTES);
+  step_e4m3<N, 0>(q, 0, chunks, part, [] {});
+  for (int first = 0;; ) {
+    u32 scales = q.base + Shared::XS + q.x.at * XS_BYTES;
+    step_e4m3<N, 1>(q, first, chunks, part, [&] {
       mma_wait<0>();
-      if (step == 1 || first > 0) promote<N>(scales, q.lane, part, acc[MW == 2 ? 1 - step : 0]);
-      if (step == 0 && first > 0) release(q.base + Shared::X_EMPTY + 8 * previous, q.lane);
-      scales = q.base + Shared::XS + q.x.at * XS_BYTES + atom * NMAX * 4;
-      complete(half[0], a);
-      complete(half[1], a + 8);
-      mma_fence();
-#pragma unroll
-      for (int k = 0; k < 4; ++k)
-        Mma<N>::e4m3(part, a[4 * k], a[4 * k + 1], a[4 * k + 2], a[4 * k + 3], b + 2 * k, k > 0);
-      mma_commit();
-    }
-    previous = q.x.at;
+      promote<N>(scales, q.lane, part, acc[0]);
+    });
+    if (MW == 1) scales += NMAX * 4;
+    int previous = q.x.at;
     q.w.next<W_DEPTH>();
     q.x.next<X_DEPTH>();
+    first += CHUNKS;
+    auto end = [&] {
+      mma_wait<0>();
+      promote<N>(scales, q.lane, part, acc[MW - 1]);
+      release(q.base + Shared::X_EMPTY + 8 * previous, q.lane);
+    };
+    if (first >= chunks) return end();
+    step_e4m3<N, 0>(q, first, chunks, part, end);
   }
-  mma_wait<0>();
-  promote<N>(scales, q.lane, part, acc[MW - 1]);
-  release(q.base + Shared::X_EMPTY + 8 * previous, q.lane);
 }
 #endif

@@ -119,7 +119,7 @@ DEV void write_activations(const Params& p, const Tile& t, u32 out) {
     *(uint2*)((u8*)p.h + slot * p.h_pitch + column) = q8;
     if (run == 0) p.hs[(long)(column / 128) * (p.tokens * p.top_k) + slot] = exp2_int(e);
 #else
-    if (p.round_x) v = round8(v, scale_exponent(block_amax(v)));
+    if (p.round_h) v = round8(v, scale_exponent(block_amax(v)));
     if (token < t.count && column < p.h_pitch) *(uint4*)((u16*)p.h + slot * p.h_pitch + column) = v;
 #endif
   }
@@ -197,7 +197,7 @@ DEV void reduce_tokens(const Params& p) {
     for (int j = 0; j < p.top_k; ++j) {
       int slot = token * p.top_k + j;
       if (local_expert(p, p.ids[slot]) < 0) continue;
-      if (p.y_fp32) {
+      if (KW > 1) {
         const float* y = (const float*)p.y + (long)slot * p.y_pitch + column;
         uint4 a = load_global16(y), b = load_global16(y + 4);
         u32 v[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};

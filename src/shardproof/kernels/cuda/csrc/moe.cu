@@ -39,6 +39,10 @@ DEV void init_barriers(u32 base) {
 template <int N>
 DEV void run_tile(const Params& p, const Tile& t, Pipe& q, const u8* smem) {
   float acc[MW][NMAX / 2];
+  q.group = opaque(q.group);                          // keeps one token count's addresses out of the others' registers
+  q.warp = opaque(q.warp);
+  q.lane = opaque(q.lane);
+  q.base = opaque(q.base);
   main_loop<N>(q, p.gemm[t.phase].chunks, acc);
   bar_wait(q.base + Shared::META + 8 * q.tile.at, q.tile.parity);
   finish_tile<N>(p, t, q, smem, acc);
@@ -54,11 +58,10 @@ DEV void consume(const Params& p, const u8* smem, u32 base) {
     bar_wait(base + Shared::T_FULL + 8 * q.tile.at, q.tile.parity);
     Tile t = ((const Tile*)(smem + Shared::RECORD))[q.tile.at];
     if (t.phase < 0) break;
-    switch ((t.count + GRAIN - 1) / GRAIN) {
-      case 1: run_tile<GRAIN>(p, t, q, smem); break;
-#define CASE(i) case i: if (i * GRAIN <= NMAX) run_tile<(i * GRAIN <= NMAX ? i * GRAIN : GRAIN)>(p, t, q, smem); break;
-      CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8)
-    }
+    if (t.count <= N0) run_tile<N0>(p, t, q, smem);
+    else if (N1 && t.count <= N1) run_tile<N1 ? N1 : N0>(p, t, q, smem);
+    else if (N2 && t.count <= N2) run_tile<N2 ? N2 : N0>(p, t, q, smem);
+    else if (N3 && t.count <= N3) run_tile<N3 ? N3 : N0>(p, t, q, smem);
     release(base + Shared::T_EMPTY + 8 * q.tile.at, q.lane);
     q.tile.next<TILES>();
   }

@@ -3,13 +3,16 @@
 #include "ptx.cuh"
 
 // WGS consumer warpgroups a block; each owns MW tiles of 64 rows; KW warpgroups share one row tile and split K.
-// NMAX tokens a tile at most, in steps of GRAIN. FP8: e4m3 activations with one scale a 128 values.
+// NMAX tokens a tile at most; N0 < N1 < .. <= NMAX are the matrix widths that are compiled (0: none). FP8: e4m3 activations with one scale a 128 values.
 #ifndef WGS
 #define WGS 4
 #define MW 1
 #define KW 4
 #define NMAX 16
-#define GRAIN 8
+#define N0 8
+#define N1 16
+#define N2 0
+#define N3 0
 #define W_DEPTH 6
 #define X_DEPTH 4
 #define FP8 0
@@ -58,7 +61,7 @@ struct Params {
   int* sync;                    // 0 ticket, 1 finished w2 tiles, 2 leaving blocks, 4.. finished w13 tiles of a token tile
   int tokens, top_k, experts, map_size, hidden, intermediate;
   int x_pitch, h_pitch, y_pitch;  // elements
-  int small_route, round_x, y_fp32, weight_first;
+  int small_route, round_x, round_h, weight_first;
   int activation;               // 0 silu, 1 swiglu_oai, 2 situ
   float limit, alpha, beta, linear_beta;
 };

@@ -10,6 +10,12 @@ typedef unsigned long long u64;
 DEV u32 smem_addr(const void* p) { return (u32)__cvta_generic_to_shared(p); }
 DEV int lane_id() { return threadIdx.x & 31; }
 
+// A copy the compiler cannot see through: what is computed from it stays where it is written.
+DEV int opaque(int v) {
+  asm volatile("" : "+r"(v));
+  return v;
+}
+
 // ---- mbarrier
 DEV void bar_init(u32 bar, u32 count) { asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(bar), "r"(count)); }
 DEV void bar_arrive(u32 bar) { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(bar) : "memory"); }

@@ -8,7 +8,7 @@ DEV int tile_parts(int count) { return (count + NMAX - 1) / NMAX; }
 DEV void write_tiles(int4* tiles, int expert, int start, int count) {
   int parts = tile_parts(count);
   if (!parts) return;
-  int size = ((count + parts - 1) / parts + GRAIN - 1) / GRAIN * GRAIN;
+  int size = ((count + parts - 1) / parts + 7) / 8 * 8;
   for (int i = 0; i < parts; ++i) {
     int n = min(size, count - i * size);
     tiles[i] = make_int4(expert | (max(n, 0) << 20), start + i * size, i, parts);
