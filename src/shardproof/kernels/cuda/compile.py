@@ -18,7 +18,8 @@ class Build:
     """One geometry of the layer kernel; the fields are the macros of csrc/params.cuh.
 
     `wgs` consumer warpgroups, each with `mw` tiles of 64 weight rows, `kw` of them sharing a tile by splitting K;
-    `widths` are the token counts that are compiled, ascending; `w_depth` and `x_depth` stages of weights and tokens.
+    `widths` are the token counts that are compiled, ascending; `w_depth` and `x_depth` stages of weights and tokens; `activation` is 0 silu,
+    1 swiglu_oai, 2 situ.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Build:
     w_depth: int
     x_depth: int
     fp8: bool = False
+    activation: int = 0
     consumer_regs: int = 0
     producer_regs: int = 0
 
@@ -60,10 +62,10 @@ class Build:
         x = self.x_depth * atoms * self.nmax * 128
         w = self.w_depth * self.row64 * self.chunks * (2048 + 128)
         xs = self.x_depth * atoms * self.nmax * 4 if self.fp8 else 0
-        split = (self.kw - 1) * (self.nmax // 2) * 512
+        split = 2 * (self.kw - 1) * (self.nmax // 2) * 512
         staged = max(self.wgs * self.nmax * 128, self.nmax * self.row64 * 64)
         meta = 4 * self.nmax * 8 + self.nmax * 4 + 4 * 32 + 144
-        barriers = 16 * (self.w_depth + self.x_depth) + 24 * 4 + 16
+        barriers = 16 * (self.w_depth + self.x_depth) + 24 * 4 + 32 + 16
         return x + w + xs + (split if self.kw > 1 else staged) + meta + barriers + 512 * 20
 
     @property
@@ -78,6 +80,7 @@ class Build:
             "W_DEPTH": self.w_depth,
             "X_DEPTH": self.x_depth,
             "FP8": int(self.fp8),
+            "ACTIVATION": self.activation,
         }
         if self.consumer_regs:
             values |= {"CONSUMER_REGS": self.consumer_regs, "PRODUCER_REGS": self.producer_regs}
@@ -164,7 +167,7 @@ def machine_code(entry: str, build: Build, arch: str = "sm_90a") -> bytes:
     source = source_text(entry, build)
     options = [f"-arch={arch}", "-std=c++17", "-default-device", *build.macros]
     key = hashlib.sha256("\0".join([source, *options]).encode()).hexdigest()[:24]
-    path = cache_folder() / f"{Path(entry).stem}-{build.name}-{key}.cubin"
+    path = cache_folder() / f"{Path(entry).stem}-{build.name}-{build.activation}-{key}.cubin"
     if path.is_file():
         return path.read_bytes()
     code = _nvrtc(source, options)

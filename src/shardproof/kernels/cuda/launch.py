@@ -28,7 +28,7 @@ class Args(ctypes.Structure):
         *[(n, ctypes.c_void_p) for n in ("tiles", "slots", "tile_count", "sync")],
         *[(n, ctypes.c_int) for n in ("tokens", "top_k", "experts", "map_size", "hidden", "intermediate")],
         *[(n, ctypes.c_int) for n in ("x_pitch", "h_pitch", "y_pitch")],
-        *[(n, ctypes.c_int) for n in ("small_route", "round_x", "round_h", "weight_first", "activation")],
+        *[(n, ctypes.c_int) for n in ("small_route", "round_x", "round_h", "weight_first")],
         *[(n, ctypes.c_float) for n in ("limit", "alpha", "beta", "linear_beta")],
     )
 

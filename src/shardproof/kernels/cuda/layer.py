@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -117,6 +118,7 @@ class HopperExperts:
         """Launches the layer with one geometry into `out` [M, H]."""
         device = self.device.index or 0
         stream = torch.cuda.current_stream(self.device).cuda_stream
+        build = replace(build, activation=KINDS[self.activation.kind])
         args, keep = self._args(build, x, ids, weights, out)
         if not args.small_route:
             rounding = build.fp8 or keep is not None
@@ -162,7 +164,6 @@ class HopperExperts:
         args.round_h = int(a8 and build.kw == 1 and not build.fp8)
         args.weight_first = int(self.weight_before_w2)
         act = self.activation
-        args.activation = KINDS[act.kind]
         args.limit = float("inf") if act.limit is None else act.limit
         args.alpha, args.beta, args.linear_beta = act.alpha, act.beta, act.linear_beta
         args.ids, args.weights, args.out = ids.data_ptr(), weights.data_ptr(), out.data_ptr()

@@ -8,6 +8,7 @@ struct Pipe {
   u32 base;                     // shared memory
   int group, warp, lane;        // warpgroup of the block, warp of the warpgroup, lane of the warp
   Ring w, x, tile;
+  int done;                     // tiles finished
 };
 
 DEV void release(u32 bar, int lane) {
@@ -87,16 +88,15 @@ DEV void main_loop(Pipe& q, int chunks, float (&acc)[MW][NMAX / 2]) {
       if (step == 1) release(q.base + Shared::W_EMPTY + 8 * q.w.at, q.lane);
       if (step == 0) {
         bar_wait(q.base + Shared::X_FULL + 8 * q.x.at, q.x.parity);
-        fence_async_proxy();
       }
-      u64 b = mma_descriptor(q.base + Shared::X + q.x.at * X_BYTES + chunk * ATOM_BYTES);
+      u32 b = descriptor_low(q.base + Shared::X + q.x.at * X_BYTES + chunk * ATOM_BYTES);
       mma_wait<0>();
       if (step == 0 && first > 0) release(q.base + Shared::X_EMPTY + 8 * previous, q.lane);
       complete(half, a);
       mma_fence();
 #pragma unroll
       for (int k = 0; k < 4; ++k)
-        Mma<N>::bf16(acc[m], a[4 * k], a[4 * k + 1], a[4 * k + 2], a[4 * k + 3], b + 2 * k, first > 0 || k > 0 || (MW == 1 && step));
+        Mma<N>::bf16(acc[m], a[4 * k], a[4 * k + 1], a[4 * k + 2], a[4 * k + 3], mma_descriptor(b + 2 * k), first > 0 || k > 0 || (MW == 1 && step));
       mma_commit();
     }
     previous = q.x.at;
@@ -144,15 +144,14 @@ DEV void step_e4m3(Pipe& q, int first, int chunks, float* part, Before before) {
   if (STEP_INDEX == 1) release(q.base + Shared::W_EMPTY + 8 * q.w.at, q.lane);
   if (STEP_INDEX == 0) {
     bar_wait(q.base + Shared::X_FULL + 8 * q.x.at, q.x.parity);
-    fence_async_proxy();
   }
-  u64 b = mma_descriptor(q.base + Shared::X + q.x.at * X_BYTES + atom * ATOM_BYTES);
+  u32 b = descriptor_low(q.base + Shared::X + q.x.at * X_BYTES + atom * ATOM_BYTES);
   before();
   complete(half[0], a);
   complete(half[1], a + 8);
   mma_fence();
 #pragma unroll
-  for (int k = 0; k < 4; ++k) Mma<N>::e4m3(part, a[4 * k], a[4 * k + 1], a[4 * k + 2], a[4 * k + 3], b + 2 * k, k > 0);
+  for (int k = 0; k < 4; ++k) Mma<N>::e4m3(part, a[4 * k], a[4 * k + 1], a[4 * k + 2], a[4 * k + 3], mma_descriptor(b + 2 * k), k > 0);
   mma_commit();
 }
 

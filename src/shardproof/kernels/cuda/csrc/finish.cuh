@@ -19,24 +19,36 @@ DEV RowFactors row_factors(const Gemm& g, int expert, int row64, const Pipe& q) 
   return f;
 }
 
-// Sums the K shares of one row tile, in a fixed order, into warpgroup 0.
+// The warpgroups that share a row tile take turns at finishing one; the others leave their sums and go on.
+DEV int finisher(const Pipe& q) { return q.done % KW; }
+
+template <int N>
+DEV void leave_share(const Pipe& q, const float* acc) {
+  int which = q.done & 1, slot = (q.group - finisher(q) + KW - 1) % KW;
+  bar_wait(q.base + Shared::SUM_EMPTY + 8 * which, (q.done >> 1 & 1) ^ 1);
+  u32 at = q.base + Shared::OUT + which * SHARES + slot * (NMAX / 2) * 512 + (threadIdx.x & 127) * 4;
+#pragma unroll
+  for (int i = 0; i < N / 2; ++i) asm volatile("st.shared.f32 [%0], %1;" ::"r"(at + i * 512), "f"(acc[i]) : "memory");
+  release(q.base + Shared::SUM_FULL + 8 * which, q.lane);
+}
+
+// Adds the shares in the order of the warpgroups, whoever finishes: the result is the same in every run.
 template <int N>
 DEV void add_shares(const Pipe& q, float* acc) {
-  if (KW == 1) return;
-  int thread = threadIdx.x & 127;
-  u32 at = q.base + Shared::OUT + thread * 4;
-  named_sync(1, CONSUMERS);
-  if (q.group > 0) {
+  int which = q.done & 1;
+  u32 at = q.base + Shared::OUT + which * SHARES + (threadIdx.x & 127) * 4;
+  bar_wait(q.base + Shared::SUM_FULL + 8 * which, q.done >> 1 & 1);
 #pragma unroll
-    for (int i = 0; i < N / 2; ++i)
-      asm volatile("st.shared.f32 [%0], %1;" ::"r"(at + ((q.group - 1) * (NMAX / 2) + i) * 512), "f"(acc[i]) : "memory");
+  for (int i = 0; i < N / 2; ++i) {
+    float sum = 0.f;
+#pragma unroll
+    for (int g = 0; g < KW; ++g) {
+      int slot = (g - q.group + KW - 1) % KW;
+      sum += g == q.group ? acc[i] : __uint_as_float(load_shared4(at + (slot * (NMAX / 2) + i) * 512));
+    }
+    acc[i] = sum;
   }
-  named_sync(3, CONSUMERS);
-  if (q.group > 0) return;
-#pragma unroll
-  for (int g = 0; g < KW - 1; ++g)
-#pragma unroll
-    for (int i = 0; i < N / 2; ++i) acc[i] += __uint_as_float(load_shared4(at + (g * (NMAX / 2) + i) * 512));
+  release(q.base + Shared::SUM_EMPTY + 8 * which, q.lane);
 }
 
 // Token weights of this thread: tokens 8j + 2q and 8j + 2q + 1.
@@ -97,6 +109,24 @@ DEV void store_direct(const Params& p, const Tile& t, const Pipe& q, const u8* s
 template <int ROW_BYTES>
 DEV u32 staged(u32 base, int token, int chunk) { return base + token * ROW_BYTES + ((chunk ^ (token & 7)) << 4); }
 
+constexpr int OWN = MW * 32;      // activations one warpgroup makes a token
+template <int N>
+DEV void stage_own(const Pipe& q, int m, const float* acc) {
+  u32 out = q.base + Shared::OUT + q.group * NMAX * 128;
+#pragma unroll
+  for (int j = 0; j < N / 8; ++j)
+    store_matrix1(staged<128>(out, 8 * j + (q.lane & 7), 4 * m + q.warp), pack_bf16(acc[4 * j], acc[4 * j + 1]));
+}
+
+DEV void write_own(const Params& p, const Tile& t, const Pipe& q) {
+  constexpr int RUNS = OWN / 8;
+  u32 out = q.base + Shared::OUT + q.group * NMAX * 128;
+  int thread = threadIdx.x & 127, run = thread % RUNS, column = t.row_tile * HOUT + q.group * OWN + run * 8;
+  if (column >= p.h_pitch) return;
+  for (int token = thread / RUNS; token < t.count; token += 128 / RUNS)
+    *(uint4*)((u16*)p.h + (long)(t.start + token) * p.h_pitch + column) = load_shared16(staged<128>(out, token, run));
+}
+
 template <int N>
 DEV void stage_activations(const Pipe& q, int row64, const float* acc) {
   u32 out = q.base + Shared::OUT;
@@ -144,47 +174,54 @@ DEV void write_rows(const Params& p, const Tile& t, const Pipe& q, int row64, bo
     *(uint4*)((u16*)p.y + (long)flat[token] * p.y_pitch + column) = load_shared16(staged<128>(out, token, thread & 7));
 }
 
-// All of this block's stores of a tile are done: count it.
-DEV void publish(int* counter, int threads) {
-  named_sync(1, threads);
-  if (threadIdx.x == 0) {
+// This warpgroup's stores of a tile are done: count it.
+DEV void publish(const Params& p, const Tile& t, const Pipe& q) {
+  int* counter = t.phase ? p.sync + 1 : p.sync + 4 + t.token_tile;
+  named_sync(4 + q.group, 128);
+  if ((threadIdx.x & 127) == 0) {
     __threadfence();
     add_release(counter, 1);
   }
 }
 
 template <int N>
+DEV void finish_shared(const Params& p, const Tile& t, const Pipe& q, const u8* smem, float* acc) {
+  if (q.group != finisher(q)) return leave_share<N>(q, acc);
+  RowFactors f = row_factors(p.gemm[t.phase], t.expert, t.row_tile, q);
+  add_shares<N>(q, acc);
+  if (t.phase == 0) activate_group<N>(p, t, f, smem, q.tile.at, q.lane, acc);
+  else scale_group<N>(p, f, smem, q.tile.at, q.lane, acc);
+  store_direct<N>(p, t, q, smem, q.tile.at, acc);
+  publish(p, t, q);
+}
+
+template <int N>
 DEV void finish_tile(const Params& p, const Tile& t, const Pipe& q, const u8* smem, float (&acc)[MW][NMAX / 2]) {
-  const Gemm& g = p.gemm[t.phase];
-  int* counter = t.phase ? p.sync + 1 : p.sync + 4 + t.token_tile, slot = q.tile.at;
-  if (KW > 1) {
-    add_shares<N>(q, acc[0]);
-    if (q.group > 0) return;
-    RowFactors f = row_factors(g, t.expert, t.row_tile, q);
-    if (t.phase == 0) activate_group<N>(p, t, f, smem, slot, q.lane, acc[0]);
-    else scale_group<N>(p, f, smem, slot, q.lane, acc[0]);
-    store_direct<N>(p, t, q, smem, slot, acc[0]);
-    named_sync(4, 128);
-    if (threadIdx.x == 0) { __threadfence(); add_release(counter, 1); }
-    return;
-  }
+  const int slot = q.tile.at;
+  if (KW > 1) return finish_shared<N>(p, t, q, smem, acc[0]);
+  bool together = FP8 || p.round_h;                   // 128 activations share a scale: all warpgroups make one
 #pragma unroll
   for (int m = 0; m < MW; ++m) {
     int local = q.group * MW + m, row64 = t.row_tile * ROW64 + local;
-    RowFactors f = row_factors(g, t.expert, row64, q);
-    if (t.phase == 0) {
-      activate_group<N>(p, t, f, smem, slot, q.lane, acc[m]);
-      stage_activations<N>(q, local, acc[m]);
-    } else {
+    RowFactors f = row_factors(p.gemm[t.phase], t.expert, row64, q);
+    if (t.phase) {
       scale_group<N>(p, f, smem, slot, q.lane, acc[m]);
       write_rows<N>(p, t, q, row64, m > 0, smem, slot, acc[m]);
+      continue;
     }
+    activate_group<N>(p, t, f, smem, slot, q.lane, acc[m]);
+    if (together) stage_activations<N>(q, local, acc[m]);
+    else stage_own<N>(q, m, acc[m]);
   }
-  if (t.phase == 0) {
+  if (t.phase == 0 && together) {
     named_sync(1, CONSUMERS);
     write_activations(p, t, q.base + Shared::OUT);
+    named_sync(1, CONSUMERS);
+  } else if (t.phase == 0) {
+    named_sync(4 + q.group, 128);
+    write_own(p, t, q);
   }
-  publish(counter, CONSUMERS);
+  publish(p, t, q);
 }
 
 // Sums the routed rows of each token in slot order.

@@ -119,8 +119,41 @@ DEV void write_meta(const Params& p, const Routed& r, const Tile& t, u8* smem, i
   named_sync(2, LOADERS);
 }
 
+// Hands stages over in order, once their copies have landed and are visible to the matrix unit.
+struct HandOver {
+  u32 full, at = 0;
+  int pending = 0;
+  DEV void next() {
+    fence_async_proxy();
+    bar_arrive(full + 8 * at);
+    at = at + 1 == X_DEPTH ? 0 : at + 1;
+    --pending;
+  }
+  DEV void push() {
+    copies_commit();
+    if (++pending <= LAG) return;
+    copies_wait<LAG>();
+    next();
+  }
+  DEV void flush() {
+    copies_wait<0>();
+    while (pending) next();
+  }
+};
+
+// A w2 tile needs the activations of all w13 tiles of its tokens. What is pending goes first: this very block may owe
+// one of them.
+DEV void await_activations(const Params& p, const Tile& t, HandOver& out) {
+  const int* counter = p.sync + 4 + t.token_tile;
+  int target = p.gemm[0].row_tiles * PUBLISHERS;
+  if (load_acquire(counter) >= target) return;
+  out.flush();
+  wait_at_least(counter, target);
+}
+
 DEV void gather_tokens(const Params& p, const Routed& r, u8* smem, u32 base, int thread) {
   Ring ring, slot;
+  HandOver out = {base + Shared::X_FULL};
   const int* rows = (const int*)(smem + Shared::ROWS);
   while (true) {
     bar_wait(base + Shared::T_FULL + 8 * slot.at, slot.parity);
@@ -128,24 +161,23 @@ DEV void gather_tokens(const Params& p, const Routed& r, u8* smem, u32 base, int
     if (t.phase < 0) break;
     write_meta(p, r, t, smem, slot.at, thread);
     bar_arrive(base + Shared::META + 8 * slot.at);
-    if (t.phase) wait_at_least(p.sync + 4 + t.token_tile, p.gemm[0].row_tiles);
+    if (t.phase) await_activations(p, t, out);
     Source src = token_source(p, t.phase);
     for (int chunk = 0; chunk < p.gemm[t.phase].chunks; chunk += CHUNKS) {
       bar_wait(base + Shared::X_EMPTY + 8 * ring.at, ring.parity ^ 1);
-      u32 dst = base + Shared::X + ring.at * X_BYTES, full = base + Shared::X_FULL + 8 * ring.at;
+      u32 dst = base + Shared::X + ring.at * X_BYTES;
       if (!FP8 && p.round_x) {
         round_stage(src.data, src.pitch, src.valid, rows, t.count, chunk * 128, dst, thread);
-        fence_async_proxy();
-        bar_arrive(full);
       } else {
         copy_stage(src, rows, t.count, chunk * (FP8 ? 64 : 128), dst, thread);
         if (FP8) copy_scales(src, rows, t.count, chunk / 2, base + Shared::XS + ring.at * XS_BYTES, thread);
-        bar_arrive_after_copies(full);
       }
+      out.push();
       ring.next<X_DEPTH>();
     }
     __syncwarp();
     if (lane_id() == 0) bar_arrive(base + Shared::T_EMPTY + 8 * slot.at);
     slot.next<TILES>();
   }
+  out.flush();
 }

@@ -33,16 +33,18 @@ DEV void init_barriers(u32 base) {
     bar_init(base + Shared::T_EMPTY + 8 * i, LOADERS / 32 + WGS * 4);
     bar_init(base + Shared::META + 8 * i, LOADERS);
   }
+  for (int i = 0; i < 2 && KW > 1; ++i) {
+    bar_init(base + Shared::SUM_FULL + 8 * i, (KW - 1) * 4);
+    bar_init(base + Shared::SUM_EMPTY + 8 * i, 4);
+  }
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 
 template <int N>
 DEV void run_tile(const Params& p, const Tile& t, Pipe& q, const u8* smem) {
   float acc[MW][NMAX / 2];
-  q.group = opaque(q.group);                          // keeps one token count's addresses out of the others' registers
-  q.warp = opaque(q.warp);
+  q.warp = opaque(q.warp);                            // keeps one token count's addresses out of the others' registers
   q.lane = opaque(q.lane);
-  q.base = opaque(q.base);
   main_loop<N>(q, p.gemm[t.phase].chunks, acc);
   bar_wait(q.base + Shared::META + 8 * q.tile.at, q.tile.parity);
   finish_tile<N>(p, t, q, smem, acc);
@@ -51,9 +53,10 @@ DEV void run_tile(const Params& p, const Tile& t, Pipe& q, const u8* smem) {
 DEV void consume(const Params& p, const u8* smem, u32 base) {
   Pipe q;
   q.base = base;
-  q.group = threadIdx.x >> 7;
+  q.group = __shfl_sync(~0u, threadIdx.x >> 7, 0);  // warp-uniform, and known to be
   q.warp = (threadIdx.x >> 5) & 3;
   q.lane = lane_id();
+  q.done = 0;
   while (true) {
     bar_wait(base + Shared::T_FULL + 8 * q.tile.at, q.tile.parity);
     Tile t = ((const Tile*)(smem + Shared::RECORD))[q.tile.at];
@@ -64,6 +67,7 @@ DEV void consume(const Params& p, const u8* smem, u32 base) {
     else if (N3 && t.count <= N3) run_tile<N3 ? N3 : N0>(p, t, q, smem);
     release(base + Shared::T_EMPTY + 8 * q.tile.at, q.lane);
     q.tile.next<TILES>();
+    ++q.done;
   }
 }
 
@@ -110,7 +114,7 @@ extern "C" __global__ void __launch_bounds__(CONSUMERS + 128, 1) shardproof_moe(
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(CONSUMER_REGS));
 #endif
     consume(p, smem, base);
-    if (threadIdx.x == 0) wait_at_least(p.sync + 1, routed.tile_count * p.gemm[1].row_tiles);
+    if (threadIdx.x == 0) wait_at_least(p.sync + 1, routed.tile_count * p.gemm[1].row_tiles * PUBLISHERS);
     named_sync(1, CONSUMERS);
     reduce_tokens(p);
     if (threadIdx.x == 0) leave(p, routed.tile_count);

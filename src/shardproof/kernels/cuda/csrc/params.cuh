@@ -16,6 +16,7 @@
 #define W_DEPTH 6
 #define X_DEPTH 4
 #define FP8 0
+#define ACTIVATION 0          // 0 silu, 1 swiglu_oai, 2 situ
 #endif
 
 constexpr int STEP = FP8 ? 2 : 1;                  // 64-value chunks an MMA step covers
@@ -32,10 +33,13 @@ constexpr int X_BYTES = ATOMS * ATOM_BYTES;
 constexpr int XS_BYTES = FP8 ? ATOMS * NMAX * 4 : 0;
 constexpr int CONSUMERS = WGS * 128;
 constexpr int LOADERS = 96;                        // token loader threads: warps 1 to 3 after the consumers
+constexpr int LAG = X_DEPTH > 3 ? 2 : 1;            // stages of tokens in flight before one is handed over
 constexpr int TILES = 4;                           // depth of the ring of tile records
 constexpr int SMALL_SLOTS = 512;                   // routed slots that a block sorts by itself
 constexpr int STAGED = WGS * NMAX * 128 > NMAX * HOUT * 2 ? WGS * NMAX * 128 : NMAX * HOUT * 2;
-constexpr int OUT_BYTES = KW > 1 ? (KW - 1) * (NMAX / 2) * 512 : STAGED;
+constexpr int SHARES = (KW - 1) * (NMAX / 2) * 512;   // partial sums of one tile
+constexpr int OUT_BYTES = KW > 1 ? 2 * SHARES : STAGED;
+constexpr int PUBLISHERS = KW > 1 ? 1 : WGS;       // how often a finished tile is counted
 static_assert(MW == 1 || KW == 1, "either more rows a warpgroup or a split of K");
 
 struct Gemm {
@@ -62,7 +66,6 @@ struct Params {
   int tokens, top_k, experts, map_size, hidden, intermediate;
   int x_pitch, h_pitch, y_pitch;  // elements
   int small_route, round_x, round_h, weight_first;
-  int activation;               // 0 silu, 1 swiglu_oai, 2 situ
   float limit, alpha, beta, linear_beta;
 };
 
@@ -96,7 +99,8 @@ struct Shared {
   static constexpr int X_FULL = W_EMPTY + 8 * W_DEPTH, X_EMPTY = X_FULL + 8 * X_DEPTH;
   static constexpr int T_FULL = X_EMPTY + 8 * X_DEPTH, T_EMPTY = T_FULL + 8 * TILES;
   static constexpr int META = T_EMPTY + 8 * TILES;
-  static constexpr int TILE_COUNT = META + 8 * TILES;
+  static constexpr int SUM_FULL = META + 8 * TILES, SUM_EMPTY = SUM_FULL + 16;
+  static constexpr int TILE_COUNT = SUM_EMPTY + 16;
   static constexpr int SORTED = TILE_COUNT + 16;           // small routing only: tiles, then sorted slots
   static constexpr int END = SORTED;
   static constexpr int END_SMALL = SORTED + SMALL_SLOTS * 20;

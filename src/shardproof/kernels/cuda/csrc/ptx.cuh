@@ -27,11 +27,6 @@ DEV void bar_wait(u32 bar, u32 parity) {
       "{\n.reg .pred P;\nWAIT:\nmbarrier.try_wait.parity.shared::cta.b64 P, [%0], %1;\n@P bra DONE;\nbra WAIT;\nDONE:\n}"
       ::"r"(bar), "r"(parity) : "memory");
 }
-// Arrives once every earlier 16-byte copy of this thread has landed.
-DEV void bar_arrive_after_copies(u32 bar) {
-  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(bar) : "memory");
-}
-
 // ---- copies
 DEV u64 evict_first_policy() {
   u64 policy;
@@ -55,6 +50,10 @@ DEV void copy16(u32 dst, const void* src, u32 bytes) {
 DEV void copy4(u32 dst, const void* src) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(dst), "l"(src) : "memory");
 }
+
+DEV void copies_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int PENDING>
+DEV void copies_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory"); }
 
 // ---- ordering
 DEV void fence_async_proxy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
@@ -152,6 +151,9 @@ DEV void mma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "mem
 template <int PENDING>
 DEV void mma_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory"); }
 // Token tile in shared memory: K-major rows of 128 bytes, 128-byte swizzle, 8-row groups of 1024 bytes.
-DEV u64 mma_descriptor(u32 addr) {
-  return (u64)((addr & 0x3ffff) >> 4) | (1ull << 16) | (64ull << 32) | (1ull << 62);
+DEV u32 descriptor_low(u32 addr) { return ((addr & 0x3ffff) >> 4) | (1u << 16); }
+DEV u64 mma_descriptor(u32 low) {
+  u64 d;
+  asm("mov.b64 %0, {%1, %2};" : "=l"(d) : "r"(low), "n"(0x40000040));
+  return d;
 }
