@@ -42,6 +42,7 @@ def register(bench):
 
     table = {"ours16": Ours, "ours8": Ours8}
     for b in builds.BUILDS.values():
-        table[f"ours_{b.name}"] = type(f"Ours_{b.name}", (Ours,), {
-            "name": f"shardproof geometry {b.name}", "build": b, "precision": "w4a8" if b.fp8 else "w4a16"})
+        for precision in ("w4a8",) if b.fp8 else ("w4a16", "w4a8"):
+            name = f"{b.name}:{precision}"
+            table[name] = type(name, (Ours,), {"name": f"geometry {name}", "build": b, "precision": precision})
     return table

@@ -46,8 +46,8 @@ def check(case: Case, build: builds.Build | None, tokens: int, top_k: int, **kw:
         assert relative_error(outs[0], case.reference(x, ids, weights)) < tolerance
 
 
-BF16 = [builds.SMALL, builds.MID, builds.LARGE]
-FP8 = [builds.MID8, builds.LARGE8]
+BF16 = [b for b in builds.BUILDS.values() if not b.fp8]
+FP8 = [b for b in builds.BUILDS.values() if b.fp8]
 
 
 @pytest.mark.parametrize("build", BF16, ids=lambda b: b.name)

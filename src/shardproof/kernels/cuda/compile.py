@@ -62,10 +62,11 @@ class Build:
         x = self.x_depth * atoms * self.nmax * 128
         w = self.w_depth * self.row64 * self.chunks * (2048 + 128)
         xs = self.x_depth * atoms * self.nmax * 4 if self.fp8 else 0
-        split = 2 * (self.kw - 1) * (self.nmax // 2) * 512
+        groups = self.wgs // self.kw
+        split = groups * 2 * (self.kw - 1) * (self.nmax // 2) * 512
         staged = max(self.wgs * self.nmax * 128, self.nmax * self.row64 * 64)
-        meta = 4 * self.nmax * 8 + self.nmax * 4 + 4 * 32 + 144
-        barriers = 16 * (self.w_depth + self.x_depth) + 24 * 4 + 32 + 16
+        meta = 4 * self.nmax * 12 + 4 * 32 + 144
+        barriers = 16 * (self.w_depth + self.x_depth) + 16 * 4 + 32 * groups + 16
         return x + w + xs + (split if self.kw > 1 else staged) + meta + barriers + 512 * 20
 
     @property

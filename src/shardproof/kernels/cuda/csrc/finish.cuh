@@ -19,36 +19,39 @@ DEV RowFactors row_factors(const Gemm& g, int expert, int row64, const Pipe& q) 
   return f;
 }
 
-// The warpgroups that share a row tile take turns at finishing one; the others leave their sums and go on.
+// The warpgroups that share rows take turns at finishing a tile; the others leave their sums and go on.
 DEV int finisher(const Pipe& q) { return q.done % KW; }
+DEV u32 sums(const Pipe& q) {
+  return q.base + Shared::OUT + (2 * (q.group / KW) + (q.done & 1)) * SHARES + (threadIdx.x & 127) * 4;
+}
+DEV u32 sum_bar(const Pipe& q, int bars) { return q.base + bars + 8 * (2 * (q.group / KW) + (q.done & 1)); }
 
 template <int N>
 DEV void leave_share(const Pipe& q, const float* acc) {
-  int which = q.done & 1, slot = (q.group - finisher(q) + KW - 1) % KW;
-  bar_wait(q.base + Shared::SUM_EMPTY + 8 * which, (q.done >> 1 & 1) ^ 1);
-  u32 at = q.base + Shared::OUT + which * SHARES + slot * (NMAX / 2) * 512 + (threadIdx.x & 127) * 4;
+  bar_wait(sum_bar(q, Shared::SUM_EMPTY), (q.done >> 1 & 1) ^ 1);
+  u32 at = sums(q) + (q.group % KW - finisher(q) + KW - 1) % KW * (NMAX / 2) * 512;
 #pragma unroll
   for (int i = 0; i < N / 2; ++i) asm volatile("st.shared.f32 [%0], %1;" ::"r"(at + i * 512), "f"(acc[i]) : "memory");
-  release(q.base + Shared::SUM_FULL + 8 * which, q.lane);
+  release(sum_bar(q, Shared::SUM_FULL), q.lane);
 }
 
 // Adds the shares in the order of the warpgroups, whoever finishes: the result is the same in every run.
 template <int N>
 DEV void add_shares(const Pipe& q, float* acc) {
-  int which = q.done & 1;
-  u32 at = q.base + Shared::OUT + which * SHARES + (threadIdx.x & 127) * 4;
-  bar_wait(q.base + Shared::SUM_FULL + 8 * which, q.done >> 1 & 1);
+  int mine = q.group % KW;
+  u32 at = sums(q);
+  bar_wait(sum_bar(q, Shared::SUM_FULL), q.done >> 1 & 1);
 #pragma unroll
   for (int i = 0; i < N / 2; ++i) {
     float sum = 0.f;
 #pragma unroll
     for (int g = 0; g < KW; ++g) {
-      int slot = (g - q.group + KW - 1) % KW;
-      sum += g == q.group ? acc[i] : __uint_as_float(load_shared4(at + (slot * (NMAX / 2) + i) * 512));
+      int slot = (g - mine + KW - 1) % KW;
+      sum += g == mine ? acc[i] : __uint_as_float(load_shared4(at + (slot * (NMAX / 2) + i) * 512));
     }
     acc[i] = sum;
   }
-  release(q.base + Shared::SUM_EMPTY + 8 * which, q.lane);
+  release(sum_bar(q, Shared::SUM_EMPTY), q.lane);
 }
 
 // Token weights of this thread: tokens 8j + 2q and 8j + 2q + 1.
@@ -85,7 +88,8 @@ DEV void scale_group(const Params& p, const RowFactors& f, const u8* smem, int s
 
 // ---- few tokens: straight from registers
 template <int N>
-DEV void store_direct(const Params& p, const Tile& t, const Pipe& q, const u8* smem, int slot, const float* acc) {
+DEV void store_direct(const Params& p, const Tile& t, const Pipe& q, int row64, const u8* smem, int slot,
+                      const float* acc) {
   const int* flat = (const int*)(smem + Shared::FLAT) + slot * NMAX;
   int row = q.warp * (t.phase ? 16 : 8) + (q.lane >> 2);
 #pragma unroll
@@ -95,9 +99,9 @@ DEV void store_direct(const Params& p, const Tile& t, const Pipe& q, const u8* s
       int token = 8 * j + 2 * (q.lane & 3) + i;
       if (token >= t.count) continue;
       if (t.phase == 0) {
-        ((u16*)p.h)[(long)(t.start + token) * p.h_pitch + t.row_tile * 32 + row] = pack_bf16(acc[4 * j + i], 0.f) & 0xffff;
+        ((u16*)p.h)[(long)(t.start + token) * p.h_pitch + row64 * 32 + row] = pack_bf16(acc[4 * j + i], 0.f) & 0xffff;
       } else {
-        float* y = (float*)p.y + (long)flat[token] * p.y_pitch + t.row_tile * 64 + row;
+        float* y = (float*)p.y + (long)flat[token] * p.y_pitch + row64 * 64 + row;
         y[0] = acc[4 * j + i];
         y[8] = acc[4 * j + 2 + i];
       }
@@ -186,12 +190,13 @@ DEV void publish(const Params& p, const Tile& t, const Pipe& q) {
 
 template <int N>
 DEV void finish_shared(const Params& p, const Tile& t, const Pipe& q, const u8* smem, float* acc) {
-  if (q.group != finisher(q)) return leave_share<N>(q, acc);
-  RowFactors f = row_factors(p.gemm[t.phase], t.expert, t.row_tile, q);
+  if (q.group % KW != finisher(q)) return leave_share<N>(q, acc);
+  int row64 = t.row_tile * ROW64 + q.group / KW;
+  RowFactors f = row_factors(p.gemm[t.phase], t.expert, row64, q);
   add_shares<N>(q, acc);
   if (t.phase == 0) activate_group<N>(p, t, f, smem, q.tile.at, q.lane, acc);
   else scale_group<N>(p, f, smem, q.tile.at, q.lane, acc);
-  store_direct<N>(p, t, q, smem, q.tile.at, acc);
+  if (row64 < p.gemm[t.phase].row64s) store_direct<N>(p, t, q, row64, smem, q.tile.at, acc);
   publish(p, t, q);
 }
 
@@ -224,6 +229,27 @@ DEV void finish_tile(const Params& p, const Tile& t, const Pipe& q, const u8* sm
   publish(p, t, q);
 }
 
+// Eight columns of up to eight routed rows of a token, from slot `first` on: all loads before the first sum.
+DEV void add_rows(const Params& p, long first, int count, int column, float (&sum)[8]) {
+  constexpr int WORDS = KW > 1 ? 8 : 4;
+  u32 v[8][WORDS];
+#pragma unroll
+  for (int j = 0; j < 8; ++j) {
+    bool ok = j < count && local_expert(p, p.ids[first + j]) >= 0;
+    const u8* y = (const u8*)p.y + ((first + j) * p.y_pitch + column) * (WORDS / 2);
+#pragma unroll
+    for (int c = 0; c < WORDS; c += 4) {
+      uint4 a = ok ? load_global16(y + 4 * c) : make_uint4(0, 0, 0, 0);
+      v[j][c] = a.x, v[j][c + 1] = a.y, v[j][c + 2] = a.z, v[j][c + 3] = a.w;
+    }
+  }
+#pragma unroll
+  for (int j = 0; j < 8; ++j)
+#pragma unroll
+    for (int c = 0; c < 8; ++c)
+      sum[c] += KW > 1 ? __uint_as_float(v[j][c % WORDS]) : c & 1 ? bf16_high(v[j][c / 2]) : bf16_low(v[j][c / 2]);
+}
+
 // Sums the routed rows of each token in slot order.
 DEV void reduce_tokens(const Params& p) {
   int runs = p.hidden / 8;
@@ -231,22 +257,7 @@ DEV void reduce_tokens(const Params& p) {
   for (long i = (long)blockIdx.x * CONSUMERS + threadIdx.x; i < total; i += (long)gridDim.x * CONSUMERS) {
     int token = i / runs, column = (i - (long)token * runs) * 8;
     float sum[8] = {};
-    for (int j = 0; j < p.top_k; ++j) {
-      int slot = token * p.top_k + j;
-      if (local_expert(p, p.ids[slot]) < 0) continue;
-      if (KW > 1) {
-        const float* y = (const float*)p.y + (long)slot * p.y_pitch + column;
-        uint4 a = load_global16(y), b = load_global16(y + 4);
-        u32 v[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
-#pragma unroll
-        for (int c = 0; c < 8; ++c) sum[c] += __uint_as_float(v[c]);
-      } else {
-        uint4 a = load_global16((const u16*)p.y + (long)slot * p.y_pitch + column);
-        u32 v[4] = {a.x, a.y, a.z, a.w};
-#pragma unroll
-        for (int c = 0; c < 4; ++c) { sum[2 * c] += bf16_low(v[c]); sum[2 * c + 1] += bf16_high(v[c]); }
-      }
-    }
+    for (int j = 0; j < p.top_k; j += 8) add_rows(p, (long)token * p.top_k + j, p.top_k - j, column, sum);
     uint4 r = make_uint4(pack_bf16(sum[0], sum[1]), pack_bf16(sum[2], sum[3]), pack_bf16(sum[4], sum[5]), pack_bf16(sum[6], sum[7]));
     *(uint4*)(p.out + (long)token * p.hidden + column) = r;
   }

@@ -44,24 +44,51 @@ DEV void load_stage(const Gemm& g, const Tile& t, int chunk, u32 base, Ring ring
   }
 }
 
-DEV void hand_out_and_stream(const Params& p, const Routed& r, int ticket, u32 base, Tile* records) {
+// Publishes a tile and, for each of its tokens, the routed slot, its weight and the source row.
+DEV void announce(const Params& p, const Routed& r, const Tile& t, u8* smem, u32 base, Ring& slot) {
+  bar_wait(base + Shared::T_EMPTY + 8 * slot.at, slot.parity ^ 1);
+  int at = slot.at * NMAX;
+  if (lane_id() == 0) ((Tile*)(smem + Shared::RECORD))[slot.at] = t;
+  for (int i = lane_id(); i < t.count; i += 32) {
+    int f = r.slots[t.start + i];
+    ((int*)(smem + Shared::FLAT))[at + i] = f;
+    ((float*)(smem + Shared::WEIGHT))[at + i] = p.weights[f];
+    ((int*)(smem + Shared::ROWS))[at + i] = t.phase ? t.start + i : f / p.top_k;
+  }
+  __syncwarp();
+  if (lane_id() == 0) bar_arrive(base + Shared::T_FULL + 8 * slot.at);
+  slot.next<TILES>();
+}
+
+// The scheduler warp: draws tickets in order, a few tiles ahead of the work.
+DEV void hand_out(const Params& p, const Routed& r, int ticket, u8* smem, u32 base) {
+  Ring slot;
+  Tile t;
+  do {
+    ticket = __shfl_sync(~0u, ticket, 0);
+    int next = lane_id() == 0 ? atomicAdd(p.sync, 1) : 0;
+    t = decode_ticket(p, r, ticket);
+    announce(p, r, t, smem, base, slot);
+    ticket = next;
+  } while (t.phase >= 0);
+}
+
+// The weight warp's one lane.
+DEV void stream_weights(const Params& p, const Tile* records, u32 base) {
   Ring ring, slot;
   u64 policy = NMAX > 64 ? evict_normal_policy() : evict_first_policy();
   while (true) {
-    int next = atomicAdd(p.sync, 1);
-    Tile t = decode_ticket(p, r, ticket);
-    bar_wait(base + Shared::T_EMPTY + 8 * slot.at, slot.parity ^ 1);
-    records[slot.at] = t;
-    bar_arrive(base + Shared::T_FULL + 8 * slot.at);
-    slot.next<TILES>();
-    if (t.phase < 0) break;
+    bar_wait(base + Shared::T_FULL + 8 * slot.at, slot.parity);
+    Tile t = records[slot.at];
+    if (t.phase < 0) return;
     const Gemm& g = p.gemm[t.phase];
     for (int chunk = 0; chunk < g.chunks; chunk += CHUNKS) {
       bar_wait(base + Shared::W_EMPTY + 8 * ring.at, ring.parity ^ 1);
       load_stage(g, t, chunk, base, ring, policy);
       ring.next<W_DEPTH>();
     }
-    ticket = next;
+    bar_arrive(base + Shared::T_EMPTY + 8 * slot.at);
+    slot.next<TILES>();
   }
 }
 
@@ -80,18 +107,33 @@ DEV Source token_source(const Params& p, int phase) {
   return {FP8 ? p.xq : (const u8*)p.x, (long)p.x_pitch * SIZE, p.x_pitch * SIZE, p.xs, p.tokens};
 }
 
-// One stage of a tile by 16-byte copies, swizzled for the matrix unit; bytes past a row's end become zeros.
-DEV void copy_stage(const Source& src, const int* rows, int count, int first_byte, u32 dst, int thread) {
-  int column = thread & 7;
-  for (int r = thread >> 3; r < count; r += LOADERS / 8) {
-    const u8* from = src.data + rows[r] * src.pitch;
-    u32 to = dst + r * 128 + ((column ^ (r & 7)) << 4);
+// The source rows of the tile that this thread copies, in 16-byte units.
+constexpr int ROWS_EACH = (NMAX + LOADERS / 8 - 1) / (LOADERS / 8);
+struct MyRows {
+  u32 at[ROWS_EACH];
+};
+DEV MyRows my_rows(const Source& src, const int* rows, int count, int thread) {
+  MyRows m;
 #pragma unroll
-    for (int a = 0; a < ATOMS; ++a) {
-      int at = first_byte + a * 128 + column * 16;
-      bool ok = at < src.valid;
-      copy16(to + a * ATOM_BYTES, from + (ok ? at : 0), ok ? 16 : 0);
-    }
+  for (int i = 0; i < ROWS_EACH; ++i) {
+    int r = (thread >> 3) + i * (LOADERS / 8);
+    m.at[i] = r < count ? (u32)(rows[r] * (src.pitch / 16)) : 0;
+  }
+  return m;
+}
+
+// One stage of a tile by 16-byte copies, swizzled for the matrix unit; bytes past a row's end become zeros.
+DEV void copy_stage(const Source& src, const MyRows& m, int count, int first_byte, u32 dst, int thread) {
+  int column = thread & 7, row = thread >> 3;
+  u32 to = dst + row * 128 + ((column ^ (row & 7)) << 4);
+#pragma unroll
+  for (int a = 0; a < ATOMS; ++a) {
+    int at = first_byte + a * 128 + column * 16;
+    u32 bytes = at < src.valid ? 16 : 0;
+    const u8* from = src.data + (bytes ? at : 0);
+#pragma unroll
+    for (int i = 0; i < ROWS_EACH; ++i)
+      if (row + i * (LOADERS / 8) < count) copy16(to + a * ATOM_BYTES + i * (LOADERS * 16), from + (u64)m.at[i] * 16, bytes);
   }
 }
 
@@ -102,21 +144,6 @@ DEV void copy_scales(const Source& src, const int* rows, int count, int block, u
     int b = min(block + a, blocks - 1);
     copy4(dst + (a * NMAX + r) * 4, src.scales + (long)b * src.scale_rows + rows[r]);
   }
-}
-
-// Routed slot and weight of each token of the tile, for the epilogue and for the gather.
-DEV void write_meta(const Params& p, const Routed& r, const Tile& t, u8* smem, int slot, int thread) {
-  int* flat = (int*)(smem + Shared::FLAT) + slot * NMAX;
-  float* weight = (float*)(smem + Shared::WEIGHT) + slot * NMAX;
-  int* rows = (int*)(smem + Shared::ROWS);
-  named_sync(2, LOADERS);
-  for (int i = thread; i < t.count; i += LOADERS) {
-    int f = r.slots[t.start + i];
-    flat[i] = f;
-    weight[i] = p.weights[f];
-    rows[i] = t.phase ? t.start + i : f / p.top_k;
-  }
-  named_sync(2, LOADERS);
 }
 
 // Hands stages over in order, once their copies have landed and are visible to the matrix unit.
@@ -151,25 +178,24 @@ DEV void await_activations(const Params& p, const Tile& t, HandOver& out) {
   wait_at_least(counter, target);
 }
 
-DEV void gather_tokens(const Params& p, const Routed& r, u8* smem, u32 base, int thread) {
+DEV void gather_tokens(const Params& p, const u8* smem, u32 base, int thread) {
   Ring ring, slot;
   HandOver out = {base + Shared::X_FULL};
-  const int* rows = (const int*)(smem + Shared::ROWS);
   while (true) {
     bar_wait(base + Shared::T_FULL + 8 * slot.at, slot.parity);
-    Tile t = ((Tile*)(smem + Shared::RECORD))[slot.at];
+    Tile t = ((const Tile*)(smem + Shared::RECORD))[slot.at];
     if (t.phase < 0) break;
-    write_meta(p, r, t, smem, slot.at, thread);
-    bar_arrive(base + Shared::META + 8 * slot.at);
+    const int* rows = (const int*)(smem + Shared::ROWS) + slot.at * NMAX;
     if (t.phase) await_activations(p, t, out);
     Source src = token_source(p, t.phase);
+    MyRows mine = my_rows(src, rows, t.count, thread);
     for (int chunk = 0; chunk < p.gemm[t.phase].chunks; chunk += CHUNKS) {
       bar_wait(base + Shared::X_EMPTY + 8 * ring.at, ring.parity ^ 1);
       u32 dst = base + Shared::X + ring.at * X_BYTES;
       if (!FP8 && p.round_x) {
         round_stage(src.data, src.pitch, src.valid, rows, t.count, chunk * 128, dst, thread);
       } else {
-        copy_stage(src, rows, t.count, chunk * (FP8 ? 64 : 128), dst, thread);
+        copy_stage(src, mine, t.count, chunk * (FP8 ? 64 : 128), dst, thread);
         if (FP8) copy_scales(src, rows, t.count, chunk / 2, base + Shared::XS + ring.at * XS_BYTES, thread);
       }
       out.push();

@@ -30,11 +30,10 @@ DEV void init_barriers(u32 base) {
   }
   for (int i = 0; i < TILES; ++i) {
     bar_init(base + Shared::T_FULL + 8 * i, 1);
-    bar_init(base + Shared::T_EMPTY + 8 * i, LOADERS / 32 + WGS * 4);
-    bar_init(base + Shared::META + 8 * i, LOADERS);
+    bar_init(base + Shared::T_EMPTY + 8 * i, 1 + LOADERS / 32 + WGS * 4);
   }
-  for (int i = 0; i < 2 && KW > 1; ++i) {
-    bar_init(base + Shared::SUM_FULL + 8 * i, (KW - 1) * 4);
+  for (int i = 0; i < 2 * ROW_GROUPS; ++i) {
+    bar_init(base + Shared::SUM_FULL + 8 * i, KW * 4 - (KW > 1 ? 4 : 0));
     bar_init(base + Shared::SUM_EMPTY + 8 * i, 4);
   }
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
@@ -46,7 +45,6 @@ DEV void run_tile(const Params& p, const Tile& t, Pipe& q, const u8* smem) {
   q.warp = opaque(q.warp);                            // keeps one token count's addresses out of the others' registers
   q.lane = opaque(q.lane);
   main_loop<N>(q, p.gemm[t.phase].chunks, acc);
-  bar_wait(q.base + Shared::META + 8 * q.tile.at, q.tile.parity);
   finish_tile<N>(p, t, q, smem, acc);
 }
 
@@ -54,8 +52,8 @@ DEV void consume(const Params& p, const u8* smem, u32 base) {
   Pipe q;
   q.base = base;
   q.group = __shfl_sync(~0u, threadIdx.x >> 7, 0);  // warp-uniform, and known to be
-  q.warp = (threadIdx.x >> 5) & 3;
-  q.lane = lane_id();
+  q.warp = __shfl_sync(~0u, (threadIdx.x >> 5) & 3, 0);
+  q.lane = __shfl_sync(~0u, lane_id(), lane_id());    // a value to keep, not one to read again in every step
   q.done = 0;
   while (true) {
     bar_wait(base + Shared::T_FULL + 8 * q.tile.at, q.tile.parity);
@@ -104,11 +102,10 @@ extern "C" __global__ void __launch_bounds__(CONSUMERS + 128, 1) shardproof_moe(
 #ifdef PRODUCER_REGS
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(PRODUCER_REGS));
 #endif
-    if (warp == WGS * 4) {
-      if (lane_id() == 0) hand_out_and_stream(p, routed, ticket, base, (Tile*)(smem + Shared::RECORD));
-    } else {
-      gather_tokens(p, routed, smem, base, threadIdx.x - CONSUMERS - 32);
-    }
+    int role = warp - WGS * 4;
+    if (role == 0) hand_out(p, routed, ticket, smem, base);
+    else if (role > 1) gather_tokens(p, smem, base, threadIdx.x - CONSUMERS - 64);
+    else if (lane_id() == 0) stream_weights(p, (const Tile*)(smem + Shared::RECORD), base);
   } else {
 #ifdef CONSUMER_REGS
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(CONSUMER_REGS));

@@ -32,14 +32,15 @@ constexpr int ATOM_BYTES = NMAX * 128;
 constexpr int X_BYTES = ATOMS * ATOM_BYTES;
 constexpr int XS_BYTES = FP8 ? ATOMS * NMAX * 4 : 0;
 constexpr int CONSUMERS = WGS * 128;
-constexpr int LOADERS = 96;                        // token loader threads: warps 1 to 3 after the consumers
-constexpr int LAG = X_DEPTH > 3 ? 2 : 1;            // stages of tokens in flight before one is handed over
+constexpr int LOADERS = 64;                        // token loader threads: the last two warps
+constexpr int LAG = X_DEPTH > 2 ? X_DEPTH - 2 : 1;            // stages of tokens in flight before one is handed over
 constexpr int TILES = 4;                           // depth of the ring of tile records
 constexpr int SMALL_SLOTS = 512;                   // routed slots that a block sorts by itself
 constexpr int STAGED = WGS * NMAX * 128 > NMAX * HOUT * 2 ? WGS * NMAX * 128 : NMAX * HOUT * 2;
 constexpr int SHARES = (KW - 1) * (NMAX / 2) * 512;   // partial sums of one tile
-constexpr int OUT_BYTES = KW > 1 ? 2 * SHARES : STAGED;
-constexpr int PUBLISHERS = KW > 1 ? 1 : WGS;       // how often a finished tile is counted
+constexpr int ROW_GROUPS = WGS / KW;               // warpgroups, or sets that share rows, with rows of their own
+constexpr int OUT_BYTES = KW > 1 ? ROW_GROUPS * 2 * SHARES : STAGED;
+constexpr int PUBLISHERS = ROW_GROUPS;             // how often a finished tile is counted
 static_assert(MW == 1 || KW == 1, "either more rows a warpgroup or a split of K");
 
 struct Gemm {
@@ -90,17 +91,15 @@ struct Shared {
   static constexpr int OUT = XS + X_DEPTH * XS_BYTES;
   static constexpr int FLAT = OUT + OUT_BYTES;             // [TILES][NMAX] routed slot, then its weight
   static constexpr int WEIGHT = FLAT + TILES * NMAX * 4;
-  static constexpr int ROWS = WEIGHT + TILES * NMAX * 4;   // [NMAX] source row of the token loader
-  static constexpr int RECORD = ROWS + NMAX * 4;
+  static constexpr int ROWS = WEIGHT + TILES * NMAX * 4;   // [TILES][NMAX] source row
+  static constexpr int RECORD = ROWS + TILES * NMAX * 4;
   static constexpr int TABLE = RECORD + TILES * 32;        // e4m3 magnitudes by exponent, and 16 zero bytes
   static constexpr int ZERO = TABLE + 128;
-  static constexpr int BARS = ZERO + 16;
-  static constexpr int W_FULL = BARS, W_EMPTY = W_FULL + 8 * W_DEPTH;
+  static constexpr int W_FULL = ZERO + 16, W_EMPTY = W_FULL + 8 * W_DEPTH;
   static constexpr int X_FULL = W_EMPTY + 8 * W_DEPTH, X_EMPTY = X_FULL + 8 * X_DEPTH;
   static constexpr int T_FULL = X_EMPTY + 8 * X_DEPTH, T_EMPTY = T_FULL + 8 * TILES;
-  static constexpr int META = T_EMPTY + 8 * TILES;
-  static constexpr int SUM_FULL = META + 8 * TILES, SUM_EMPTY = SUM_FULL + 16;
-  static constexpr int TILE_COUNT = SUM_EMPTY + 16;
+  static constexpr int SUM_FULL = T_EMPTY + 8 * TILES, SUM_EMPTY = SUM_FULL + 16 * ROW_GROUPS;
+  static constexpr int TILE_COUNT = SUM_EMPTY + 16 * ROW_GROUPS;
   static constexpr int SORTED = TILE_COUNT + 16;           // small routing only: tiles, then sorted slots
   static constexpr int END = SORTED;
   static constexpr int END_SMALL = SORTED + SMALL_SLOTS * 20;
