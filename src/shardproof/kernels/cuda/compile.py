@@ -18,8 +18,8 @@ class Build:
     """One geometry of the layer kernel; the fields are the macros of csrc/params.cuh.
 
     `wgs` consumer warpgroups, each with `mw` tiles of 64 weight rows, `kw` of them sharing a tile by splitting K;
-    `widths` are the token counts that are compiled, ascending; `w_depth` and `x_depth` stages of weights and tokens; `activation` is 0 silu,
-    1 swiglu_oai, 2 situ.
+    `widths` are the token counts that are compiled, ascending; `w_depth` and `x_depth` stages of weights and tokens; `each` chunks of 64
+    values a warpgroup and stage; `narrow` takes warp-wide products; `activation` is 0 silu, 1 swiglu_oai, 2 situ.
     """
 
     name: str
@@ -29,7 +29,10 @@ class Build:
     widths: tuple[int, ...]
     w_depth: int
     x_depth: int
+    each: int = 2
     fp8: bool = False
+    narrow: bool = False
+    overlap: bool = False
     activation: int = 0
     consumer_regs: int = 0
     producer_regs: int = 0
@@ -47,7 +50,7 @@ class Build:
     @property
     def chunks(self) -> int:
         """64-value chunks of K a stage."""
-        return self.kw * 2 * (2 if self.fp8 else 1) // self.mw
+        return self.kw * self.each
 
     @property
     def row64(self) -> int:
@@ -65,7 +68,7 @@ class Build:
         groups = self.wgs // self.kw
         split = groups * 2 * (self.kw - 1) * (self.nmax // 2) * 512
         staged = max(self.wgs * self.nmax * 128, self.nmax * self.row64 * 64)
-        meta = 4 * self.nmax * 12 + 4 * 32 + 144
+        meta = 4 * self.nmax * 12 + 4 * 32 + 160
         barriers = 16 * (self.w_depth + self.x_depth) + 16 * 4 + 32 * groups + 16
         return x + w + xs + (split if self.kw > 1 else staged) + meta + barriers + 512 * 20
 
@@ -80,7 +83,10 @@ class Build:
             **{f"N{i}": n for i, n in enumerate((*self.widths, 0, 0, 0)[:4])},
             "W_DEPTH": self.w_depth,
             "X_DEPTH": self.x_depth,
+            "EACH": self.each,
             "FP8": int(self.fp8),
+            "NARROW": int(self.narrow),
+            "OVERLAP": int(self.overlap),
             "ACTIVATION": self.activation,
         }
         if self.consumer_regs:

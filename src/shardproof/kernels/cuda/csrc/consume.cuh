@@ -26,7 +26,7 @@ DEV Piece read_piece(const Pipe& q, int row64, int chunk, bool live) {
   u32 w = q.base + Shared::W + q.w.at * W_BYTES + at * W_CHUNK + q.warp * 512 + q.lane * 16;
   u32 s = q.base + Shared::S + q.w.at * S_BYTES + at * S_CHUNK + q.warp * 32 + (q.lane >> 2) * 4;
   u32 zero = q.base + Shared::ZERO;
-  return {load_shared16(live ? w : zero), load_shared4(live ? s : zero)};
+  return {load_shared16(live ? w : zero), load_shared4(live ? s : zero + 16)};
 }
 
 // A operand of the four 16-value steps of a chunk, in two parts: register 4k + r of step k, see PTX's m64k16 fragment.
@@ -47,7 +47,7 @@ DEV void complete(const HalfBf16& t, u32 (&a)[16]) {
 #pragma unroll
   for (int i = 0; i < 4; ++i)
 #pragma unroll
-    for (int r = 0; r < 4; ++r) a[8 * (i >> 1) + 4 * (r >> 1) + 2 * (r & 1) + (i & 1)] = mul_bf16x2(t.placed[4 * i + r], t.multiplier[i]);
+    for (int r = 0; r < 4; ++r) a[8 * (i >> 1) + 4 * (r >> 1) + 2 * (r & 1) + (i & 1)] = mul_bf16x2_here(t.placed[4 * i + r], t.multiplier[i]);
 }
 
 // A operand of the two 32-value steps of a chunk.
@@ -72,31 +72,90 @@ DEV void complete(const HalfE4m3& t, u32* a) {
     for (int z = 0; z < 2; ++z) a[4 * (i >> 1) + 2 * z + (i & 1)] = sign_e4m3(t.codes[i], t.placed[2 * i + z], z);
 }
 
-#if !FP8
+template <int N>
+DEV void clear(float (&acc)[MW][NMAX / 2]) {
+#pragma unroll
+  for (int m = 0; m < MW; ++m)
+#pragma unroll
+    for (int i = 0; i < N / 2; ++i) acc[m][i] = 0.f;
+}
+
+#if NARROW
+// Warp-wide products: every load, unpacking and product is free to overlap with the others.
+template <int N>
+DEV void read_tokens(u32 atom, int lane, uint4 (&b)[2][N / 8]) {
+#pragma unroll
+  for (int block = 0; block < 2; ++block)
+#pragma unroll
+    for (int j = 0; j < N / 8; ++j)
+      b[block][j] = load_matrix4(atom + (8 * j + (lane & 7)) * 128 + ((4 * block + (lane >> 3)) ^ (lane & 7)) * 16);
+}
+
+template <int N>
+DEV void multiply(const Piece& p, const uint4 (&b)[2][N / 8], float* acc) {
+  u32 words[4] = {p.codes.x, p.codes.y, p.codes.z, p.codes.w};
+#pragma unroll
+  for (int block = 0; block < 2; ++block) {
+    u32 low[4], high[4], by_low = bf16_multiplier(p.scales, 2 * block), by_high = bf16_multiplier(p.scales, 2 * block + 1);
+    place_bf16(words[2 * block], low);
+    place_bf16(words[2 * block + 1], high);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) low[i] = mul_bf16x2(low[i], by_low), high[i] = mul_bf16x2(high[i], by_high);
+#pragma unroll
+    for (int j = 0; j < N / 8; ++j) {
+      mma_warp(acc + 4 * j, low[0], high[0], low[1], high[1], b[block][j].x, b[block][j].y);
+      mma_warp(acc + 4 * j, low[2], high[2], low[3], high[3], b[block][j].z, b[block][j].w);
+    }
+  }
+}
+
+template <int N>
+DEV void main_loop(Pipe& q, int chunks, float (&acc)[MW][NMAX / 2]) {
+  int rows = q.group / KW * MW, share = q.group % KW;
+  clear<N>(acc);
+  for (int first = 0; first < chunks; first += CHUNKS) {
+    bar_wait(q.base + Shared::W_FULL + 8 * q.w.at, q.w.parity);
+    bar_wait(q.base + Shared::X_FULL + 8 * q.x.at, q.x.parity);
+#pragma unroll
+    for (int step = 0; step < EACH; ++step) {
+      int chunk = step * KW + share;
+      uint4 b[2][N / 8];
+      read_tokens<N>(q.base + Shared::X + q.x.at * X_BYTES + chunk * ATOM_BYTES, q.lane, b);
+#pragma unroll
+      for (int m = 0; m < MW; ++m) multiply<N>(read_piece(q, rows + m, chunk, first + chunk < chunks), b, acc[m]);
+    }
+    release(q.base + Shared::W_EMPTY + 8 * q.w.at, q.lane);
+    release(q.base + Shared::X_EMPTY + 8 * q.x.at, q.lane);
+    q.w.next<W_DEPTH>();
+    q.x.next<X_DEPTH>();
+  }
+}
+#elif !FP8
 template <int N>
 DEV void main_loop(Pipe& q, int chunks, float (&acc)[MW][NMAX / 2]) {
   int rows = q.group / KW * MW, share = q.group % KW, previous = 0;
   for (int first = 0; first < chunks; first += CHUNKS) {
     bar_wait(q.base + Shared::W_FULL + 8 * q.w.at, q.w.parity);
 #pragma unroll
-    for (int step = 0; step < 2; ++step) {
-      int m = MW == 2 ? step : 0, chunk = MW == 2 ? share : step * KW + share;
+    for (int step = 0; step < EACH * MW; ++step) {
+      int m = step % MW, chunk = step / MW * KW + share;
       Piece piece = read_piece(q, rows + m, chunk, first + chunk < chunks);
       HalfBf16 half;
       u32 a[16];
+      if (!OVERLAP) mma_wait<0>();
       prepare(piece, half);
-      if (step == 1) release(q.base + Shared::W_EMPTY + 8 * q.w.at, q.lane);
+      if (step == EACH * MW - 1) release(q.base + Shared::W_EMPTY + 8 * q.w.at, q.lane);
       if (step == 0) {
         bar_wait(q.base + Shared::X_FULL + 8 * q.x.at, q.x.parity);
       }
       u32 b = descriptor_low(q.base + Shared::X + q.x.at * X_BYTES + chunk * ATOM_BYTES);
-      mma_wait<0>();
+      if (OVERLAP) mma_wait<0>();
       if (step == 0 && first > 0) release(q.base + Shared::X_EMPTY + 8 * previous, q.lane);
       complete(half, a);
       mma_fence();
 #pragma unroll
       for (int k = 0; k < 4; ++k)
-        Mma<N>::bf16(acc[m], a[4 * k], a[4 * k + 1], a[4 * k + 2], a[4 * k + 3], mma_descriptor(b + 2 * k), first > 0 || k > 0 || (MW == 1 && step));
+        Mma<N>::bf16(acc[m], a[4 * k], a[4 * k + 1], a[4 * k + 2], a[4 * k + 3], mma_descriptor(b + 2 * k), first > 0 || k > 0 || step >= MW);
       mma_commit();
     }
     previous = q.x.at;
@@ -107,14 +166,6 @@ DEV void main_loop(Pipe& q, int chunks, float (&acc)[MW][NMAX / 2]) {
   release(q.base + Shared::X_EMPTY + 8 * previous, q.lane);
 }
 #else
-template <int N>
-DEV void clear(float (&acc)[MW][NMAX / 2]) {
-#pragma unroll
-  for (int m = 0; m < MW; ++m)
-#pragma unroll
-    for (int i = 0; i < N / 2; ++i) acc[m][i] = 0.f;
-}
-
 // Adds 128 values' worth of products to the result, each token by its scale.
 template <int N>
 DEV void promote(u32 scales, int lane, const float* part, float* acc) {

@@ -156,7 +156,12 @@ struct HandOver {
     at = at + 1 == X_DEPTH ? 0 : at + 1;
     --pending;
   }
-  DEV void push() {
+  DEV void push(bool copied) {
+    if (NARROW) {                                     // read by ordinary loads: no other proxy to wait for
+      copied ? bar_arrive_after_copies(full + 8 * at) : bar_arrive(full + 8 * at);
+      at = at + 1 == X_DEPTH ? 0 : at + 1;
+      return;
+    }
     copies_commit();
     if (++pending <= LAG) return;
     copies_wait<LAG>();
@@ -198,7 +203,7 @@ DEV void gather_tokens(const Params& p, const u8* smem, u32 base, int thread) {
         copy_stage(src, mine, t.count, chunk * (FP8 ? 64 : 128), dst, thread);
         if (FP8) copy_scales(src, rows, t.count, chunk / 2, base + Shared::XS + ring.at * XS_BYTES, thread);
       }
-      out.push();
+      out.push(FP8 || !p.round_x);
       ring.next<X_DEPTH>();
     }
     __syncwarp();

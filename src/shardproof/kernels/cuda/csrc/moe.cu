@@ -14,8 +14,8 @@ DEV void fill_table(u8* table) {
 #pragma unroll
     for (int c = 0; c < 8; ++c) v = (i & 7) == c ? value[c] : v;
     table[i] = to_e4m3x2(v * exp2_int(i / 8 - 8), 0.f) & 0xff;
-  } else if (i < 144) {
-    table[i] = 0;                                     // and the 16 zero bytes after it
+  } else if (i < 160) {
+    table[i] = i < 144 ? 0 : 253;                     // zero codes, and scales that any table holds
   }
 }
 

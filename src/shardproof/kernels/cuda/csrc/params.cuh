@@ -16,12 +16,14 @@
 #define W_DEPTH 6
 #define X_DEPTH 4
 #define FP8 0
+#define NARROW 1
+#define EACH 2
+#define OVERLAP 0
 #define ACTIVATION 0          // 0 silu, 1 swiglu_oai, 2 situ
 #endif
 
 constexpr int STEP = FP8 ? 2 : 1;                  // 64-value chunks an MMA step covers
-constexpr int CHUNKS_EACH = 2 * STEP / MW;         // chunks of a stage one warpgroup reads: two steps a stage
-constexpr int CHUNKS = KW * CHUNKS_EACH;           // chunks a stage
+constexpr int CHUNKS = KW * EACH;           // chunks a stage
 constexpr int ROW64 = WGS / KW * MW;               // 64-row groups a block tile
 constexpr int HOUT = ROW64 * 32;                   // activations a w13 tile yields a token
 constexpr int W_CHUNK = 2048, S_CHUNK = 128;       // bytes of one 64-row, 64-column chunk: weights, scales
@@ -93,9 +95,9 @@ struct Shared {
   static constexpr int WEIGHT = FLAT + TILES * NMAX * 4;
   static constexpr int ROWS = WEIGHT + TILES * NMAX * 4;   // [TILES][NMAX] source row
   static constexpr int RECORD = ROWS + TILES * NMAX * 4;
-  static constexpr int TABLE = RECORD + TILES * 32;        // e4m3 magnitudes by exponent, and 16 zero bytes
+  static constexpr int TABLE = RECORD + TILES * 32;        // e4m3 magnitudes by exponent; then what a chunk past K's end reads
   static constexpr int ZERO = TABLE + 128;
-  static constexpr int W_FULL = ZERO + 16, W_EMPTY = W_FULL + 8 * W_DEPTH;
+  static constexpr int W_FULL = ZERO + 32, W_EMPTY = W_FULL + 8 * W_DEPTH;
   static constexpr int X_FULL = W_EMPTY + 8 * W_DEPTH, X_EMPTY = X_FULL + 8 * X_DEPTH;
   static constexpr int T_FULL = X_EMPTY + 8 * X_DEPTH, T_EMPTY = T_FULL + 8 * TILES;
   static constexpr int SUM_FULL = T_EMPTY + 8 * TILES, SUM_EMPTY = SUM_FULL + 16 * ROW_GROUPS;

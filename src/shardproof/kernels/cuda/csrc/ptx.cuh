@@ -51,6 +51,10 @@ DEV void copy4(u32 dst, const void* src) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(dst), "l"(src) : "memory");
 }
 
+// Arrives once every earlier 16-byte copy of this thread has landed.
+DEV void bar_arrive_after_copies(u32 bar) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(bar) : "memory");
+}
 DEV void copies_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int PENDING>
 DEV void copies_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory"); }
@@ -93,6 +97,12 @@ DEV uint2 load_shared8(u32 addr) {
   asm volatile("ld.shared.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(addr));
   return v;
 }
+// Four 8x8 16-bit matrices, each from eight 16-byte rows.
+DEV uint4 load_matrix4(u32 addr) {
+  uint4 v;
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(addr));
+  return v;
+}
 DEV void store_shared16(u32 addr, uint4 v) {
   asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};" ::"r"(addr), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
 }
@@ -113,6 +123,11 @@ DEV u32 pack_bf16(float lo, float hi) {
 DEV float bf16_low(u32 v) { return __uint_as_float(v << 16); }
 DEV float bf16_high(u32 v) { return __uint_as_float(v & 0xffff0000u); }
 DEV u32 mul_bf16x2(u32 a, u32 b) {
+  u32 r;
+  asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+  return r;
+}
+DEV u32 mul_bf16x2_here(u32 a, u32 b) {              // not moved past the waits around it
   u32 r;
   asm volatile("mul.rn.bf16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
   return r;
@@ -136,6 +151,12 @@ DEV void f16x2_to_float(u32 v, float& lo, float& hi) {
   asm("{.reg .b16 a,b;\nmov.b32 {a,b}, %2;\ncvt.f32.f16 %0, a;\ncvt.f32.f16 %1, b;\n}" : "=f"(lo), "=f"(hi) : "r"(v));
 }
 DEV float exp2_int(int e) { return __uint_as_float((u32)(e + 127) << 23); }  // -126 <= e <= 127
+
+// ---- one warp's matrix product: 16 weight rows, 8 tokens, 16 values of K
+DEV void mma_warp(float* d, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
 
 // ---- wgmma bookkeeping
 // Pins the making of register values before what follows. The matrix unit reads its A registers until the wait, and
