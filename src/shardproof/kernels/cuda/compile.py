@@ -33,6 +33,7 @@ class Build:
     fp8: bool = False
     narrow: bool = False
     overlap: bool = False
+    pair: int = 1
     activation: int = 0
     consumer_regs: int = 0
     producer_regs: int = 0
@@ -87,6 +88,7 @@ class Build:
             "FP8": int(self.fp8),
             "NARROW": int(self.narrow),
             "OVERLAP": int(self.overlap),
+            "PAIR": self.pair,
             "ACTIVATION": self.activation,
         }
         if self.consumer_regs:

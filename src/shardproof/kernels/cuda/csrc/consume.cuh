@@ -131,31 +131,47 @@ DEV void main_loop(Pipe& q, int chunks, float (&acc)[MW][NMAX / 2]) {
   }
 }
 #elif !FP8
+// PAIR chunks a step: while their products run, the next step's weights are unpacked (OVERLAP), all but the multiply.
 template <int N>
 DEV void main_loop(Pipe& q, int chunks, float (&acc)[MW][NMAX / 2]) {
+  constexpr int STEPS = EACH / PAIR * MW;
   int rows = q.group / KW * MW, share = q.group % KW, previous = 0;
   for (int first = 0; first < chunks; first += CHUNKS) {
     bar_wait(q.base + Shared::W_FULL + 8 * q.w.at, q.w.parity);
+    Piece piece[PAIR];
+    auto read = [&](int step) {
 #pragma unroll
-    for (int step = 0; step < EACH * MW; ++step) {
-      int m = step % MW, chunk = step / MW * KW + share;
-      Piece piece = read_piece(q, rows + m, chunk, first + chunk < chunks);
-      HalfBf16 half;
-      u32 a[16];
-      if (!OVERLAP) mma_wait<0>();
-      prepare(piece, half);
-      if (step == EACH * MW - 1) release(q.base + Shared::W_EMPTY + 8 * q.w.at, q.lane);
-      if (step == 0) {
-        bar_wait(q.base + Shared::X_FULL + 8 * q.x.at, q.x.parity);
+      for (int i = 0; i < PAIR; ++i) {
+        int chunk = (step / MW * PAIR + i) * KW + share;
+        piece[i] = read_piece(q, rows + step % MW, chunk, first + chunk < chunks);
       }
-      u32 b = descriptor_low(q.base + Shared::X + q.x.at * X_BYTES + chunk * ATOM_BYTES);
+    };
+    read(0);
+#pragma unroll
+    for (int step = 0; step < STEPS; ++step) {
+      int m = step % MW;
+      HalfBf16 half[PAIR];
+      u32 a[PAIR][16];
+      if (!OVERLAP) mma_wait<0>();
+#pragma unroll
+      for (int i = 0; i < PAIR; ++i) prepare(piece[i], half[i]);
+      if (step < STEPS - 1) read(step + 1);
+      if (step == STEPS - 1) release(q.base + Shared::W_EMPTY + 8 * q.w.at, q.lane);
+      if (step == 0) bar_wait(q.base + Shared::X_FULL + 8 * q.x.at, q.x.parity);
       if (OVERLAP) mma_wait<0>();
       if (step == 0 && first > 0) release(q.base + Shared::X_EMPTY + 8 * previous, q.lane);
-      complete(half, a);
+#pragma unroll
+      for (int i = 0; i < PAIR; ++i) complete(half[i], a[i]);
       mma_fence();
 #pragma unroll
-      for (int k = 0; k < 4; ++k)
-        Mma<N>::bf16(acc[m], a[4 * k], a[4 * k + 1], a[4 * k + 2], a[4 * k + 3], mma_descriptor(b + 2 * k), first > 0 || k > 0 || step >= MW);
+      for (int i = 0; i < PAIR; ++i) {
+        int chunk = (step / MW * PAIR + i) * KW + share;
+        u32 b = descriptor_low(q.base + Shared::X + q.x.at * X_BYTES + chunk * ATOM_BYTES);
+#pragma unroll
+        for (int k = 0; k < 4; ++k)
+          Mma<N>::bf16(acc[m], a[i][4 * k], a[i][4 * k + 1], a[i][4 * k + 2], a[i][4 * k + 3], mma_descriptor(b + 2 * k),
+                       first > 0 || k > 0 || i > 0 || step >= MW);
+      }
       mma_commit();
     }
     previous = q.x.at;

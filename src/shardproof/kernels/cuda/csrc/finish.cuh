@@ -4,17 +4,34 @@
 #include "consume.cuh"
 #include "quant.cuh"
 
-struct RowFactors {
-  float scale[2], bias[2];      // rows b and b + 8 of this thread's 16
+// Scales of rows b and b + 8 of each of this thread's row groups: read before the main loop, used after it.
+struct RowScales {
+  float scale[MW][2];
 };
-DEV RowFactors row_factors(const Gemm& g, int expert, int row64, const Pipe& q) {
-  long row = ((long)expert * g.row64s + row64) * 64 + q.warp * 16 + (q.lane >> 2);
-  RowFactors f = {{1.f, 1.f}, {0.f, 0.f}};
-  if (row64 >= g.row64s) return f;
+DEV long first_row(const Gemm& g, const Tile& t, const Pipe& q, int m) {
+  int row64 = min(t.row_tile * ROW64 + q.group / KW * MW + m, g.row64s - 1);
+  return ((long)t.expert * g.row64s + row64) * 64 + q.warp * 16 + (q.lane >> 2);
+}
+DEV RowScales row_scales(const Gemm& g, const Tile& t, const Pipe& q) {
+  RowScales f;
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    f.scale[half] = g.row_scale[row + 8 * half];
-    if (g.bias) f.bias[half] = g.bias[row + 8 * half];
+  for (int m = 0; m < MW; ++m) {
+    const float* at = g.row_scale + first_row(g, t, q, m);
+    f.scale[m][0] = at[0];
+    f.scale[m][1] = at[8];
+  }
+  return f;
+}
+
+struct RowFactors {
+  float scale[2], bias[2];
+};
+DEV RowFactors row_factors(const Gemm& g, const Tile& t, const Pipe& q, const RowScales& s, int m) {
+  RowFactors f = {{s.scale[m][0], s.scale[m][1]}, {0.f, 0.f}};
+  if (g.bias) {
+    const float* at = g.bias + first_row(g, t, q, m);
+    f.bias[0] = at[0];
+    f.bias[1] = at[8];
   }
   return f;
 }
@@ -189,10 +206,10 @@ DEV void publish(const Params& p, const Tile& t, const Pipe& q) {
 }
 
 template <int N>
-DEV void finish_shared(const Params& p, const Tile& t, const Pipe& q, const u8* smem, float* acc) {
+DEV void finish_shared(const Params& p, const Tile& t, const Pipe& q, const RowScales& s, const u8* smem, float* acc) {
   if (q.group % KW != finisher(q)) return leave_share<N>(q, acc);
   int row64 = t.row_tile * ROW64 + q.group / KW;
-  RowFactors f = row_factors(p.gemm[t.phase], t.expert, row64, q);
+  RowFactors f = row_factors(p.gemm[t.phase], t, q, s, 0);
   add_shares<N>(q, acc);
   if (t.phase == 0) activate_group<N>(p, t, f, smem, q.tile.at, q.lane, acc);
   else scale_group<N>(p, f, smem, q.tile.at, q.lane, acc);
@@ -201,14 +218,15 @@ DEV void finish_shared(const Params& p, const Tile& t, const Pipe& q, const u8* 
 }
 
 template <int N>
-DEV void finish_tile(const Params& p, const Tile& t, const Pipe& q, const u8* smem, float (&acc)[MW][NMAX / 2]) {
+DEV void finish_tile(const Params& p, const Tile& t, const Pipe& q, const RowScales& s, const u8* smem,
+                     float (&acc)[MW][NMAX / 2]) {
   const int slot = q.tile.at;
-  if (KW > 1) return finish_shared<N>(p, t, q, smem, acc[0]);
+  if (KW > 1) return finish_shared<N>(p, t, q, s, smem, acc[0]);
   bool together = FP8 || p.round_h;                   // 128 activations share a scale: all warpgroups make one
 #pragma unroll
   for (int m = 0; m < MW; ++m) {
     int local = q.group * MW + m, row64 = t.row_tile * ROW64 + local;
-    RowFactors f = row_factors(p.gemm[t.phase], t.expert, row64, q);
+    RowFactors f = row_factors(p.gemm[t.phase], t, q, s, m);
     if (t.phase) {
       scale_group<N>(p, f, smem, slot, q.lane, acc[m]);
       write_rows<N>(p, t, q, row64, m > 0, smem, slot, acc[m]);

@@ -44,8 +44,9 @@ DEV void run_tile(const Params& p, const Tile& t, Pipe& q, const u8* smem) {
   float acc[MW][NMAX / 2];
   q.warp = opaque(q.warp);                            // keeps one token count's addresses out of the others' registers
   q.lane = opaque(q.lane);
+  RowScales scales = row_scales(p.gemm[t.phase], t, q);
   main_loop<N>(q, p.gemm[t.phase].chunks, acc);
-  finish_tile<N>(p, t, q, smem, acc);
+  finish_tile<N>(p, t, q, scales, smem, acc);
 }
 
 DEV void consume(const Params& p, const u8* smem, u32 base) {

@@ -19,6 +19,7 @@
 #define NARROW 1
 #define EACH 2
 #define OVERLAP 0
+#define PAIR 1
 #define ACTIVATION 0          // 0 silu, 1 swiglu_oai, 2 situ
 #endif
 
