@@ -15,6 +15,7 @@ from shardproof.mistakes import Owners
 from shardproof.mxfp4 import BLOCK, BLOCK_BYTES, Bytes
 
 UNKNOWN = -2
+_MET_IF_CERTAIN = 0.001
 _LEAST_SHARE = 0.5  # of the pieces that are known at all, those that stand where the trial says
 
 
@@ -82,13 +83,22 @@ def read_weight(
         if not sample:
             continue
         for codec, score in _scores(trial, tensor.data, stack, spec, index, sample):
+            if codec and best is not None and best[3].share == 1.0:
+                break
             rank = (score.good * score.share, round(score.in_order, 3), trial.identity == needed, not codec)
             if score.good and (best is None or _better(rank, best[0])):
                 best = (rank, trial, codec, score)
+        if best is not None and best[1] is trial and not best[2] and _certain(best[3]):
+            break
     if best is None or best[3].share < _LEAST_SHARE:
         return None
     _, trial, codec, _ = best
     return _reading(trial, codec, tensor.data, stack, spec, index)
+
+
+def _certain(score: _Score) -> bool:
+    """Every known piece stands where the trial says, and rows are in order: no other trial can be better."""
+    return score.share == 1.0 and score.in_order == 1.0 and score.met > _MET_IF_CERTAIN
 
 
 def _better(new: tuple[float, ...], old: tuple[float, ...]) -> bool:
@@ -167,7 +177,8 @@ def _reading(
     trial: Trial, codec: str, kernel: Bytes, stack: Stack, spec: ExpertSpec, index: PieceIndex
 ) -> Reading:
     sample = _sample_experts(kernel, trial.shape[0])
-    score = dict(_scores(trial, kernel, stack, spec, index, sample))[codec]
+    score = dict(_scores(trial, kernel, stack, spec, index, sample)).get(codec)
+    assert score is not None
     rows, blocks = (np.array(x) for x in _rows_and_blocks(stack, trial.shape, spec))
     found, mask = score.found, score.mask
     start = stop = None

@@ -85,14 +85,15 @@ def trials(
     ordered = ([needed] if needed else []) + sorted(
         (i for i in ids if i != needed), key=lambda i: not i.startswith("raw")
     )
-    seen: set[tuple[str, tuple[int, int, int]]] = set()
+    seen: set[tuple[str, str, tuple[int, int, int]]] = set()
     for identity in ordered:
         layout, parameters = layout_of(identity)
         for count in counts:
             for shape in _shapes(stack, size, count, spec, padded=bool(layout.pad) or "+" in layout.pattern):
-                if (identity, shape) in seen:
-                    continue
-                seen.add((identity, shape))
+                order = (layout.pattern, str((dict(layout.pad), parameters)), shape)
+                if order in seen:
+                    continue  # two names for one order
+                seen.add(order)
                 try:
                     placed = layout.place(shape, parameters)
                 except ShardproofError:
