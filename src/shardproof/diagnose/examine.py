@@ -20,7 +20,17 @@ from shardproof.errors import DiagnoseError
 from shardproof.experts import FIELDS, STACKS, Stack
 from shardproof.formats import ExpertModel
 from shardproof.layouts import find
-from shardproof.mistakes import Explanation, Mistake, Owners, Scene, Views, changes, explain, find_mistake, museum
+from shardproof.mistakes import (
+    Explanation,
+    Mistake,
+    Owners,
+    Scene,
+    Views,
+    changes,
+    explain,
+    find_mistake,
+    museum,
+)
 from shardproof.mxfp4 import BLOCK
 from shardproof.verify import scene_of
 

@@ -51,7 +51,9 @@ def changes(scene: Scene, slot: Slot, mistake: Mistake, sample: Sequence[int] = 
     try:
         if mistake.write is not None or scene.layout(*slot, (mistake,)) != scene.layout(*slot):
             return True
-        return any(not np.array_equal(scene.matrix(e, *slot, (mistake,)), scene.matrix(e, *slot)) for e in sample)
+        return any(
+            not np.array_equal(scene.matrix(e, *slot, (mistake,)), scene.matrix(e, *slot)) for e in sample
+        )
     except (ShardproofError, ValueError, IndexError):
         return False
 
