@@ -11,6 +11,7 @@ import numpy as np
 from shardproof.backends import Recipe
 from shardproof.checkpoint import Checkpoint
 from shardproof.diagnose import Diagnosis, diagnose, put_back
+from shardproof.errors import LayoutError
 from shardproof.formats import ExpertModel, read_experts
 from shardproof.mistakes import Mistake
 from shardproof.partition import Rank
@@ -82,8 +83,11 @@ def spoiled(model: ExpertModel, plan: Plan, mistakes: Sequence[Mistake]) -> tupl
     key = next(iter(plan.layers))
     for rank in sorted(plan.ranks, key=lambda r: -r.tp_rank):
         right = put_back(model, plan, key, rank)
-        wrong = put_back(model, plan, key, rank, mistakes)
-        each = all(not same(put_back(model, plan, key, rank, [m]), right) for m in mistakes)
+        try:
+            wrong = put_back(model, plan, key, rank, mistakes)
+            each = all(not same(put_back(model, plan, key, rank, [m]), right) for m in mistakes)
+        except LayoutError:  # the mistake's layout cannot hold this shape
+            continue
         if each and not same(wrong, right):
             return rank, wrong
     return None

@@ -35,6 +35,7 @@ from shardproof.mxfp4 import BLOCK
 from shardproof.verify import scene_of
 
 _ONE_PERCENT = 0.01
+_NEARLY = 0.98
 
 
 @dataclass
@@ -149,21 +150,29 @@ class Examination:
         return self.recipe.layouts.get(slot) if self.recipe else None
 
     def _read(self, key: str, weights: Mapping[Stack, Foreign]) -> dict[Stack, Reading]:
-        index = self.search.index(key)
-        count = None
+        """Read each weight; where the two disagree on the padded I, read one again under the other's."""
         found: dict[Stack, Reading] = {}
-        for stack, tensor in weights.items():
-            reading = read_weight(
-                tensor,
-                stack,
-                self.model.layer(key).spec,
-                index,
-                needed=self._needed((stack, "weight")),
-                experts=count,
-            )
+        for stack in weights:
+            reading = self._read_one(key, stack, weights[stack], found)
             if reading is not None:
-                found[stack], count = reading, reading.shape[0]
+                found[stack] = reading
+        if len(found) == 2 and found["w13"].inner != found["w2"].inner:
+            for stack, other in (("w13", "w2"), ("w2", "w13")):
+                again = self._read_one(key, stack, weights[stack], found, inner=found[other].inner)  # type: ignore[index]
+                if again is not None and again.share >= _NEARLY * found[stack].share:  # type: ignore[index]
+                    return {**found, stack: again}  # type: ignore[dict-item]
         return found
+
+    def _read_one(
+        self, key: str, stack: Stack, tensor: Foreign, found: Mapping[Stack, Reading], inner: int | None = None
+    ) -> Reading | None:
+        spec = self.model.layer(key).spec
+        first = next(iter(found.values()), None)
+        count = -(-spec.experts // self.hints.ep) if self.hints.ep else None
+        return read_weight(
+            tensor, stack, spec, self.search.index(key), needed=self._needed((stack, "weight")),
+            experts=first.shape[0] if first else count, hidden=first.hidden if first else None, inner=inner,
+        )  # fmt: skip
 
     def _settle(self) -> Situation:
         situation = settle(self.model, self.key, self.tensors, self.readings, self.hints, self.recipe)
@@ -201,7 +210,7 @@ class Examination:
             views = Views(tensor.data, shape)
             scene = self.scene(self.situation, self._owners(slot[0]))
             held = Held(slot, tensor, views, scene, compare(scene, slot, views))
-            if held.wrong and slot[1] == "scale":
+            if held.wrong and slot[1] != "weight":
                 held = self._plan_order(held)
             self.held.append(held)
             owners, planned = held.scene.owners, plan.experts(self.key, rank)
@@ -212,7 +221,7 @@ class Examination:
         self._padding()
 
     def _plan_order(self, held: Held) -> Held:
-        """Scales may stand in the plan's order although their weights do not."""
+        """Scales and biases may stand in the plan's order although their weights do not."""
         scene = self.scene(self.situation)
         comparison = compare(scene, held.slot, held.views)
         return replace(held, scene=scene, comparison=comparison) if not comparison.wrong else held
@@ -280,7 +289,7 @@ class Examination:
 
     def _other_layouts(self, held: Held, reading: Reading | None) -> list[str]:
         if reading is not None:
-            return [reading.identity] if reading.identity.count("@") else []
+            return [i for i in dict.fromkeys((reading.identity, reading.straight)) if "@" in i]
         if held.slot[1] == "weight":
             return []
         return [scale_layout(held.scene, held.slot, held.tensor, name=held.slot[1])]
@@ -338,6 +347,8 @@ class Examination:
         }  # fmt: skip
 
     def _unexplained(self, held: Held) -> Finding:
+        if held.slot[1] == "bias" and not held.scene.content(0, *held.slot).any():
+            return finding(find_mistake("uninitialised_padding"), [held.name], {"padding_values": "several"})
         reading = self.readings.get(held.slot[0])
         if held.slot[1] == "weight" and (reading is None or reading.met < _ONE_PERCENT):
             return describe_unknown(self, held)
@@ -389,6 +400,8 @@ class Examination:
             self.notes.append(
                 "no backend was named: the byte order that was found is taken as the one that is needed"
             )
+        if situation.also:
+            self.notes.append(f"the same slice is also {', '.join(situation.also)}: --tp decides")
         return LayerReport(
             self.key, str(situation.rank), where, tuple(self.findings), tuple(self._row(h) for h in self.held),
             situation.recognised, tuple(self.notes),

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from shardproof.diagnose.foreign import Foreign
-from shardproof.diagnose.pieces import Found, Ints, PieceIndex, sampled_columns, sampled_rows
+from shardproof.diagnose.pieces import Found, Ints, PieceIndex, row_step, sampled_columns, sampled_rows
 from shardproof.diagnose.trials import Trial, trials
 from shardproof.experts import ExpertSpec, Stack
 from shardproof.mistakes import Owners
 from shardproof.mxfp4 import BLOCK, BLOCK_BYTES, Bytes
 
 UNKNOWN = -2
-_MET_IF_CERTAIN = 0.001
+_MET_IF_CERTAIN = 0.4
 _LEAST_SHARE = 0.5  # of the pieces that are known at all, those that stand where the trial says
 
 
@@ -55,6 +55,17 @@ class Reading:
     met: float
     in_order: float
     order: str
+    straight: str = ""
+
+    @property
+    def inner(self) -> int:
+        """Padded I."""
+        return self.shape[1] // 2 if self.stack == "w13" else self.shape[2] * 2
+
+    @property
+    def hidden(self) -> int:
+        """Padded H."""
+        return self.shape[2] * 2 if self.stack == "w13" else self.shape[1]
 
 
 @dataclass(frozen=True)
@@ -75,34 +86,47 @@ def read_weight(
     *,
     needed: str | None,
     experts: int | None = None,
+    hidden: int | None = None,
+    inner: int | None = None,
 ) -> Reading | None:
     """Find the reading under which most pieces stand where the checkpoint has them; None where none does."""
     best: tuple[tuple[float, ...], Trial, str, _Score] | None = None
-    for trial in trials(stack, tensor.data.size, tensor.shape, spec, needed=needed, experts=experts):
+    ordered: tuple[tuple[float, ...], Trial] | None = None
+    for trial in trials(stack, tensor.data.size, tensor.shape, spec, needed=needed, experts=experts, hidden=hidden):
+        if inner is not None and trial.shape[1 if stack == "w13" else 2] != (2 * inner if stack == "w13" else inner // 2):
+            continue
         sample = _sample_experts(tensor.data, trial.shape[0])[:1]
         if not sample:
             continue
         for codec, score in _scores(trial, tensor.data, stack, spec, index, sample):
             if codec and best is not None and best[3].share == 1.0:
                 break
-            rank = (score.good * score.share, round(score.in_order, 3), trial.identity == needed, not codec)
+            order = round(score.in_order, 3)
+            rank = (score.good * score.share, trial.identity == needed, order, not codec)
             if score.good and (best is None or _better(rank, best[0])):
                 best = (rank, trial, codec, score)
-        if best is not None and best[1] is trial and not best[2] and _certain(best[3]):
+            by_order = (score.good * score.share, order)
+            if score.good and (ordered is None or _better(by_order, ordered[0])):
+                ordered = (by_order, trial)
+        expected = 1.0 if stack == "w2" else 1.0 / row_step(spec)
+        if best is not None and best[1] is trial and not best[2] and _certain(best[3], expected):
             break
     if best is None or best[3].share < _LEAST_SHARE:
         return None
     _, trial, codec, _ = best
-    return _reading(trial, codec, tensor.data, stack, spec, index)
+    reading = _reading(trial, codec, tensor.data, stack, spec, index)
+    if ordered is not None and ordered[1].shape == trial.shape:
+        return replace(reading, straight=ordered[1].identity)
+    return reading
 
 
-def _certain(score: _Score) -> bool:
+def _certain(score: _Score, expected: float) -> bool:
     """Every known piece stands where the trial says, and rows are in order: no other trial can be better."""
-    return score.share == 1.0 and score.in_order == 1.0 and score.met > _MET_IF_CERTAIN
+    return score.share == 1.0 and score.in_order == 1.0 and score.met > _MET_IF_CERTAIN * expected
 
 
 def _better(new: tuple[float, ...], old: tuple[float, ...]) -> bool:
-    """More pieces in place wins; within 2 % the order of rows decides, then the needed layout."""
+    """More pieces in place wins; within 2 % the needed layout, then the order of rows."""
     if abs(new[0] - old[0]) > 0.02 * max(new[0], old[0]):
         return new[0] > old[0]
     return new[1:] > old[1:]

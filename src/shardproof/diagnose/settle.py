@@ -41,7 +41,7 @@ class Situation:
     plan: Plan
     rank: Rank
     recognised: tuple[str, ...]
-    slice_known: bool
+    also: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,15 @@ class _Slice:
     tp_rank: int
     policy: Policy
     legal: bool = True
+    also: tuple[_Slice, ...] = ()
+
+    def __str__(self) -> str:
+        return f"rank {self.tp_rank} of tp {self.tp} ({self.policy})"
+
+
+def _unusual(spec: ExpertSpec, part: _Slice) -> tuple[bool, bool, bool, int]:
+    """Powers of two first, then even cuts before uneven ones, then the fewest ranks."""
+    return part.policy != "balanced", part.tp & (part.tp - 1) != 0, spec.blocks % part.tp != 0, part.tp
 
 
 def settle(
@@ -82,7 +91,9 @@ def settle(
         )  # fmt: skip
     given = {"tp": hints.tp, "rank": hints.rank, "ep": hints.ep, "layer": hints.layer, "backend": recipe}
     missing = tuple(name for name, value in given.items() if value is None)
-    return Situation(key, plan, plan.ranks[index], missing, bool(readings) or hints.tp is not None)
+    own = block_intervals(spec.blocks, part.tp, part.policy, allow_empty=True)[part.tp_rank]
+    also = tuple(str(s) for s in part.also if _interval(spec, s) == own and s.policy == "balanced")
+    return Situation(key, plan, plan.ranks[index], missing, also)
 
 
 def _sizes(
@@ -123,14 +134,18 @@ def _owner_map(readings: Mapping[Stack, Reading]) -> Owners:
 def _slice(spec: ExpertSpec, readings: Mapping[Stack, Reading], hints: Hints, inner: int) -> _Slice:
     if hints.tp is not None and hints.rank is not None:
         return _Slice(hints.tp, hints.rank % hints.tp, hints.policy or "balanced")
-    legal = list(_legal(spec, readings, hints, inner))
+    legal = sorted(_legal(spec, readings, hints, inner), key=lambda s: _unusual(spec, s))
     if legal:
-        return legal[0]
+        return replace(legal[0], also=tuple(legal[1:]))
     faulty = next(_faulty(spec, readings, hints, inner), None) if readings else None
     if faulty is not None:
         return faulty
     tp = hints.tp or 1
     return _Slice(tp, (hints.rank or 0) % tp, hints.policy or "balanced")
+
+
+def _interval(spec: ExpertSpec, part: _Slice) -> tuple[int, int]:
+    return block_intervals(spec.blocks, part.tp, part.policy, allow_empty=True)[part.tp_rank]
 
 
 def _tps(spec: ExpertSpec, hints: Hints) -> list[int]:

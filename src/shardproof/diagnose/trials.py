@@ -77,6 +77,7 @@ def trials(
     *,
     needed: str | None,
     experts: int | None,
+    hidden: int | None = None,
 ) -> Iterator[Trial]:
     """Every trial for a weight of `size` bytes; the needed layout comes first."""
     counts = [experts] if experts else expert_counts(dims, spec)
@@ -89,7 +90,7 @@ def trials(
     for identity in ordered:
         layout, parameters = layout_of(identity)
         for count in counts:
-            for shape in _shapes(stack, size, count, spec, padded=bool(layout.pad) or "+" in layout.pattern):
+            for shape in _shapes(stack, size, count, spec, hidden, padded=bool(layout.pad) or "+" in layout.pattern):
                 order = (layout.pattern, str((dict(layout.pad), parameters)), shape)
                 if order in seen:
                     continue  # two names for one order
@@ -120,9 +121,9 @@ def shares(blocks: int) -> tuple[int, ...]:
 
 
 def _shapes(
-    stack: Stack, size: int, count: int, spec: ExpertSpec, *, padded: bool
+    stack: Stack, size: int, count: int, spec: ExpertSpec, only: int | None, *, padded: bool
 ) -> Iterator[tuple[int, int, int]]:
-    hiddens = sorted({-(-spec.hidden // a) * a for a in ALIGNMENTS})
+    hiddens = [only] if only else sorted({-(-spec.hidden // a) * a for a in ALIGNMENTS})
     for hidden in hiddens:
         if padded:
             inner = {-(-s * BLOCK // a) * a for s in shares(spec.blocks) for a in ALIGNMENTS}
