@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import ml_dtypes
+import numpy as np
+
 from shardproof.backends import Recipe
 from shardproof.diagnose.compare import Comparison, compare, padding_mistake
 from shardproof.diagnose.dynamic import expert_mistake, other_layout, other_tp_rank
@@ -36,6 +39,7 @@ from shardproof.verify import scene_of
 
 _ONE_PERCENT = 0.01
 _NEARLY = 0.98
+_DTYPES = {"float32": "F32", "bfloat16": "BF16"}
 
 
 @dataclass
@@ -172,15 +176,17 @@ class Examination:
         return read_weight(
             tensor, stack, spec, self.search.index(key), needed=self._needed((stack, "weight")),
             experts=first.shape[0] if first else count, hidden=first.hidden if first else None, inner=inner,
+            least=spec.intermediate // self.hints.tp if self.hints.tp else 0,
+            usual=-(-spec.hidden // self.recipe.align_hidden) * self.recipe.align_hidden if self.recipe else None,
         )  # fmt: skip
 
     def _settle(self) -> Situation:
         situation = settle(self.model, self.key, self.tensors, self.readings, self.hints, self.recipe)
         if self.recipe is None:
             for slot, tensor in self.tensors.items():
-                if slot[1] == "scale":
+                if slot[1] != "weight":
                     scene = self.scene(situation)
-                    situation = with_layout(situation, slot, scale_layout(scene, slot, tensor))
+                    situation = with_layout(situation, slot, scale_layout(scene, slot, tensor, name=slot[1]))
         return situation
 
     # -- comparing and explaining --------------------------------------------------------------------------
@@ -207,6 +213,8 @@ class Examination:
             if tensor.numbers is not None and slot[1] == "weight":
                 continue
             shape = plan.canonical_shape(self.key, rank, *slot)
+            if slot[1] == "bias":
+                tensor = self._bias(slot, tensor)
             views = Views(tensor.data, shape)
             scene = self.scene(self.situation, self._owners(slot[0]))
             held = Held(slot, tensor, views, scene, compare(scene, slot, views))
@@ -219,6 +227,17 @@ class Examination:
         self._experts()
         self._explain()
         self._padding()
+
+    def _bias(self, slot: Slot, tensor: Foreign) -> Foreign:
+        """A bias in the dtype that the backend takes; another one is a finding, not a difference in every byte."""
+        wanted = self.situation.plan.recipe.bias_dtype
+        numbers = tensor.numbers
+        if numbers is None or _DTYPES[wanted] == tensor.dtype:
+            return tensor
+        made = finding(find_mistake("bias_dtype"), [".".join(slot)], {"found": tensor.dtype, "needed": wanted})
+        self.findings.append(made)
+        kind = np.float32 if wanted == "float32" else ml_dtypes.bfloat16
+        return replace(tensor, data=numbers.reshape(-1).astype(kind).view(np.uint8), dtype=_DTYPES[wanted])
 
     def _plan_order(self, held: Held) -> Held:
         """Scales and biases may stand in the plan's order although their weights do not."""

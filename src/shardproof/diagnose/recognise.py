@@ -88,12 +88,18 @@ def read_weight(
     experts: int | None = None,
     hidden: int | None = None,
     inner: int | None = None,
+    least: int = 0,
+    usual: int | None = None,
 ) -> Reading | None:
-    """Find the reading under which most pieces stand where the checkpoint has them; None where none does."""
+    """Find the reading under which most pieces stand where the checkpoint has them; None where none does.
+
+    `experts`, `hidden`, `inner` are sizes that are known, `least` is the least padded I, `usual` the likeliest padded H.
+    """
+    usual = usual or spec.hidden
     best: tuple[tuple[float, ...], Trial, str, _Score] | None = None
     ordered: tuple[tuple[float, ...], Trial] | None = None
     for trial in trials(stack, tensor.data.size, tensor.shape, spec, needed=needed, experts=experts, hidden=hidden):
-        if inner is not None and trial.shape[1 if stack == "w13" else 2] != (2 * inner if stack == "w13" else inner // 2):
+        if (inner is not None and trial.inner(stack) != inner) or trial.inner(stack) < least:
             continue
         sample = _sample_experts(tensor.data, trial.shape[0])[:1]
         if not sample:
@@ -102,7 +108,8 @@ def read_weight(
             if codec and best is not None and best[3].share == 1.0:
                 break
             order = round(score.in_order, 3)
-            rank = (score.good * score.share, trial.identity == needed, order, not codec)
+            wide = trial.hidden(stack)
+            rank = (score.good * score.share, trial.identity == needed, -abs(wide - usual), order, not codec)
             if score.good and (best is None or _better(rank, best[0])):
                 best = (rank, trial, codec, score)
             by_order = (score.good * score.share, order)

@@ -251,7 +251,8 @@ def _recipe(
         if name == "weight" and reading is not None and _in_catalogue(reading.identity):
             identity = reading.identity
         layouts[stack, name] = identity
-    return Recipe("as found", layouts)
+    halves = any(name == "bias" and tensor.dtype == "BF16" for (_, name), tensor in tensors.items())
+    return Recipe("as found", layouts, bias_dtype="bfloat16" if halves else "float32")
 
 
 def _in_catalogue(identity: str) -> bool:

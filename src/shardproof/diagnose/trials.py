@@ -44,6 +44,14 @@ class Trial:
         """Canonical shape."""
         return self.placed.shape
 
+    def inner(self, stack: Stack) -> int:
+        """Padded I."""
+        return self.shape[1] // 2 if stack == "w13" else self.shape[2] * 2
+
+    def hidden(self, stack: Stack) -> int:
+        """Padded H."""
+        return self.shape[2] * 2 if stack == "w13" else self.shape[1]
+
     def gather(
         self, kernel: Bytes, experts: Sequence[int], rows: Sequence[int], blocks: Sequence[int]
     ) -> Bytes:

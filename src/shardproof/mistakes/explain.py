@@ -21,6 +21,7 @@ from shardproof.mxfp4 import Bytes
 Slot: TypeAlias = tuple[Stack, Field]
 _HARMLESS = (0, 1, 127)
 _SMALL = 1 << 22
+_TELLING = 0.25  # of the bytes must be content other than zero, before padding may hold anything
 
 
 @dataclass(frozen=True)
@@ -203,7 +204,7 @@ def _combos(known: Sequence[Mistake], count: int) -> Iterator[tuple[Mistake, ...
 def matches(found: Bytes, matrix: Bytes, content: np.ndarray, name: Field) -> bool:
     """Whether content agrees and padding could be padding: one harmless value, or what was predicted.
 
-    Padding of other values counts too where at least half of the matrix is content that agrees.
+    Padding of other values counts too where enough of the matrix is content that agrees.
     """
     if found.shape != matrix.shape or not (found == matrix)[content].all():
         return False
@@ -213,7 +214,7 @@ def matches(found: Bytes, matrix: Bytes, content: np.ndarray, name: Field) -> bo
     first = int(padding[0])
     if (padding == first).all() and first in {*_HARMLESS, declared_fill(name)}:
         return bool(content.any()) or first in {0, declared_fill(name)}
-    return bool(content.mean() >= 0.5)
+    return bool((content & (matrix != 0)).mean() >= _TELLING)
 
 
 def _exclude(a: Mistake, b: Mistake) -> bool:
