@@ -38,7 +38,7 @@ from shardproof.mxfp4 import BLOCK
 from shardproof.verify import scene_of
 
 _ONE_PERCENT = 0.01
-_NEARLY = 0.98
+_BOTH_WAYS: tuple[tuple[Stack, Stack], ...] = (("w13", "w2"), ("w2", "w13"))
 _DTYPES = {"float32": "F32", "bfloat16": "BF16"}
 
 
@@ -160,11 +160,20 @@ class Examination:
             reading = self._read_one(key, stack, weights[stack], found)
             if reading is not None:
                 found[stack] = reading
+        missing = next((s for s in weights if s not in found and found and weights[s].data.any()), None)
+        if missing is not None:
+            alone = self._read_one(key, missing, weights[missing], {})
+            other: Stack = "w2" if missing == "w13" else "w13"
+            again = self._read_one(key, other, weights[other], {missing: alone}) if alone is not None else None
+            if alone is not None and again is not None and again.as_good_as(found[other]):
+                return {missing: alone, other: again}
         if len(found) == 2 and found["w13"].inner != found["w2"].inner:
-            for stack, other in (("w13", "w2"), ("w2", "w13")):
-                again = self._read_one(key, stack, weights[stack], found, inner=found[other].inner)  # type: ignore[index]
-                if again is not None and again.share >= _NEARLY * found[stack].share:  # type: ignore[index]
-                    return {**found, stack: again}  # type: ignore[dict-item]
+            agreed = []
+            for stack, other in _BOTH_WAYS:
+                again = self._read_one(key, stack, weights[stack], found, inner=found[other].inner)
+                if again is not None and again.as_good_as(found[stack]):
+                    agreed.append({**found, stack: again})
+            return max(agreed, key=lambda pair: pair["w13"].inner, default=found)
         return found
 
     def _read_one(
@@ -172,10 +181,10 @@ class Examination:
     ) -> Reading | None:
         spec = self.model.layer(key).spec
         first = next(iter(found.values()), None)
-        count = -(-spec.experts // self.hints.ep) if self.hints.ep else None
+        counts = self.hints.counts(spec.experts)
         return read_weight(
             tensor, stack, spec, self.search.index(key), needed=self._needed((stack, "weight")),
-            experts=first.shape[0] if first else count, hidden=first.hidden if first else None, inner=inner,
+            experts=[first.shape[0]] if first else counts, hidden=first.hidden if first else None, inner=inner,
             least=spec.intermediate // self.hints.tp if self.hints.tp else 0,
             usual=-(-spec.hidden // self.recipe.align_hidden) * self.recipe.align_hidden if self.recipe else None,
         )  # fmt: skip
@@ -288,15 +297,16 @@ class Examination:
             reading = self.readings.get(held.slot[0]) if held.slot[1] == "weight" else None
             extra = [other_layout(held.slot, i) for i in self._other_layouts(held, reading)]
             sample = self._sample(held)
-            held.explanation = explain(
-                held.scene,
-                held.slot,
-                held.views,
-                [*known, *others, *extra],
-                most=self.most,
-                sample=sample,
-                first=tried,
-            )
+            scenes = [held.scene]
+            if held.slot[1] != "weight" and held.scene.owners is not None:
+                scenes.append(self.scene(None))  # scales may be there where weights are not
+            for scene in scenes:
+                held.explanation = explain(
+                    scene, held.slot, held.views, [*known, *others, *extra], most=self.most, sample=sample, first=tried
+                )
+                if held.explanation is not None:
+                    held.scene = scene
+                    break
             if held.explanation is not None:
                 tried = [*held.explanation.all, *tried]
                 held.found_layout = held.scene.layout(*held.slot, held.explanation.mistakes)

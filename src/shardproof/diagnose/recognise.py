@@ -16,6 +16,7 @@ from shardproof.mxfp4 import BLOCK, BLOCK_BYTES, Bytes
 
 UNKNOWN = -2
 _MET_IF_CERTAIN = 0.4
+_NEARLY = 0.98
 _LEAST_SHARE = 0.5  # of the pieces that are known at all, those that stand where the trial says
 
 
@@ -57,6 +58,10 @@ class Reading:
     order: str
     straight: str = ""
 
+    def as_good_as(self, other: Reading) -> bool:
+        """Whether as much stands in place, in as good an order."""
+        return self.share >= _NEARLY * other.share and self.in_order >= _NEARLY * other.in_order
+
     @property
     def inner(self) -> int:
         """Padded I."""
@@ -85,7 +90,7 @@ def read_weight(
     index: PieceIndex,
     *,
     needed: str | None,
-    experts: int | None = None,
+    experts: Sequence[int] | None = None,
     hidden: int | None = None,
     inner: int | None = None,
     least: int = 0,
@@ -98,25 +103,29 @@ def read_weight(
     usual = usual or spec.hidden
     best: tuple[tuple[float, ...], Trial, str, _Score] | None = None
     ordered: tuple[tuple[float, ...], Trial] | None = None
-    for trial in trials(stack, tensor.data.size, tensor.shape, spec, needed=needed, experts=experts, hidden=hidden):
+    for trial in trials(stack, tensor.data.size, tensor.shape, spec, needed=needed, experts=experts, hidden=hidden, usual=usual):
         if (inner is not None and trial.inner(stack) != inner) or trial.inner(stack) < least:
             continue
-        sample = _sample_experts(tensor.data, trial.shape[0])[:1]
+        sample = _sample_experts(tensor.data, trial.shape[0])
+        sample = sorted({*sample[:1], *sample[-1:]})  # the last one shows a wrong size of all before it
         if not sample:
             continue
+        empty = 0 if experts and len(experts) == 1 else _empty(tensor.data, trial.shape[0])
         for codec, score in _scores(trial, tensor.data, stack, spec, index, sample):
             if codec and best is not None and best[3].share == 1.0:
                 break
             order = round(score.in_order, 3)
             wide = trial.hidden(stack)
-            rank = (score.good * score.share, trial.identity == needed, -abs(wide - usual), order, not codec)
+            rank = (
+                score.good * score.share, -empty, trial.identity == needed, round(order, 1), -abs(wide - usual), not codec,
+            )  # fmt: skip
             if score.good and (best is None or _better(rank, best[0])):
                 best = (rank, trial, codec, score)
             by_order = (score.good * score.share, order)
             if score.good and (ordered is None or _better(by_order, ordered[0])):
                 ordered = (by_order, trial)
         expected = 1.0 if stack == "w2" else 1.0 / row_step(spec)
-        if best is not None and best[1] is trial and not best[2] and _certain(best[3], expected):
+        if best is not None and best[1] is trial and not best[2] and not empty and _certain(best[3], expected):
             break
     if best is None or best[3].share < _LEAST_SHARE:
         return None
@@ -137,6 +146,11 @@ def _better(new: tuple[float, ...], old: tuple[float, ...]) -> bool:
     if abs(new[0] - old[0]) > 0.02 * max(new[0], old[0]):
         return new[0] > old[0]
     return new[1:] > old[1:]
+
+
+def _empty(kernel: Bytes, count: int) -> int:
+    """How many of `count` equal parts are zero (of every 257th byte): a sign of too many experts."""
+    return int((~kernel.reshape(count, -1)[:, ::257].any(axis=1)).sum()) if kernel.size % count == 0 else 0
 
 
 def _sample_experts(kernel: Bytes, count: int) -> list[int]:

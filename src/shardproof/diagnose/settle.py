@@ -33,6 +33,16 @@ class Hints:
     placement: str = "linear"
 
 
+    def counts(self, experts: int) -> list[int] | None:
+        """How many experts a rank may hold; None where ep is not known."""
+        if self.ep is None or self.ep > experts:
+            return None
+        held = [len(row) for row in expert_owners(experts, self.ep, self.placement)]  # type: ignore[arg-type]
+        if self.rank is not None and self.tp is not None:
+            held = held[self.rank // self.tp :][:1] or held
+        return sorted(set(held), reverse=True)
+
+
 @dataclass(frozen=True)
 class Situation:
     """One layer of one rank: the plan to compare with, and what of it was recognised and not given."""
@@ -118,7 +128,7 @@ def _sizes(
             continue
         needed = recipe.layouts.get((stack, "weight")) if recipe else "raw.weight@1"
         fits = [t.shape for t in trials(stack, tensor.data.size, tensor.shape, spec, needed=needed,
-                                        experts=count if hints.ep else None)]  # fmt: skip
+                                        experts=[count] if hints.ep else None)]  # fmt: skip
         whole = [(e, n // 2, 2 * w) if stack == "w13" else (e, 2 * w, n) for e, n, w in fits]
         near = sorted(whole, key=lambda s: (s[2] != hidden, s[0] != count, s[1] < longest, abs(s[1] - inner)))
         if near:

@@ -84,13 +84,17 @@ def trials(
     spec: ExpertSpec,
     *,
     needed: str | None,
-    experts: int | None,
+    experts: Sequence[int] | None,
     hidden: int | None = None,
+    usual: int | None = None,
 ) -> Iterator[Trial]:
     """Every trial for a weight of `size` bytes; the needed layout comes first."""
-    counts = [experts] if experts else expert_counts(dims, spec)
+    counts = list(experts) if experts else expert_counts(dims, spec)
     known = [layout for layout in catalogue() if layout.field == "weight" and stack in layout.stacks]
     ids = [layout.identity() for layout in known] + [x.name for x in EXTRA if stack in x.stacks]
+    near = usual or spec.hidden
+    hiddens = sorted({-(-spec.hidden // a) * a for a in ALIGNMENTS}, key=lambda h: abs(h - near))
+    hiddens = [hidden] if hidden else hiddens
     ordered = ([needed] if needed else []) + sorted(
         (i for i in ids if i != needed), key=lambda i: not i.startswith("raw")
     )
@@ -98,7 +102,7 @@ def trials(
     for identity in ordered:
         layout, parameters = layout_of(identity)
         for count in counts:
-            for shape in _shapes(stack, size, count, spec, hidden, padded=bool(layout.pad) or "+" in layout.pattern):
+            for shape in _shapes(stack, size, count, spec, hiddens, padded=bool(layout.pad) or "+" in layout.pattern):
                 order = (layout.pattern, str((dict(layout.pad), parameters)), shape)
                 if order in seen:
                     continue  # two names for one order
@@ -129,9 +133,8 @@ def shares(blocks: int) -> tuple[int, ...]:
 
 
 def _shapes(
-    stack: Stack, size: int, count: int, spec: ExpertSpec, only: int | None, *, padded: bool
+    stack: Stack, size: int, count: int, spec: ExpertSpec, hiddens: Sequence[int], *, padded: bool
 ) -> Iterator[tuple[int, int, int]]:
-    hiddens = [only] if only else sorted({-(-spec.hidden // a) * a for a in ALIGNMENTS})
     for hidden in hiddens:
         if padded:
             inner = {-(-s * BLOCK // a) * a for s in shares(spec.blocks) for a in ALIGNMENTS}

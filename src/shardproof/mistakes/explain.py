@@ -15,8 +15,8 @@ from shardproof.experts import Field, Stack
 from shardproof.layouts import Layout, find
 from shardproof.layouts.notation import Place
 from shardproof.mistakes.mistake import Mistake
-from shardproof.mistakes.scene import Mistakes, Scene, declared_fill
-from shardproof.mxfp4 import Bytes
+from shardproof.mistakes.scene import Mistakes, Scene
+from shardproof.mxfp4 import SCALE_NAN, Bytes
 
 Slot: TypeAlias = tuple[Stack, Field]
 _HARMLESS = (0, 1, 127)
@@ -212,8 +212,8 @@ def matches(found: Bytes, matrix: Bytes, content: np.ndarray, name: Field) -> bo
     if not padding.size:
         return True
     first = int(padding[0])
-    if (padding == first).all() and first in {*_HARMLESS, declared_fill(name)}:
-        return bool(content.any()) or first in {0, declared_fill(name)}
+    if (padding == first).all() and (first in _HARMLESS or (name == "scale" and first == SCALE_NAN)):
+        return bool(content.any()) or name == "scale" or first == 0
     return bool((content & (matrix != 0)).mean() >= _TELLING)
 
 
