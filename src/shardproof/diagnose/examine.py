@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from shardproof.diagnose.recognise import UNKNOWN, Reading, read_weight
 from shardproof.diagnose.report import Finding, LayerReport, Row, finding
 from shardproof.diagnose.scales import scale_bytes, scale_layout
 from shardproof.diagnose.settle import Hints, Situation, Slot, settle, with_layout
+from shardproof.diagnose.trials import possible
 from shardproof.diagnose.unknown import describe_unknown
 from shardproof.errors import DiagnoseError
 from shardproof.experts import FIELDS, STACKS, Stack
@@ -87,7 +88,8 @@ class Examination:
         self.search = LayerSearch(model)
         self.readings: dict[Stack, Reading] = {}
         self.key = self._layer(tensors)
-        self.situation = self._settle()
+        self.readings = self._same_size(self.readings)
+        self.situation = self._settle(self.readings)
         self.held: list[Held] = []
 
     # -- what is there -------------------------------------------------------------------------------------
@@ -182,20 +184,48 @@ class Examination:
         spec = self.model.layer(key).spec
         first = next(iter(found.values()), None)
         counts = self.hints.counts(spec.experts)
-        return read_weight(
-            tensor, stack, spec, self.search.index(key), needed=self._needed((stack, "weight")),
-            experts=[first.shape[0]] if first else counts, hidden=first.hidden if first else None, inner=inner,
-            least=spec.intermediate // self.hints.tp if self.hints.tp else 0,
-            usual=-(-spec.hidden // self.recipe.align_hidden) * self.recipe.align_hidden if self.recipe else None,
-        )  # fmt: skip
+        beside = [(name, self.tensors[stack, name].data.size) for name in FIELDS[1:] if (stack, name) in self.tensors]
 
-    def _settle(self) -> Situation:
-        situation = settle(self.model, self.key, self.tensors, self.readings, self.hints, self.recipe)
+        def fits(shape: tuple[int, int, int]) -> bool:
+            return all(possible(name, stack, size, shape) for name, size in beside)
+
+        def read(fits: Callable[[tuple[int, int, int]], bool]) -> Reading | None:
+            return read_weight(
+                tensor, stack, spec, self.search.index(key), needed=self._needed((stack, "weight")),
+                experts=[first.shape[0]] if first else counts, hidden=first.hiddens if first else (), inner=inner,
+                least=spec.intermediate // self.hints.tp if self.hints.tp else 0,
+                usual=-(-spec.hidden // self.recipe.align_hidden) * self.recipe.align_hidden if self.recipe else None,
+                fits=fits,
+            )  # fmt: skip
+
+        return read(fits) or read(lambda _shape: True)
+
+    def _same_size(self, readings: dict[Stack, Reading]) -> dict[Stack, Reading]:
+        """Where padding leaves the sizes open, those under which most scales are right."""
+        sizes = [{(2 * s[2], s[1] // 2) if r.stack == "w13" else (s[1], 2 * s[2]) for _, s in r.alike}
+                 for r in readings.values()]  # fmt: skip
+        common = set.intersection(*sizes) if sizes else set()
+        best: tuple[float, dict[Stack, Reading]] = (-1.0, readings)
+        for hidden, inner in sorted(common, key=lambda size: (-size[1], size[0])):
+            tried = {stack: r.resized(hidden, inner) or r for stack, r in readings.items()}
+            situation = settle(self.model, self.key, self.tensors, tried, self.hints, self.recipe)
+            scene = self.scene(situation)
+            share = sum(
+                scale_layout(scene, slot, tensor, name=slot[1])[1]
+                for slot, tensor in self.tensors.items()
+                if slot[1] != "weight"
+            )
+            if share > best[0]:
+                best = (share, tried)
+        return best[1]
+
+    def _settle(self, readings: Mapping[Stack, Reading]) -> Situation:
+        situation = settle(self.model, self.key, self.tensors, readings, self.hints, self.recipe)
         if self.recipe is None:
             for slot, tensor in self.tensors.items():
                 if slot[1] != "weight":
-                    scene = self.scene(situation)
-                    situation = with_layout(situation, slot, scale_layout(scene, slot, tensor, name=slot[1]))
+                    identity, _ = scale_layout(self.scene(situation), slot, tensor, name=slot[1])
+                    situation = with_layout(situation, slot, identity)
         return situation
 
     # -- comparing and explaining --------------------------------------------------------------------------
@@ -321,7 +351,7 @@ class Examination:
             return [i for i in dict.fromkeys((reading.identity, reading.straight)) if "@" in i]
         if held.slot[1] == "weight":
             return []
-        return [scale_layout(held.scene, held.slot, held.tensor, name=held.slot[1])]
+        return [scale_layout(held.scene, held.slot, held.tensor, name=held.slot[1])[0]]
 
     def _sample(self, held: Held) -> list[int]:
         """Experts to hold mistakes against: wrong ones first, and not those that were never loaded."""

@@ -20,7 +20,7 @@ Keys = npt.NDArray[np.uint64]
 _LANES = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F))
 _SHIFT = np.uint64(29)
 _ROWS_INDEXED = 128  # of w1 and w3, at most this far apart that every shard of >= 32 rows holds one
-W2_ROWS = 8
+W2_ROWS = 24
 COLUMNS = 3
 
 

@@ -57,6 +57,18 @@ class Reading:
     in_order: float
     order: str
     straight: str = ""
+    alike: tuple[tuple[str, tuple[int, int, int]], ...] = ()
+
+    @property
+    def hiddens(self) -> tuple[int, ...]:
+        """Every padded H that fits."""
+        own = [(self.identity, self.shape), *self.alike]
+        return tuple(dict.fromkeys(2 * s[2] if self.stack == "w13" else s[1] for _, s in own))
+
+    def resized(self, hidden: int, inner: int) -> Reading | None:
+        """The reading that fits as well under other padded sizes; None where there is none."""
+        shape = (self.shape[0], 2 * inner, hidden // 2) if self.stack == "w13" else (self.shape[0], hidden, inner // 2)
+        return next((replace(self, identity=i, shape=s, straight=i) for i, s in self.alike if s == shape), None)
 
     def as_good_as(self, other: Reading) -> bool:
         """Whether as much stands in place, in as good an order."""
@@ -91,20 +103,23 @@ def read_weight(
     *,
     needed: str | None,
     experts: Sequence[int] | None = None,
-    hidden: int | None = None,
+    hidden: Sequence[int] = (),
     inner: int | None = None,
     least: int = 0,
     usual: int | None = None,
+    fits: Callable[[tuple[int, int, int]], bool] = lambda _shape: True,
 ) -> Reading | None:
     """Find the reading under which most pieces stand where the checkpoint has them; None where none does.
 
-    `experts`, `hidden`, `inner` are sizes that are known, `least` is the least padded I, `usual` the likeliest padded H.
+    `experts`, `hidden`, `inner` are sizes that are known, `least` is the least padded I, `usual` the likeliest padded H;
+    `fits` says whether the other tensors of the stack can have a shape.
     """
     usual = usual or spec.hidden
     best: tuple[tuple[float, ...], Trial, str, _Score] | None = None
     ordered: tuple[tuple[float, ...], Trial] | None = None
+    fitting: list[tuple[float, float, Trial]] = []
     for trial in trials(stack, tensor.data.size, tensor.shape, spec, needed=needed, experts=experts, hidden=hidden, usual=usual):
-        if (inner is not None and trial.inner(stack) != inner) or trial.inner(stack) < least:
+        if (inner is not None and trial.inner(stack) != inner) or trial.inner(stack) < least or not fits(trial.shape):
             continue
         sample = _sample_experts(tensor.data, trial.shape[0])
         sample = sorted({*sample[:1], *sample[-1:]})  # the last one shows a wrong size of all before it
@@ -121,16 +136,21 @@ def read_weight(
             )  # fmt: skip
             if score.good and (best is None or _better(rank, best[0])):
                 best = (rank, trial, codec, score)
+            if score.good and not codec:
+                fitting.append((rank[0], order, trial))
             by_order = (score.good * score.share, order)
             if score.good and (ordered is None or _better(by_order, ordered[0])):
                 ordered = (by_order, trial)
         expected = 1.0 if stack == "w2" else 1.0 / row_step(spec)
-        if best is not None and best[1] is trial and not best[2] and not empty and _certain(best[3], expected):
+        if best is not None and best[1] is trial and not best[2] and not empty and not trial.padded and _certain(best[3], expected):
             break
     if best is None or best[3].share < _LEAST_SHARE:
         return None
     _, trial, codec, _ = best
     reading = _reading(trial, codec, tensor.data, stack, spec, index)
+    alike = [(t.identity, t.shape) for good, order, t in fitting
+             if t.shape[0] == trial.shape[0] and good >= _NEARLY * best[0][0] and order >= _NEARLY * best[3].in_order]
+    reading = replace(reading, alike=tuple(alike))
     if ordered is not None and ordered[1].shape == trial.shape:
         return replace(reading, straight=ordered[1].identity)
     return reading
