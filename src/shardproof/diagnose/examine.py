@@ -86,6 +86,7 @@ class Examination:
         self.notes: list[str] = []
         self.tensors = self._slots(tensors)
         self.search = LayerSearch(model)
+        self.strays: dict[Stack, str | None] = {}
         self.readings: dict[Stack, Reading] = {}
         self.key = self._layer(tensors)
         self.readings = self._same_size(self.readings)
@@ -107,10 +108,12 @@ class Examination:
                     next_step="dump one layer under the names w13.weight, w13.scale, w2.weight, w2.scale",
                 )  # fmt: skip
             slots[slot] = tensor
-        if not any(name in {"weight", "scale"} for _, name in slots):
+        known = self.hints.tp is not None and self.hints.rank is not None
+        if not any(name == "weight" or (name == "scale" and known) for _, name in slots):
             raise DiagnoseError(
                 "diagnose.too_little", "there is too little to decide", found=", ".join(map(".".join, slots)) or "no names",
-                needed="at least one of w13.weight and w2.weight", next_step="dump a layer's weights with its scales",
+                needed="w13.weight or w2.weight; or scales with --tp and --rank",
+                next_step="scale bytes repeat, so they cannot say where they belong: dump the layer's weights too",
             )  # fmt: skip
         order = [(stack, name) for stack in STACKS for name in FIELDS]
         cast = dict(slots)
@@ -409,13 +412,32 @@ class Examination:
         if held.slot[1] == "bias" and not held.scene.content(0, *held.slot).any():
             return finding(find_mistake("uninitialised_padding"), [held.name], {"padding_values": "several"})
         reading = self.readings.get(held.slot[0])
-        if held.slot[1] == "weight" and (reading is None or reading.met < _ONE_PERCENT):
-            return describe_unknown(self, held)
+        elsewhere = self._elsewhere(held)
+        if elsewhere is not None:
+            return elsewhere
+        if held.slot[1] == "weight":
+            made = describe_unknown(self, held, foreign=reading is None or reading.met < _ONE_PERCENT)
+            if made is not None:
+                return made
         share = 100 * held.comparison.share
         return Finding(
             "unexplained", f"{held.comparison.wrong} bytes are wrong ({share:.4g} % are right), by no known mistake",
             (held.name,), explanation="The table shows the first byte; `--bundle` writes a report to attach to an issue.",
         )  # fmt: skip
+
+    def _elsewhere(self, held: Held) -> Finding | None:
+        """A stack whose pieces are another layer's."""
+        stack = held.slot[0]
+        tensor = self.tensors.get((stack, "weight"))
+        if tensor is None or stack in self.readings or tensor.numbers is not None:
+            return None
+        if stack not in self.strays:
+            needed = {slot: self._needed(slot) for slot in self.tensors}
+            self.strays[stack] = self.search.find({stack: tensor}, needed, skip=self.key)
+        found = self.strays[stack]
+        if found is None:
+            return None
+        return finding(find_mistake("other_layer"), [held.name], {"found_layer": found, "layer": self.key})
 
     def _padding(self) -> None:
         seen: dict[tuple[str, bool], list[Held]] = {}
@@ -447,6 +469,7 @@ class Examination:
         """Run, and say what was found."""
         self.run()
         situation = self.situation
+        self.findings = _merged(self.findings)
         shape = situation.plan.shape(self.key)
         start, stop = (b * BLOCK for b in shape.intervals[situation.rank.tp_rank])
         where: dict[str, Any] = {
@@ -489,6 +512,16 @@ def _normal(recipe: Recipe | None) -> Recipe | None:
         layout, parameters = find(identity)
         layouts[slot] = layout.identity(parameters)
     return replace(recipe, layouts=layouts)
+
+
+def _merged(findings: Sequence[Finding]) -> list[Finding]:
+    """Findings that say the same of several tensors become one."""
+    found: dict[tuple[str, str], Finding] = {}
+    for one in findings:
+        key = (one.name, one.sentence)
+        tensors = (*found[key].tensors, *one.tensors) if key in found else one.tensors
+        found[key] = replace(one, tensors=tuple(dict.fromkeys(tensors)))
+    return list(found.values())
 
 
 def _all_zero(held: Held, places: Sequence[int]) -> bool:

@@ -77,6 +77,8 @@ def settle(
 ) -> Situation:  # fmt: skip
     """Decide plan and rank. Raises DiagnoseError `diagnose.rank` for hints that contradict each other."""
     spec = model.layer(key).spec
+    if hints.rank is not None and hints.tp is not None and hints.rank >= hints.tp * (hints.ep or spec.experts):
+        raise _no_rank(hints.rank, hints.tp, hints.ep or 1)
     count, inner, hidden = _sizes(spec, tensors, readings, hints, recipe)
     owners = _owner_map(readings)
     ep = hints.ep or max(1, -(-spec.experts // count))
@@ -95,15 +97,19 @@ def settle(
     )  # fmt: skip
     index = ep_rank * part.tp + part.tp_rank
     if index >= len(plan.ranks):
-        raise DiagnoseError(
-            "diagnose.rank", "no such rank", rank=index, needed=f"0..{len(plan.ranks) - 1} for tp {part.tp}, ep {ep}",
-            next_step="correct --rank, --tp or --ep",
-        )  # fmt: skip
+        raise _no_rank(index, part.tp, ep)
     given = {"tp": hints.tp, "rank": hints.rank, "ep": hints.ep, "layer": hints.layer, "backend": recipe}
     missing = tuple(name for name, value in given.items() if value is None)
     own = block_intervals(spec.blocks, part.tp, part.policy, allow_empty=True)[part.tp_rank]
     also = tuple(str(s) for s in part.also if _interval(spec, s) == own and s.policy == "balanced")
     return Situation(key, plan, plan.ranks[index], missing, also)
+
+
+def _no_rank(rank: int, tp: int, ep: int) -> DiagnoseError:
+    return DiagnoseError(
+        "diagnose.rank", "no such rank", rank=rank, needed=f"0..{tp * ep - 1} for tp {tp}, ep {ep}",
+        next_step="correct --rank, --tp or --ep",
+    )  # fmt: skip
 
 
 def _sizes(
