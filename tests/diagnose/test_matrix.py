@@ -10,8 +10,8 @@ from tests.diagnose.cases import SHAPES, named, spoiled, told
 from tests.diagnose.conftest import Made
 
 NAMES = [shape.name for shape in SHAPES]
-WITHOUT_A_STEP = {"bias_dtype"}
-"""Shown in test_bad_input: nothing but the dtype of the tensor is wrong."""
+WITHOUT_A_STEP = {"bias_dtype", "block_from_shape"}
+"""Shown in test_bad_input (a bias of another dtype) and test_transformers (dequantised weights)."""
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -11,6 +11,7 @@ import numpy as np
 
 from shardproof.backends import Recipe
 from shardproof.diagnose.compare import Comparison, compare, padding_mistake
+from shardproof.diagnose.dequantised import examine_numbers
 from shardproof.diagnose.dynamic import expert_mistake, other_layout, other_tp_rank
 from shardproof.diagnose.foreign import Foreign
 from shardproof.diagnose.layer_search import LayerSearch
@@ -86,6 +87,7 @@ class Examination:
         self.notes: list[str] = []
         self.tensors = self._slots(tensors)
         self.search = LayerSearch(model)
+        self.rows: list[Row] = []
         self.strays: dict[Stack, str | None] = {}
         self.readings: dict[Stack, Reading] = {}
         self.key = self._layer(tensors)
@@ -253,6 +255,9 @@ class Examination:
                 self.notes.append(f"{'.'.join(slot)}: the backend does not take this tensor")
                 continue
             if tensor.numbers is not None and slot[1] == "weight":
+                row, found = examine_numbers(self, slot[0], tensor)
+                self.rows.append(row)
+                self.findings += found
                 continue
             shape = plan.canonical_shape(self.key, rank, *slot)
             if slot[1] == "bias":
@@ -485,7 +490,7 @@ class Examination:
         if situation.also:
             self.notes.append(f"the same slice is also {', '.join(situation.also)}: --tp decides")
         return LayerReport(
-            self.key, str(situation.rank), where, tuple(self.findings), tuple(self._row(h) for h in self.held),
+            self.key, str(situation.rank), where, tuple(self.findings), (*self.rows, *(self._row(h) for h in self.held)),
             situation.recognised, tuple(self.notes),
         )  # fmt: skip
 

@@ -93,6 +93,12 @@ class _Score:
     in_order: float
     found: Found
     mask: np.ndarray
+    balance: float = 0.0
+
+    @property
+    def weight(self) -> float:
+        """How much speaks for the trial: pieces in place, less where they come from some columns or rows only."""
+        return self.good * self.share * (1 + self.balance) / 2
 
 
 def read_weight(
@@ -132,13 +138,13 @@ def read_weight(
             order = round(score.in_order, 3)
             wide = trial.hidden(stack)
             rank = (
-                score.good * score.share, -empty, trial.identity == needed, round(order, 1), -abs(wide - usual), not codec,
+                score.weight, -empty, trial.identity == needed, round(order, 1), -abs(wide - usual), not codec,
             )  # fmt: skip
             if score.good and (best is None or _better(rank, best[0])):
                 best = (rank, trial, codec, score)
             if score.good and not codec:
                 fitting.append((rank[0], order, trial))
-            by_order = (score.good * score.share, order)
+            by_order = (score.weight, order)
             if score.good and (ordered is None or _better(by_order, ordered[0])):
                 ordered = (by_order, trial)
         expected = 1.0 if stack == "w2" else 1.0 / row_step(spec)
@@ -158,7 +164,7 @@ def read_weight(
 
 def _certain(score: _Score, expected: float) -> bool:
     """Every known piece stands where the trial says, and rows are in order: no other trial can be better."""
-    return score.share == 1.0 and score.in_order == 1.0 and score.met > _MET_IF_CERTAIN * expected
+    return score.share == score.in_order == 1.0 and score.balance > _MET_IF_CERTAIN and score.met > _MET_IF_CERTAIN * expected
 
 
 def _better(new: tuple[float, ...], old: tuple[float, ...]) -> bool:
