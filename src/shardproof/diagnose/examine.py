@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import ml_dtypes
+import numpy as np
+
 from shardproof.backends import Recipe
 from shardproof.diagnose.compare import Comparison, compare, padding_mistake
+from shardproof.diagnose.dequantised import examine_numbers
 from shardproof.diagnose.dynamic import expert_mistake, other_layout, other_tp_rank
 from shardproof.diagnose.foreign import Foreign
 from shardproof.diagnose.layer_search import LayerSearch
@@ -15,16 +19,29 @@ from shardproof.diagnose.recognise import UNKNOWN, Reading, read_weight
 from shardproof.diagnose.report import Finding, LayerReport, Row, finding
 from shardproof.diagnose.scales import scale_bytes, scale_layout
 from shardproof.diagnose.settle import Hints, Situation, Slot, settle, with_layout
+from shardproof.diagnose.trials import possible
 from shardproof.diagnose.unknown import describe_unknown
 from shardproof.errors import DiagnoseError
 from shardproof.experts import FIELDS, STACKS, Stack
 from shardproof.formats import ExpertModel
 from shardproof.layouts import find
-from shardproof.mistakes import Explanation, Mistake, Owners, Scene, Views, changes, explain, find_mistake, museum
+from shardproof.mistakes import (
+    Explanation,
+    Mistake,
+    Owners,
+    Scene,
+    Views,
+    changes,
+    explain,
+    find_mistake,
+    museum,
+)
 from shardproof.mxfp4 import BLOCK
 from shardproof.verify import scene_of
 
 _ONE_PERCENT = 0.01
+_BOTH_WAYS: tuple[tuple[Stack, Stack], ...] = (("w13", "w2"), ("w2", "w13"))
+_DTYPES = {"float32": "F32", "bfloat16": "BF16"}
 
 
 @dataclass
@@ -70,9 +87,12 @@ class Examination:
         self.notes: list[str] = []
         self.tensors = self._slots(tensors)
         self.search = LayerSearch(model)
+        self.rows: list[Row] = []
+        self.strays: dict[Stack, str | None] = {}
         self.readings: dict[Stack, Reading] = {}
         self.key = self._layer(tensors)
-        self.situation = self._settle()
+        self.readings = self._same_size(self.readings)
+        self.situation = self._settle(self.readings)
         self.held: list[Held] = []
 
     # -- what is there -------------------------------------------------------------------------------------
@@ -90,10 +110,12 @@ class Examination:
                     next_step="dump one layer under the names w13.weight, w13.scale, w2.weight, w2.scale",
                 )  # fmt: skip
             slots[slot] = tensor
-        if not any(name in {"weight", "scale"} for _, name in slots):
+        known = self.hints.tp is not None and self.hints.rank is not None
+        if not any(name == "weight" or (name == "scale" and known) for _, name in slots):
             raise DiagnoseError(
                 "diagnose.too_little", "there is too little to decide", found=", ".join(map(".".join, slots)) or "no names",
-                needed="at least one of w13.weight and w2.weight", next_step="dump a layer's weights with its scales",
+                needed="w13.weight or w2.weight; or scales with --tp and --rank",
+                next_step="scale bytes repeat, so they cannot say where they belong: dump the layer's weights too",
             )  # fmt: skip
         order = [(stack, name) for stack in STACKS for name in FIELDS]
         cast = dict(slots)
@@ -139,29 +161,76 @@ class Examination:
         return self.recipe.layouts.get(slot) if self.recipe else None
 
     def _read(self, key: str, weights: Mapping[Stack, Foreign]) -> dict[Stack, Reading]:
-        index = self.search.index(key)
-        count = None
+        """Read each weight; where the two disagree on the padded I, read one again under the other's."""
         found: dict[Stack, Reading] = {}
-        for stack, tensor in weights.items():
-            reading = read_weight(
-                tensor,
-                stack,
-                self.model.layer(key).spec,
-                index,
-                needed=self._needed((stack, "weight")),
-                experts=count,
-            )
+        for stack in weights:
+            reading = self._read_one(key, stack, weights[stack], found)
             if reading is not None:
-                found[stack], count = reading, reading.shape[0]
+                found[stack] = reading
+        missing = next((s for s in weights if s not in found and found and weights[s].data.any()), None)
+        if missing is not None:
+            alone = self._read_one(key, missing, weights[missing], {})
+            other: Stack = "w2" if missing == "w13" else "w13"
+            again = self._read_one(key, other, weights[other], {missing: alone}) if alone is not None else None
+            if alone is not None and again is not None and again.as_good_as(found[other]):
+                return {missing: alone, other: again}
+        if len(found) == 2 and found["w13"].inner != found["w2"].inner:
+            agreed = []
+            for stack, other in _BOTH_WAYS:
+                again = self._read_one(key, stack, weights[stack], found, inner=found[other].inner)
+                if again is not None and again.as_good_as(found[stack]):
+                    agreed.append({**found, stack: again})
+            return max(agreed, key=lambda pair: pair["w13"].inner, default=found)
         return found
 
-    def _settle(self) -> Situation:
-        situation = settle(self.model, self.key, self.tensors, self.readings, self.hints, self.recipe)
+    def _read_one(
+        self, key: str, stack: Stack, tensor: Foreign, found: Mapping[Stack, Reading], inner: int | None = None
+    ) -> Reading | None:
+        spec = self.model.layer(key).spec
+        first = next(iter(found.values()), None)
+        counts = self.hints.counts(spec.experts)
+        beside = [(name, self.tensors[stack, name].data.size) for name in FIELDS[1:] if (stack, name) in self.tensors]
+
+        def fits(shape: tuple[int, int, int]) -> bool:
+            return all(possible(name, stack, size, shape) for name, size in beside)
+
+        def read(fits: Callable[[tuple[int, int, int]], bool]) -> Reading | None:
+            return read_weight(
+                tensor, stack, spec, self.search.index(key), needed=self._needed((stack, "weight")),
+                experts=[first.shape[0]] if first else counts, hidden=first.hiddens if first else (), inner=inner,
+                least=spec.intermediate // self.hints.tp if self.hints.tp else 0,
+                usual=-(-spec.hidden // self.recipe.align_hidden) * self.recipe.align_hidden if self.recipe else None,
+                fits=fits,
+            )  # fmt: skip
+
+        return read(fits) or read(lambda _shape: True)
+
+    def _same_size(self, readings: dict[Stack, Reading]) -> dict[Stack, Reading]:
+        """Where padding leaves the sizes open, those under which most scales are right."""
+        sizes = [{(2 * s[2], s[1] // 2) if r.stack == "w13" else (s[1], 2 * s[2]) for _, s in r.alike}
+                 for r in readings.values()]  # fmt: skip
+        common = set.intersection(*sizes) if sizes else set()
+        best: tuple[float, dict[Stack, Reading]] = (-1.0, readings)
+        for hidden, inner in sorted(common, key=lambda size: (-size[1], size[0])):
+            tried = {stack: r.resized(hidden, inner) or r for stack, r in readings.items()}
+            situation = settle(self.model, self.key, self.tensors, tried, self.hints, self.recipe)
+            scene = self.scene(situation)
+            share = sum(
+                scale_layout(scene, slot, tensor, name=slot[1])[1]
+                for slot, tensor in self.tensors.items()
+                if slot[1] != "weight"
+            )
+            if share > best[0]:
+                best = (share, tried)
+        return best[1]
+
+    def _settle(self, readings: Mapping[Stack, Reading]) -> Situation:
+        situation = settle(self.model, self.key, self.tensors, readings, self.hints, self.recipe)
         if self.recipe is None:
             for slot, tensor in self.tensors.items():
-                if slot[1] == "scale":
-                    scene = self.scene(situation)
-                    situation = with_layout(situation, slot, scale_layout(scene, slot, tensor))
+                if slot[1] != "weight":
+                    identity, _ = scale_layout(self.scene(situation), slot, tensor, name=slot[1])
+                    situation = with_layout(situation, slot, identity)
         return situation
 
     # -- comparing and explaining --------------------------------------------------------------------------
@@ -186,12 +255,17 @@ class Examination:
                 self.notes.append(f"{'.'.join(slot)}: the backend does not take this tensor")
                 continue
             if tensor.numbers is not None and slot[1] == "weight":
+                row, found = examine_numbers(self, slot[0], tensor)
+                self.rows.append(row)
+                self.findings += found
                 continue
             shape = plan.canonical_shape(self.key, rank, *slot)
+            if slot[1] == "bias":
+                tensor = self._bias(slot, tensor)
             views = Views(tensor.data, shape)
             scene = self.scene(self.situation, self._owners(slot[0]))
             held = Held(slot, tensor, views, scene, compare(scene, slot, views))
-            if held.wrong and slot[1] == "scale":
+            if held.wrong and slot[1] != "weight":
                 held = self._plan_order(held)
             self.held.append(held)
             owners, planned = held.scene.owners, plan.experts(self.key, rank)
@@ -201,8 +275,19 @@ class Examination:
         self._explain()
         self._padding()
 
+    def _bias(self, slot: Slot, tensor: Foreign) -> Foreign:
+        """A bias in the dtype that the backend takes; another one is a finding, not a difference in every byte."""
+        wanted = self.situation.plan.recipe.bias_dtype
+        numbers = tensor.numbers
+        if numbers is None or _DTYPES[wanted] == tensor.dtype:
+            return tensor
+        made = finding(find_mistake("bias_dtype"), [".".join(slot)], {"found": tensor.dtype, "needed": wanted})
+        self.findings.append(made)
+        kind = np.float32 if wanted == "float32" else ml_dtypes.bfloat16
+        return replace(tensor, data=numbers.reshape(-1).astype(kind).view(np.uint8), dtype=_DTYPES[wanted])
+
     def _plan_order(self, held: Held) -> Held:
-        """Scales may stand in the plan's order although their weights do not."""
+        """Scales and biases may stand in the plan's order although their weights do not."""
         scene = self.scene(self.situation)
         comparison = compare(scene, held.slot, held.views)
         return replace(held, scene=scene, comparison=comparison) if not comparison.wrong else held
@@ -250,15 +335,16 @@ class Examination:
             reading = self.readings.get(held.slot[0]) if held.slot[1] == "weight" else None
             extra = [other_layout(held.slot, i) for i in self._other_layouts(held, reading)]
             sample = self._sample(held)
-            held.explanation = explain(
-                held.scene,
-                held.slot,
-                held.views,
-                [*known, *others, *extra],
-                most=self.most,
-                sample=sample,
-                first=tried,
-            )
+            scenes = [held.scene]
+            if held.slot[1] != "weight" and held.scene.owners is not None:
+                scenes.append(self.scene(None))  # scales may be there where weights are not
+            for scene in scenes:
+                held.explanation = explain(
+                    scene, held.slot, held.views, [*known, *others, *extra], most=self.most, sample=sample, first=tried
+                )
+                if held.explanation is not None:
+                    held.scene = scene
+                    break
             if held.explanation is not None:
                 tried = [*held.explanation.all, *tried]
                 held.found_layout = held.scene.layout(*held.slot, held.explanation.mistakes)
@@ -270,10 +356,10 @@ class Examination:
 
     def _other_layouts(self, held: Held, reading: Reading | None) -> list[str]:
         if reading is not None:
-            return [reading.identity] if reading.identity.count("@") else []
+            return [i for i in dict.fromkeys((reading.identity, reading.straight)) if "@" in i]
         if held.slot[1] == "weight":
             return []
-        return [scale_layout(held.scene, held.slot, held.tensor, name=held.slot[1])]
+        return [scale_layout(held.scene, held.slot, held.tensor, name=held.slot[1])[0]]
 
     def _sample(self, held: Held) -> list[int]:
         """Experts to hold mistakes against: wrong ones first, and not those that were never loaded."""
@@ -328,14 +414,35 @@ class Examination:
         }  # fmt: skip
 
     def _unexplained(self, held: Held) -> Finding:
+        if held.slot[1] == "bias" and not held.scene.content(0, *held.slot).any():
+            return finding(find_mistake("uninitialised_padding"), [held.name], {"padding_values": "several"})
         reading = self.readings.get(held.slot[0])
-        if held.slot[1] == "weight" and (reading is None or reading.met < _ONE_PERCENT):
-            return describe_unknown(self, held)
+        elsewhere = self._elsewhere(held)
+        if elsewhere is not None:
+            return elsewhere
+        if held.slot[1] == "weight":
+            made = describe_unknown(self, held, foreign=reading is None or reading.met < _ONE_PERCENT)
+            if made is not None:
+                return made
         share = 100 * held.comparison.share
         return Finding(
             "unexplained", f"{held.comparison.wrong} bytes are wrong ({share:.4g} % are right), by no known mistake",
             (held.name,), explanation="The table shows the first byte; `--bundle` writes a report to attach to an issue.",
         )  # fmt: skip
+
+    def _elsewhere(self, held: Held) -> Finding | None:
+        """A stack whose pieces are another layer's."""
+        stack = held.slot[0]
+        tensor = self.tensors.get((stack, "weight"))
+        if tensor is None or stack in self.readings or tensor.numbers is not None:
+            return None
+        if stack not in self.strays:
+            needed = {slot: self._needed(slot) for slot in self.tensors}
+            self.strays[stack] = self.search.find({stack: tensor}, needed, skip=self.key)
+        found = self.strays[stack]
+        if found is None:
+            return None
+        return finding(find_mistake("other_layer"), [held.name], {"found_layer": found, "layer": self.key})
 
     def _padding(self) -> None:
         seen: dict[tuple[str, bool], list[Held]] = {}
@@ -367,6 +474,7 @@ class Examination:
         """Run, and say what was found."""
         self.run()
         situation = self.situation
+        self.findings = _merged(self.findings)
         shape = situation.plan.shape(self.key)
         start, stop = (b * BLOCK for b in shape.intervals[situation.rank.tp_rank])
         where: dict[str, Any] = {
@@ -379,8 +487,10 @@ class Examination:
             self.notes.append(
                 "no backend was named: the byte order that was found is taken as the one that is needed"
             )
+        if situation.also:
+            self.notes.append(f"the same slice is also {', '.join(situation.also)}: --tp decides")
         return LayerReport(
-            self.key, str(situation.rank), where, tuple(self.findings), tuple(self._row(h) for h in self.held),
+            self.key, str(situation.rank), where, tuple(self.findings), (*self.rows, *(self._row(h) for h in self.held)),
             situation.recognised, tuple(self.notes),
         )  # fmt: skip
 
@@ -407,6 +517,16 @@ def _normal(recipe: Recipe | None) -> Recipe | None:
         layout, parameters = find(identity)
         layouts[slot] = layout.identity(parameters)
     return replace(recipe, layouts=layouts)
+
+
+def _merged(findings: Sequence[Finding]) -> list[Finding]:
+    """Findings that say the same of several tensors become one."""
+    found: dict[tuple[str, str], Finding] = {}
+    for one in findings:
+        key = (one.name, one.sentence)
+        tensors = (*found[key].tensors, *one.tensors) if key in found else one.tensors
+        found[key] = replace(one, tensors=tuple(dict.fromkeys(tensors)))
+    return list(found.values())
 
 
 def _all_zero(held: Held, places: Sequence[int]) -> bool:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from shardproof.diagnose.foreign import Foreign
-from shardproof.diagnose.pieces import Found, Ints, PieceIndex, sampled_columns, sampled_rows
+from shardproof.diagnose.pieces import Found, Ints, PieceIndex, row_step, sampled_columns, sampled_rows
 from shardproof.diagnose.trials import Trial, trials
 from shardproof.experts import ExpertSpec, Stack
 from shardproof.mistakes import Owners
 from shardproof.mxfp4 import BLOCK, BLOCK_BYTES, Bytes
 
 UNKNOWN = -2
+_MET_IF_CERTAIN = 0.4
+_NEARLY = 0.98
 _LEAST_SHARE = 0.5  # of the pieces that are known at all, those that stand where the trial says
 
 
@@ -54,6 +56,33 @@ class Reading:
     met: float
     in_order: float
     order: str
+    straight: str = ""
+    alike: tuple[tuple[str, tuple[int, int, int]], ...] = ()
+
+    @property
+    def hiddens(self) -> tuple[int, ...]:
+        """Every padded H that fits."""
+        own = [(self.identity, self.shape), *self.alike]
+        return tuple(dict.fromkeys(2 * s[2] if self.stack == "w13" else s[1] for _, s in own))
+
+    def resized(self, hidden: int, inner: int) -> Reading | None:
+        """The reading that fits as well under other padded sizes; None where there is none."""
+        shape = (self.shape[0], 2 * inner, hidden // 2) if self.stack == "w13" else (self.shape[0], hidden, inner // 2)
+        return next((replace(self, identity=i, shape=s, straight=i) for i, s in self.alike if s == shape), None)
+
+    def as_good_as(self, other: Reading) -> bool:
+        """Whether as much stands in place, in as good an order."""
+        return self.share >= _NEARLY * other.share and self.in_order >= _NEARLY * other.in_order
+
+    @property
+    def inner(self) -> int:
+        """Padded I."""
+        return self.shape[1] // 2 if self.stack == "w13" else self.shape[2] * 2
+
+    @property
+    def hidden(self) -> int:
+        """Padded H."""
+        return self.shape[2] * 2 if self.stack == "w13" else self.shape[1]
 
 
 @dataclass(frozen=True)
@@ -64,6 +93,12 @@ class _Score:
     in_order: float
     found: Found
     mask: np.ndarray
+    balance: float = 0.0
+
+    @property
+    def weight(self) -> float:
+        """How much speaks for the trial: pieces in place, less where they come from some columns or rows only."""
+        return self.good * self.share * (1 + self.balance) / 2
 
 
 def read_weight(
@@ -73,29 +108,75 @@ def read_weight(
     index: PieceIndex,
     *,
     needed: str | None,
-    experts: int | None = None,
+    experts: Sequence[int] | None = None,
+    hidden: Sequence[int] = (),
+    inner: int | None = None,
+    least: int = 0,
+    usual: int | None = None,
+    fits: Callable[[tuple[int, int, int]], bool] = lambda _shape: True,
 ) -> Reading | None:
-    """Find the reading under which most pieces stand where the checkpoint has them; None where none does."""
+    """Find the reading under which most pieces stand where the checkpoint has them; None where none does.
+
+    `experts`, `hidden`, `inner` are sizes that are known, `least` is the least padded I, `usual` the likeliest padded H;
+    `fits` says whether the other tensors of the stack can have a shape.
+    """
+    usual = usual or spec.hidden
     best: tuple[tuple[float, ...], Trial, str, _Score] | None = None
-    for trial in trials(stack, tensor.data.size, tensor.shape, spec, needed=needed, experts=experts):
-        sample = _sample_experts(tensor.data, trial.shape[0])[:1]
+    ordered: tuple[tuple[float, ...], Trial] | None = None
+    fitting: list[tuple[float, float, Trial]] = []
+    for trial in trials(stack, tensor.data.size, tensor.shape, spec, needed=needed, experts=experts, hidden=hidden, usual=usual):
+        if (inner is not None and trial.inner(stack) != inner) or trial.inner(stack) < least or not fits(trial.shape):
+            continue
+        sample = _sample_experts(tensor.data, trial.shape[0])
+        sample = sorted({*sample[:1], *sample[-1:]})  # the last one shows a wrong size of all before it
         if not sample:
             continue
+        empty = 0 if experts and len(experts) == 1 else _empty(tensor.data, trial.shape[0])
         for codec, score in _scores(trial, tensor.data, stack, spec, index, sample):
-            rank = (score.good * score.share, round(score.in_order, 3), trial.identity == needed, not codec)
+            if codec and best is not None and best[3].share == 1.0:
+                break
+            order = round(score.in_order, 3)
+            wide = trial.hidden(stack)
+            rank = (
+                score.weight, -empty, trial.identity == needed, round(order, 1), -abs(wide - usual), not codec,
+            )  # fmt: skip
             if score.good and (best is None or _better(rank, best[0])):
                 best = (rank, trial, codec, score)
+            if score.good and not codec:
+                fitting.append((rank[0], order, trial))
+            by_order = (score.weight, order)
+            if score.good and (ordered is None or _better(by_order, ordered[0])):
+                ordered = (by_order, trial)
+        expected = 1.0 if stack == "w2" else 1.0 / row_step(spec)
+        if best is not None and best[1] is trial and not best[2] and not empty and not trial.padded and _certain(best[3], expected):
+            break
     if best is None or best[3].share < _LEAST_SHARE:
         return None
     _, trial, codec, _ = best
-    return _reading(trial, codec, tensor.data, stack, spec, index)
+    reading = _reading(trial, codec, tensor.data, stack, spec, index)
+    alike = [(t.identity, t.shape) for good, order, t in fitting
+             if t.shape[0] == trial.shape[0] and good >= _NEARLY * best[0][0] and order >= _NEARLY * best[3].in_order]
+    reading = replace(reading, alike=tuple(alike))
+    if ordered is not None and ordered[1].shape == trial.shape:
+        return replace(reading, straight=ordered[1].identity)
+    return reading
+
+
+def _certain(score: _Score, expected: float) -> bool:
+    """Every known piece stands where the trial says, and rows are in order: no other trial can be better."""
+    return score.share == score.in_order == 1.0 and score.balance > _MET_IF_CERTAIN and score.met > _MET_IF_CERTAIN * expected
 
 
 def _better(new: tuple[float, ...], old: tuple[float, ...]) -> bool:
-    """More pieces in place wins; within 2 % the order of rows decides, then the needed layout."""
+    """More pieces in place wins; within 2 % the needed layout, then the order of rows."""
     if abs(new[0] - old[0]) > 0.02 * max(new[0], old[0]):
         return new[0] > old[0]
     return new[1:] > old[1:]
+
+
+def _empty(kernel: Bytes, count: int) -> int:
+    """How many of `count` equal parts are zero (of every 257th byte): a sign of too many experts."""
+    return int((~kernel.reshape(count, -1)[:, ::257].any(axis=1)).sum()) if kernel.size % count == 0 else 0
 
 
 def _sample_experts(kernel: Bytes, count: int) -> list[int]:
@@ -167,7 +248,8 @@ def _reading(
     trial: Trial, codec: str, kernel: Bytes, stack: Stack, spec: ExpertSpec, index: PieceIndex
 ) -> Reading:
     sample = _sample_experts(kernel, trial.shape[0])
-    score = dict(_scores(trial, kernel, stack, spec, index, sample))[codec]
+    score = dict(_scores(trial, kernel, stack, spec, index, sample)).get(codec)
+    assert score is not None
     rows, blocks = (np.array(x) for x in _rows_and_blocks(stack, trial.shape, spec))
     found, mask = score.found, score.mask
     start = stop = None

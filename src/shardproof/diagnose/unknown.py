@@ -165,8 +165,8 @@ def _write(pieces: list[tuple[int, int, int]], row_units: int, rows: int, unit_b
     return f"e {' '.join(left)} -> e {' '.join(name for _, name in sorted(right, reverse=True))}{tail}"
 
 
-def describe_unknown(examination: Examination, held: Held) -> Finding:
-    """What can be said of a weight that no layout of the catalogue explains."""
+def describe_unknown(examination: Examination, held: Held, *, foreign: bool) -> Finding | None:
+    """What can be said of a weight that no layout of the catalogue explains; `foreign` if no piece of it was met."""
     experts, rows, columns = held.views.shape
     share = 0.0
     if held.tensor.data.size == experts * rows * columns:
@@ -177,6 +177,8 @@ def describe_unknown(examination: Examination, held: Held) -> Finding:
         if order is not None:
             return _unknown_order(order, held)
         share = _common_pieces(found, canonical.reshape(len(canonical), -1))
+    if not foreign:
+        return None
     return Finding(
         "other_checkpoint",
         f"{100 * share:.3g} % of the tensor's 16-byte pieces are in this layer of the checkpoint: it comes from another "

@@ -107,7 +107,7 @@ class HopperExperts:
         return builds.choose(tokens * top_k / reachable, self.precision == "w4a8" and self.exact8)
 
     def __call__(self, x: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor) -> torch.Tensor:
-        """x bf16 [M, H], topk_ids int32 [M, k] (global experts; -1 for none), topk_weights float32 [M, k] -> bf16 [M, H]."""
+        """X bf16 [M, H], topk_ids int32 [M, k] (global experts; -1 for none), topk_weights float32 [M, k] -> bf16 [M, H]."""
         self._check_call(x, topk_ids, topk_weights)
         out = torch.empty_like(x)
         if x.shape[0]:
