@@ -44,4 +44,3 @@ def _options(
 for verb in (inspect, plan, explain, pack, verify, diagnose, demo):
     app.command()(verb)
 app.add_typer(layouts, name="layouts")
-app.add_typer(layouts, name="layouts")
