@@ -185,6 +185,16 @@ def wrong_bytes(field):
     return np.concatenate([packed[:cut].reshape(-1, 2048)[:, ::-1].reshape(-1), packed[cut:]])
 
 
+def agrees(result):
+    """Whether the kernel gives the same from both packings, and something else from wrong bytes.
+
+    Equal bytes may differ by rounding where a kernel adds in no fixed order (humming). A kernel that is wrong on a
+    shape from its own converter's bytes as well says nothing against the bytes; `kernel_is_right` keeps that apart.
+    """
+    near = abs(result["error_ours"] - result["error_theirs"]) <= 0.01 * result["error_theirs"]
+    return near and result["error_of_wrong_bytes"] > max(0.3, 3 * result["error_theirs"])
+
+
 def examine(bench, name, shape, gpu, tokens):
     """One implementation on one shape: bytes, then errors from both, then from wrong bytes."""
     problem = bench.Problem(shape)
@@ -203,8 +213,8 @@ def examine(bench, name, shape, gpu, tokens):
         result["largest_difference"] = (ours - theirs).abs().max().item()
         fields["w13"].put(from_bytes(wrong_bytes(fields["w13"]), fields["w13"].get()))
         result["error_of_wrong_bytes"] = error_of(problem, impl, tokens)[1]
-        good &= abs(result["error_ours"] - result["error_theirs"]) <= 1e-3 * result["error_theirs"]
-        good &= result["error_ours"] < 0.02 < 0.3 < result["error_of_wrong_bytes"]
+        result["kernel_is_right"] = result["error_theirs"] < 0.02
+        good &= agrees(result)
     return {**result, "ok": bool(good)}
 
 
