@@ -34,6 +34,8 @@ class Build:
     narrow: bool = False
     overlap: bool = False
     pair: int = 1
+    once: bool = True
+    stagger: bool = True
     activation: int = 0
     consumer_regs: int = 0
     producer_regs: int = 0
@@ -89,6 +91,8 @@ class Build:
             "NARROW": int(self.narrow),
             "OVERLAP": int(self.overlap),
             "PAIR": self.pair,
+            "ONCE": int(self.once),
+            "STAGGER": int(self.stagger),
             "ACTIVATION": self.activation,
         }
         if self.consumer_regs:

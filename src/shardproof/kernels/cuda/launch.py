@@ -30,6 +30,7 @@ class Args(ctypes.Structure):
         *[(n, ctypes.c_int) for n in ("x_pitch", "h_pitch", "y_pitch")],
         *[(n, ctypes.c_int) for n in ("small_route", "round_x", "round_h", "weight_first")],
         *[(n, ctypes.c_float) for n in ("limit", "alpha", "beta", "linear_beta")],
+        ("powers", ctypes.c_uint32 * 5),
     )
 
 

@@ -104,7 +104,8 @@ class HopperExperts:
     def build_for(self, tokens: int, top_k: int) -> Build:
         """The geometry that serves this batch."""
         reachable = self.experts if self.expert_map is None else self.expert_map.numel()
-        return builds.choose(tokens * top_k / reachable, self.precision == "w4a8" and self.exact8)
+        a8 = self.precision == "w4a8"
+        return builds.choose(tokens * top_k / reachable, a8, a8 and self.exact8)
 
     def __call__(self, x: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor) -> torch.Tensor:
         """X bf16 [M, H], topk_ids int32 [M, k] (global experts; -1 for none), topk_weights float32 [M, k] -> bf16 [M, H]."""
@@ -166,6 +167,7 @@ class HopperExperts:
         act = self.activation
         args.limit = float("inf") if act.limit is None else act.limit
         args.alpha, args.beta, args.linear_beta = act.alpha, act.beta, act.linear_beta
+        args.powers[:] = (4096, 256, 64, 16, 4)
         args.ids, args.weights, args.out = ids.data_ptr(), weights.data_ptr(), out.data_ptr()
 
         def take(name: str, size: int, dtype: torch.dtype, *, zero: bool = False) -> torch.Tensor:

@@ -33,11 +33,11 @@ DEV Piece read_piece(const Pipe& q, int row64, int chunk, bool live) {
 struct HalfBf16 {
   u32 placed[16], multiplier[4];   // [2 * block + row half][2d + f]
 };
-DEV void prepare(const Piece& p, HalfBf16& t) {
+DEV void prepare(const Piece& p, const u32 (&powers)[5], HalfBf16& t) {
   u32 words[4] = {p.codes.x, p.codes.y, p.codes.z, p.codes.w};
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    place_bf16(words[i], t.placed + 4 * i);
+    place_bf16(words[i], powers, t.placed + 4 * i);
     t.multiplier[i] = bf16_multiplier(p.scales, i);
   }
   settle(t.placed);
@@ -65,11 +65,11 @@ DEV void prepare(const Piece& p, u32 table, HalfE4m3& t) {
   settle(t.codes);
   settle(t.placed);
 }
-DEV void complete(const HalfE4m3& t, u32* a) {
+DEV void complete(const HalfE4m3& t, u32 sixteen, u32* a) {
 #pragma unroll
   for (int i = 0; i < 4; ++i)
 #pragma unroll
-    for (int z = 0; z < 2; ++z) a[4 * (i >> 1) + 2 * z + (i & 1)] = sign_e4m3(t.codes[i], t.placed[2 * i + z], z);
+    for (int z = 0; z < 2; ++z) a[4 * (i >> 1) + 2 * z + (i & 1)] = sign_e4m3(t.codes[i], t.placed[2 * i + z], z, sixteen);
 }
 
 template <int N>
@@ -92,13 +92,13 @@ DEV void read_tokens(u32 atom, int lane, uint4 (&b)[2][N / 8]) {
 }
 
 template <int N>
-DEV void multiply(const Piece& p, const uint4 (&b)[2][N / 8], float* acc) {
+DEV void multiply(const Piece& p, const u32 (&powers)[5], const uint4 (&b)[2][N / 8], float* acc) {
   u32 words[4] = {p.codes.x, p.codes.y, p.codes.z, p.codes.w};
 #pragma unroll
   for (int block = 0; block < 2; ++block) {
     u32 low[4], high[4], by_low = bf16_multiplier(p.scales, 2 * block), by_high = bf16_multiplier(p.scales, 2 * block + 1);
-    place_bf16(words[2 * block], low);
-    place_bf16(words[2 * block + 1], high);
+    place_bf16(words[2 * block], powers, low);
+    place_bf16(words[2 * block + 1], powers, high);
 #pragma unroll
     for (int i = 0; i < 4; ++i) low[i] = mul_bf16x2(low[i], by_low), high[i] = mul_bf16x2(high[i], by_high);
 #pragma unroll
@@ -110,10 +110,11 @@ DEV void multiply(const Piece& p, const uint4 (&b)[2][N / 8], float* acc) {
 }
 
 template <int N>
-DEV void main_loop(Pipe& q, int chunks, float (&acc)[MW][NMAX / 2]) {
+DEV void main_loop(const Params& p, Pipe& q, const Walk& w, float (&acc)[MW][NMAX / 2]) {
   int rows = q.group / KW * MW, share = q.group % KW;
   clear<N>(acc);
-  for (int first = 0; first < chunks; first += CHUNKS) {
+  for (int stage = 0; stage < w.stages; ++stage) {
+    int first = w.chunk(stage);
     bar_wait(q.base + Shared::W_FULL + 8 * q.w.at, q.w.parity);
     bar_wait(q.base + Shared::X_FULL + 8 * q.x.at, q.x.parity);
 #pragma unroll
@@ -122,7 +123,7 @@ DEV void main_loop(Pipe& q, int chunks, float (&acc)[MW][NMAX / 2]) {
       uint4 b[2][N / 8];
       read_tokens<N>(q.base + Shared::X + q.x.at * X_BYTES + chunk * ATOM_BYTES, q.lane, b);
 #pragma unroll
-      for (int m = 0; m < MW; ++m) multiply<N>(read_piece(q, rows + m, chunk, first + chunk < chunks), b, acc[m]);
+      for (int m = 0; m < MW; ++m) multiply<N>(read_piece(q, rows + m, chunk, first + chunk < w.chunks), p.powers, b, acc[m]);
     }
     release(q.base + Shared::W_EMPTY + 8 * q.w.at, q.lane);
     release(q.base + Shared::X_EMPTY + 8 * q.x.at, q.lane);
@@ -133,17 +134,18 @@ DEV void main_loop(Pipe& q, int chunks, float (&acc)[MW][NMAX / 2]) {
 #elif !FP8
 // PAIR chunks a step: while their products run, the next step's weights are unpacked (OVERLAP), all but the multiply.
 template <int N>
-DEV void main_loop(Pipe& q, int chunks, float (&acc)[MW][NMAX / 2]) {
+DEV void main_loop(const Params& p, Pipe& q, const Walk& w, float (&acc)[MW][NMAX / 2]) {
   constexpr int STEPS = EACH / PAIR * MW;
   int rows = q.group / KW * MW, share = q.group % KW, previous = 0;
-  for (int first = 0; first < chunks; first += CHUNKS) {
+  for (int stage = 0; stage < w.stages; ++stage) {
+    int first = w.chunk(stage);
     bar_wait(q.base + Shared::W_FULL + 8 * q.w.at, q.w.parity);
     Piece piece[PAIR];
     auto read = [&](int step) {
 #pragma unroll
       for (int i = 0; i < PAIR; ++i) {
         int chunk = (step / MW * PAIR + i) * KW + share;
-        piece[i] = read_piece(q, rows + step % MW, chunk, first + chunk < chunks);
+        piece[i] = read_piece(q, rows + step % MW, chunk, first + chunk < w.chunks);
       }
     };
     read(0);
@@ -154,12 +156,12 @@ DEV void main_loop(Pipe& q, int chunks, float (&acc)[MW][NMAX / 2]) {
       u32 a[PAIR][16];
       if (!OVERLAP) mma_wait<0>();
 #pragma unroll
-      for (int i = 0; i < PAIR; ++i) prepare(piece[i], half[i]);
+      for (int i = 0; i < PAIR; ++i) prepare(piece[i], p.powers, half[i]);
       if (step < STEPS - 1) read(step + 1);
       if (step == STEPS - 1) release(q.base + Shared::W_EMPTY + 8 * q.w.at, q.lane);
       if (step == 0) bar_wait(q.base + Shared::X_FULL + 8 * q.x.at, q.x.parity);
       if (OVERLAP) mma_wait<0>();
-      if (step == 0 && first > 0) release(q.base + Shared::X_EMPTY + 8 * previous, q.lane);
+      if (step == 0 && stage > 0) release(q.base + Shared::X_EMPTY + 8 * previous, q.lane);
 #pragma unroll
       for (int i = 0; i < PAIR; ++i) complete(half[i], a[i]);
       mma_fence();
@@ -170,7 +172,7 @@ DEV void main_loop(Pipe& q, int chunks, float (&acc)[MW][NMAX / 2]) {
 #pragma unroll
         for (int k = 0; k < 4; ++k)
           Mma<N>::bf16(acc[m], a[i][4 * k], a[i][4 * k + 1], a[i][4 * k + 2], a[i][4 * k + 3], mma_descriptor(b + 2 * k),
-                       first > 0 || k > 0 || i > 0 || step >= MW);
+                       stage > 0 || k > 0 || i > 0 || step >= MW);
       }
       mma_commit();
     }
@@ -198,7 +200,7 @@ DEV void promote(u32 scales, int lane, const float* part, float* acc) {
 
 // Reads one step's weights, then ends the step before it (`before`), then starts this one.
 template <int N, int STEP_INDEX, class Before>
-DEV void step_e4m3(Pipe& q, int first, int chunks, float* part, Before before) {
+DEV void step_e4m3(const Params& p, Pipe& q, int first, const Walk& w, float* part, Before before) {
   constexpr int m = MW == 2 ? STEP_INDEX : 0, atom = MW == 2 ? 0 : STEP_INDEX;
   HalfE4m3 half[2];
   u32 a[16];
@@ -206,7 +208,7 @@ DEV void step_e4m3(Pipe& q, int first, int chunks, float* part, Before before) {
 #pragma unroll
   for (int c = 0; c < 2; ++c) {
     int chunk = 2 * atom + c;
-    prepare(read_piece(q, q.group * MW + m, chunk, first + chunk < chunks), q.base + Shared::TABLE - 8 * 239, half[c]);
+    prepare(read_piece(q, q.group * MW + m, chunk, first + chunk < w.chunks), q.base + Shared::TABLE - 8 * 239, half[c]);
   }
   if (STEP_INDEX == 1) release(q.base + Shared::W_EMPTY + 8 * q.w.at, q.lane);
   if (STEP_INDEX == 0) {
@@ -214,8 +216,8 @@ DEV void step_e4m3(Pipe& q, int first, int chunks, float* part, Before before) {
   }
   u32 b = descriptor_low(q.base + Shared::X + q.x.at * X_BYTES + atom * ATOM_BYTES);
   before();
-  complete(half[0], a);
-  complete(half[1], a + 8);
+  complete(half[0], p.powers[3], a);
+  complete(half[1], p.powers[3], a + 8);
   mma_fence();
 #pragma unroll
   for (int k = 0; k < 4; ++k) Mma<N>::e4m3(part, a[4 * k], a[4 * k + 1], a[4 * k + 2], a[4 * k + 3], mma_descriptor(b + 2 * k), k > 0);
@@ -223,13 +225,13 @@ DEV void step_e4m3(Pipe& q, int first, int chunks, float* part, Before before) {
 }
 
 template <int N>
-DEV void main_loop(Pipe& q, int chunks, float (&acc)[MW][NMAX / 2]) {
+DEV void main_loop(const Params& p, Pipe& q, const Walk& w, float (&acc)[MW][NMAX / 2]) {
   float part[N / 2];
   clear<N>(acc);
-  step_e4m3<N, 0>(q, 0, chunks, part, [] {});
-  for (int first = 0;; ) {
+  step_e4m3<N, 0>(p, q, w.chunk(0), w, part, [] {});
+  for (int stage = 0;;) {
     u32 scales = q.base + Shared::XS + q.x.at * XS_BYTES;
-    step_e4m3<N, 1>(q, first, chunks, part, [&] {
+    step_e4m3<N, 1>(p, q, w.chunk(stage), w, part, [&] {
       mma_wait<0>();
       promote<N>(scales, q.lane, part, acc[0]);
     });
@@ -237,14 +239,14 @@ DEV void main_loop(Pipe& q, int chunks, float (&acc)[MW][NMAX / 2]) {
     int previous = q.x.at;
     q.w.next<W_DEPTH>();
     q.x.next<X_DEPTH>();
-    first += CHUNKS;
+    ++stage;
     auto end = [&] {
       mma_wait<0>();
       promote<N>(scales, q.lane, part, acc[MW - 1]);
       release(q.base + Shared::X_EMPTY + 8 * previous, q.lane);
     };
-    if (first >= chunks) return end();
-    step_e4m3<N, 0>(q, first, chunks, part, end);
+    if (stage >= w.stages) return end();
+    step_e4m3<N, 0>(p, q, w.chunk(stage), w, part, end);
   }
 }
 #endif

@@ -3,13 +3,13 @@
 #pragma once
 #include "ptx.cuh"
 
-// code * 2^-126 in bf16 bits: sign and magnitude in place. The block's multiplier carries 2^126.
-DEV void place_bf16(u32 w, u32* r) {
+// code * 2^-126 in bf16 bits: sign and magnitude in place. The block's multiplier carries 2^126. Left shifts are
+// multiplications here: they run on another pipe than the logic, which is the busiest.
+DEV void place_bf16(u32 w, const u32 (&powers)[5], u32* r) {
   const u32 S = 0x80008000u, MAG = 0x01c001c0u;
-  u32 v = w << 8;
-  r[0] = ((v << 4) & S) | ((w << 6) & MAG);
-  r[1] = (v & S) | ((w << 2) & MAG);
-  r[2] = ((w << 4) & S) | ((w >> 2) & MAG);
+  r[0] = ((w * powers[0]) & S) | ((w * powers[2]) & MAG);
+  r[1] = ((w * powers[1]) & S) | ((w * powers[4]) & MAG);
+  r[2] = ((w * powers[3]) & S) | ((w >> 2) & MAG);
   r[3] = (w & S) | ((w >> 6) & MAG);
 }
 // Byte `i` of `scales` is the exponent field of a bf16 power of two; returns it in both halves.
@@ -21,8 +21,8 @@ DEV void place_e4m3(u32 w, uint2 table, u32& z0, u32& z1) {
   z0 = select_bytes(table.x, table.y, magnitude);
   z1 = select_bytes(table.x, table.y, magnitude >> 16);
 }
-DEV u32 sign_e4m3(u32 w, u32 magnitudes, int z) {
-  u32 r = magnitudes | (select_bytes(w << 4, w, z ? 0x7362 : 0x5140) & 0x80808080u);
+DEV u32 sign_e4m3(u32 w, u32 magnitudes, int z, u32 sixteen) {
+  u32 r = magnitudes | (select_bytes(w * sixteen, w, z ? 0x7362 : 0x5140) & 0x80808080u);
   asm volatile("" : "+r"(r));
   return r;
 }

@@ -76,15 +76,16 @@ DEV void hand_out(const Params& p, const Routed& r, int ticket, u8* smem, u32 ba
 // The weight warp's one lane.
 DEV void stream_weights(const Params& p, const Tile* records, u32 base) {
   Ring ring, slot;
-  u64 policy = NMAX > 64 ? evict_normal_policy() : evict_first_policy();
+  u64 policy = ONCE ? evict_first_policy() : evict_normal_policy();
   while (true) {
     bar_wait(base + Shared::T_FULL + 8 * slot.at, slot.parity);
     Tile t = records[slot.at];
     if (t.phase < 0) return;
     const Gemm& g = p.gemm[t.phase];
-    for (int chunk = 0; chunk < g.chunks; chunk += CHUNKS) {
+    Walk w = walk(g, t);
+    for (int stage = 0; stage < w.stages; ++stage) {
       bar_wait(base + Shared::W_EMPTY + 8 * ring.at, ring.parity ^ 1);
-      load_stage(g, t, chunk, base, ring, policy);
+      load_stage(g, t, w.chunk(stage), base, ring, policy);
       ring.next<W_DEPTH>();
     }
     bar_arrive(base + Shared::T_EMPTY + 8 * slot.at);
@@ -194,7 +195,9 @@ DEV void gather_tokens(const Params& p, const u8* smem, u32 base, int thread) {
     if (t.phase) await_activations(p, t, out);
     Source src = token_source(p, t.phase);
     MyRows mine = my_rows(src, rows, t.count, thread);
-    for (int chunk = 0; chunk < p.gemm[t.phase].chunks; chunk += CHUNKS) {
+    Walk w = walk(p.gemm[t.phase], t);
+    for (int stage = 0; stage < w.stages; ++stage) {
+      int chunk = w.chunk(stage);
       bar_wait(base + Shared::X_EMPTY + 8 * ring.at, ring.parity ^ 1);
       u32 dst = base + Shared::X + ring.at * X_BYTES;
       if (!FP8 && p.round_x) {

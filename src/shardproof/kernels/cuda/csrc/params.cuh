@@ -20,6 +20,8 @@
 #define EACH 2
 #define OVERLAP 0
 #define PAIR 1
+#define STAGGER 1
+#define ONCE 1                // weights are read once: first to leave the L2 cache
 #define ACTIVATION 0          // 0 silu, 1 swiglu_oai, 2 situ
 #endif
 
@@ -52,6 +54,16 @@ struct Gemm {
   int row64s, chunks, row_tiles;
 };
 
+// A tile walks K from a stage of its own, so that blocks at work side by side do not read addresses a power of two
+// apart. It depends on the tile alone: the order of summation is the same in every run.
+struct Walk {
+  int chunks, stages, turn;
+  DEV int chunk(int stage) const {
+    stage += turn;
+    return (stage >= stages ? stage - stages : stage) * CHUNKS;
+  }
+};
+
 struct Params {
   Gemm gemm[2];
   const u16* x;                 // bf16 [tokens, hidden]
@@ -71,6 +83,7 @@ struct Params {
   int x_pitch, h_pitch, y_pitch;  // elements
   int small_route, round_x, round_h, weight_first;
   float limit, alpha, beta, linear_beta;
+  u32 powers[5];                // 4096, 256, 64, 16, 4: unknown to the compiler, so that it shifts by multiplying
 };
 
 struct Tile {
@@ -78,6 +91,12 @@ struct Tile {
   int expert, start, count, row_tile, token_tile;
   int pad0, pad1;
 };
+
+DEV Walk walk(const Gemm& g, const Tile& t) {
+  Walk w = {g.chunks, (g.chunks + CHUNKS - 1) / CHUNKS, 0};
+  if (STAGGER) w.turn = (t.row_tile * 5 + t.expert * 3) % w.stages;
+  return w;
+}
 
 DEV int local_expert(const Params& p, int id) {
   if (id < 0 || id >= p.map_size) return -1;
