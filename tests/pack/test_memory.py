@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shardproof.pack import pack_in_memory, pack_layer
 from shardproof.pack import memory as rooms
+from shardproof.pack import pack_in_memory, pack_layer
 from shardproof.pack.memory import HUGE_PAGES, anonymous, arena
 from shardproof.plan import make_plan
 from tests.pack.recipes import RECIPES, model

@@ -181,7 +181,8 @@ class _Stage:
         import torch
 
         host, there = self._host[self._turn], self._there[self._turn]
-        assert host is not None and there is not None
+        assert host is not None
+        assert there is not None
         if self._stream is None:
             gather.run(there[:size], target)
             return

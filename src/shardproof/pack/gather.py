@@ -27,7 +27,7 @@ _AT_ONCE = 1 << 22  # words moved at a time where torch does it
 
 @dataclass(frozen=True)
 class Gather:
-    """Word w of tile t is made from source bytes `tile_source[t] + source[w, :]` and goes to `tile_target[t] + target[w]`.
+    """Word w of tile t: from source bytes `tile_source[t] + source[w, :]` to `tile_target[t] + target[w]`.
 
     `tables` is None for plain copies of `word` bytes; else source byte b of part p counts `tables[table[w, p], b]`.
     """

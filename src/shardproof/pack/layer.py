@@ -108,7 +108,7 @@ def _check_buffer(plan: Plan, key: str, rank: Rank, slot: Slot, out: Bytes) -> N
 
 
 def engine_can(model: ExpertModel, key: str, slot: Slot) -> bool:
-    """Whether a tensor's bytes can be moved by the native engine: it is here, they stand in files, and are no biases."""
+    """Whether the native engine can move a tensor: it is here, the bytes stand in files, and are no biases."""
     stack, name = slot
     projections: tuple[Projection, ...] = ("w2",) if stack == "w2" else ("w1", "w3")
     if name == "bias" or native.library() is None:

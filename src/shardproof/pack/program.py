@@ -120,7 +120,7 @@ def digits_of(placed: Placed) -> list[Digit]:
 def staging_program(placed: Placed, identity: str, name: Field) -> Program:
     """Rows in canonical order with the layout's own padding and value change: what a GPU permutes further.
 
-    One group is one row; rows stand as [experts, halves, padded rows] or, for layouts of the whole stack, [padded rows].
+    One group is one row. Rows stand as [experts, halves, padded rows]; for layouts of the whole stack as [padded rows].
     """
     layout, _ = find(identity)
     bits = BITS[placed.unit]
