@@ -80,11 +80,13 @@ def compile_placed(placed: Placed, pad: int, change: tuple[int, int], *, simd: b
     experts, matrix_rows, width = placed.shape
     limit = placed.extents[-2]
     padded = placed.padded[-1] // per_byte
+    reach = int(masks[part["index"]].view(np.int8).max()) if kernel == s.SHUFFLE else 16
+    near = reach + int(column_loops["src"][-1]) < 16
     masks, tables = _aligned(masks), np.ascontiguousarray(tables)
     arrays = (row_loops, column_loops, tile.row, tile.base, part, masks, tables)
     offset = placed.strides.offset // per_byte
     struct = s.ProgramStruct(
-        kernel, len(tile.row), len(row_loops), len(column_loops), len(part), word,
+        kernel, len(tile.row), len(row_loops), len(column_loops), len(part), word, int(near),
         pad, placed.pad_value, change[0], change[1],
         limit, matrix_rows, experts * matrix_rows, width, padded, tile.size, offset + tile.start,
         *(a.ctypes.data for a in arrays),
@@ -140,7 +142,7 @@ def staging_program(placed: Placed, identity: str, name: Field) -> Program:
     arrays = (rows, columns, nothing, nothing, part, masks, tables)
     pad = PAD_SCALE if name == "scale" else PAD_WEIGHT
     struct = s.ProgramStruct(
-        s.RUN, 1, len(rows), 1, 0, 1, pad, placed.pad_value, layout.add, layout.highest,
+        s.RUN, 1, len(rows), 1, 0, 1, 0, pad, placed.pad_value, layout.add, layout.highest,
         placed.extents[-2], matrix_rows, experts * matrix_rows, width, pitch, pitch, 0,
         *(a.ctypes.data for a in arrays),
     )  # fmt: skip
