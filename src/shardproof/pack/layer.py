@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -107,12 +107,20 @@ def _check_buffer(plan: Plan, key: str, rank: Rank, slot: Slot, out: Bytes) -> N
         )  # fmt: skip
 
 
+def engine_can(model: ExpertModel, key: str, slot: Slot) -> bool:
+    """Whether the native engine can move a tensor: it is here, the bytes stand in files, and are no biases."""
+    stack, name = slot
+    projections: tuple[Projection, ...] = ("w2",) if stack == "w2" else ("w1", "w3")
+    if name == "bias" or native.library() is None:
+        return False
+    return all(in_files(model.layer(key).sources[p, name]) for p in projections)
+
+
 def _tensor(
     model: ExpertModel, plan: Plan, key: str, rank: Rank, slot: Slot, out: Bytes, total: int, where: Addresses
 ) -> _Tensor | None:
     stack, name = slot
-    projections: tuple[Projection, ...] = ("w2",) if stack == "w2" else ("w1", "w3")
-    if name == "bias" or not all(in_files(model.layer(key).sources[p, name]) for p in projections):
+    if not engine_can(model, key, slot):
         return None
     shape = plan.canonical_shape(key, rank, stack, name)
     made = program(plan.recipe.layouts[slot], shape, pad_value(name), simd=has_simd())
@@ -122,7 +130,7 @@ def _tensor(
         layout, parameters = find(plan.recipe.layouts[slot])
         layout.place(shape, parameters).fill(out)
     layer = model.layer(key)
-    cuts = _cuts(plan, layer, rank, slot, where)
+    cuts = cuts_of(plan, layer, rank, slot, where)
     experts = np.array(plan.experts(key, rank), dtype=np.int64)
     starts = _starts(made, len(experts))
     jobs = np.zeros(len(starts) - 1, dtype=native.JOB)
@@ -142,7 +150,7 @@ def _starts(made: Program, experts: int) -> npt.NDArray[np.int64]:
     return np.unique(np.concatenate((bounds, within)))
 
 
-def _cuts(plan: Plan, layer: LayerExperts, rank: Rank, slot: Slot, where: Addresses) -> npt.NDArray[np.void]:
+def cuts_of(plan: Plan, layer: LayerExperts, rank: Rank, slot: Slot, where: Addresses) -> npt.NDArray[np.void]:
     """The cuts of every expert, records [E, cuts an expert]; at least one each, of no rows where there is nothing."""
     stack, name = slot
     experts = np.array(plan.experts(layer.key, rank), dtype=np.int64)
@@ -188,21 +196,21 @@ def _run(
     )
     if result.fault is not None:
         faulty = tensors[int(owner[result.fault.job])]
-        _explain(model, plan, key, faulty, outs[faulty.rank][faulty.slot], result.fault)
+        raise_fault(model, plan, key, faulty.rank, faulty.slot, outs[faulty.rank][faulty.slot], result.fault)
     return result.totals
 
 
-def _explain(
-    model: ExpertModel, plan: Plan, key: str, tensor: _Tensor, out: Bytes, fault: native.Fault
-) -> None:
+def raise_fault(
+    model: ExpertModel, plan: Plan, key: str, rank: Rank, slot: Slot, out: Bytes, fault: native.Fault
+) -> NoReturn:
     """Raise what went wrong: the plain path meets the same bytes again and names them."""
     layer = model.layer(key)
     for file in {int(f) for s in layer.sources.values() for f in np.unique(s.file)}:
         model.checkpoint.check_unchanged(file)
     if fault.kind != BUS_ERROR:
-        pack_slot(model, plan, key, tensor.rank, tensor.slot, out)
+        pack_slot(model, plan, key, rank, slot, out)
     raise PackError(
         "pack.io", "a page of the checkpoint or of the output could not be read or written", layer=key,
-        rank=tensor.rank, tensor=".".join(tensor.slot), found=f"bus error at {fault.address:#x}",
+        rank=rank, tensor=".".join(slot), found=f"bus error at {fault.address:#x}",
         needed="files that stay whole while they are used", next_step="look at the disk, then run again",
     )  # fmt: skip

@@ -17,8 +17,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from shardproof.experts import Field
 from shardproof.layouts import Placed, find
 from shardproof.layouts.moves import BITS
+from shardproof.mxfp4 import PAD_SCALE, PAD_WEIGHT
 from shardproof.pack.native import structs as s
 from shardproof.pack.tile import Digit, Tile, choose, enumerate_tile
 
@@ -59,7 +61,7 @@ def program(identity: str, shape: tuple[int, int, int], pad: int, *, simd: bool)
 
 def compile_placed(placed: Placed, pad: int, change: tuple[int, int], *, simd: bool) -> Program | None:
     """Compile a placed layout; `change` is its value change (add, highest)."""
-    digits = _digits(placed)
+    digits = digits_of(placed)
     chosen, outer = choose(digits, placed, BITS[placed.unit])
     tile = enumerate_tile(chosen, placed, BITS[placed.unit])
     made = tile.moves(simd=simd, columns=[d for d in outer if d.along_k])
@@ -78,11 +80,13 @@ def compile_placed(placed: Placed, pad: int, change: tuple[int, int], *, simd: b
     experts, matrix_rows, width = placed.shape
     limit = placed.extents[-2]
     padded = placed.padded[-1] // per_byte
+    reach = int(masks[part["index"]].view(np.int8).max()) if kernel == s.SHUFFLE else 16
+    near = reach + int(column_loops["src"][-1]) < 16
     masks, tables = _aligned(masks), np.ascontiguousarray(tables)
     arrays = (row_loops, column_loops, tile.row, tile.base, part, masks, tables)
     offset = placed.strides.offset // per_byte
     struct = s.ProgramStruct(
-        kernel, len(tile.row), len(row_loops), len(column_loops), len(part), word,
+        kernel, len(tile.row), len(row_loops), len(column_loops), len(part), word, int(near),
         pad, placed.pad_value, change[0], change[1],
         limit, matrix_rows, experts * matrix_rows, width, padded, tile.size, offset + tile.start,
         *(a.ctypes.data for a in arrays),
@@ -94,7 +98,7 @@ def compile_placed(placed: Placed, pad: int, change: tuple[int, int], *, simd: b
     )  # fmt: skip
 
 
-def _digits(placed: Placed) -> list[Digit]:
+def digits_of(placed: Placed) -> list[Digit]:
     """Every digit with its strides: along the rows, the base (experts, halves), K, and the kernel's address."""
     axes, strides = placed.pattern.axes, placed.strides
     row_axis = len(axes) - 2
@@ -112,6 +116,38 @@ def _digits(placed: Placed) -> list[Digit]:
         )  # fmt: skip
         found.append(digit)
     return [d for d in found if d.size > 1 or d.group is not None]
+
+
+@lru_cache(maxsize=128)
+def staging_program(placed: Placed, identity: str, name: Field) -> Program:
+    """Rows in canonical order with the layout's own padding and value change: what a GPU permutes further.
+
+    One group is one row. Rows stand as [experts, halves, padded rows]; for layouts of the whole stack as [padded rows].
+    """
+    layout, _ = find(identity)
+    bits = BITS[placed.unit]
+    experts, matrix_rows, width = placed.shape
+    pitch = placed.padded[-1] * bits // 8
+    axes = placed.pattern.axes
+    base = {"e": matrix_rows, "h": matrix_rows // 2}
+    loops, inside = [], pitch
+    for axis, size in reversed(list(zip(axes[:-1], placed.padded[:-1], strict=True))):
+        along = axis in "nm"
+        loops.append((size, int(along), 0 if along else base[axis], inside))
+        inside *= size
+    rows = np.array(loops[::-1], dtype=s.ROW_LOOP)
+    columns = np.array([(1, 0, 0)], dtype=s.COLUMN_LOOP)
+    nothing = np.zeros(1, dtype=np.int64)
+    part, masks, tables = np.zeros(0, s.PART), np.zeros(16, np.uint8), np.zeros(256, np.uint32)
+    arrays = (rows, columns, nothing, nothing, part, masks, tables)
+    pad = PAD_SCALE if name == "scale" else PAD_WEIGHT
+    struct = s.ProgramStruct(
+        s.RUN, 1, len(rows), 1, 0, 1, 0, pad, placed.pad_value, layout.add, layout.highest,
+        placed.extents[-2], matrix_rows, experts * matrix_rows, width, pitch, pitch, 0,
+        *(a.ctypes.data for a in arrays),
+    )  # fmt: skip
+    groups = math.prod(placed.padded[:-1])
+    return Program(struct, groups, pitch, (1, ((pitch + 64) | 63) + 1), False, arrays)
 
 
 def _aligned(masks: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

@@ -148,7 +148,7 @@ class Tile:
                 return s.TILE16, *none, 1
         if simd and (shuffles := self._shuffles()) is not None:
             return shuffles
-        return self._copies() if self.bits == 8 else self._words()
+        return self._copies() if self.bits == 8 else self.words()
 
     def _is_tile16(self, columns: Sequence[Digit]) -> bool:
         """Vector i of the tile is 16 bytes of row i, and the next tile along the innermost loop is the next 16."""
@@ -235,14 +235,14 @@ class Tile:
             1,
         )
 
-    def _words(self) -> Moves | None:
-        """Table look-ups: every source byte that a word takes bits from is one look-up."""
+    def words(self, *, wide: bool = True) -> Moves | None:
+        """Table look-ups, one for every source byte that a word takes bits from; words of 4 bytes if `wide`."""
         per_byte = 8 // self.bits
         touched = np.bincount(self.target // per_byte)
         if set(np.unique(touched)) - {0, per_byte}:
             return None
         whole = not (touched == 0).any() and len(touched) % 4 == 0
-        word = 4 if whole and self.start % 4 == 0 else 1
+        word = 4 if wide and whole and self.start % 4 == 0 else 1
         shares: dict[int, dict[tuple[int, int], list[tuple[int, int]]]] = {}
         for row, at, to in zip(self.of_row.tolist(), self.source.tolist(), self.target.tolist(), strict=True):
             first = to // per_byte // word * word

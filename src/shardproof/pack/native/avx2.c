@@ -52,7 +52,7 @@ static void run(const uint8_t *src, uint8_t *dst, int64_t bytes) {
   }
 }
 
-enum { MOST_PAIRS = 4 };
+enum { MOST_PAIRS = 4, MOST_BYTES = 1024 };
 
 /* Tiles are taken in pairs: one in the low half of each register, the next in the high half. */
 static inline __m256i pair(const uint8_t *src, int64_t next) {
@@ -61,7 +61,7 @@ static inline __m256i pair(const uint8_t *src, int64_t next) {
 }
 
 static inline __m256i wide(const uint8_t *sixteen) {
-  return _mm256_broadcastsi128_si256(_mm_load_si128((const __m128i *)sixteen));
+  return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)sixteen));
 }
 
 static inline void put16(uint8_t *dst, __m128i v, int stream) {
@@ -75,25 +75,28 @@ static inline void put16(uint8_t *dst, __m128i v, int stream) {
  * them by whole bits within 16-bit lanes, and keeps the bits that belong there. */
 static inline __attribute__((always_inline)) void shuffle(const Program *p, const uint8_t *const *rows, int64_t column,
                                                           int64_t next, uint8_t *dst, int64_t step, int pairs,
-                                                          int stream) {
+                                                          int stream, int near) {
   const Part *part = p->part, *const end = part + p->parts;
+  const __m256i shifted = _mm256_inserti128_si256(_mm256_setzero_si256(), _mm_set1_epi8((char)next), 1);
   while (part < end) {
     const int32_t at = part->dst;
     __m256i v[MOST_PAIRS];
     for (int t = 0; t < pairs; t++) v[t] = _mm256_setzero_si256();
     for (; part < end && part->dst == at; part++) {
       const uint8_t *src = rows[part->row] + column + part->column;
-      const __m256i to = wide(p->masks + 16 * part->index);
+      __m256i to = wide(p->masks + 16 * part->index);
+      if (near) to = _mm256_add_epi8(to, shifted); /* one window serves both tiles */
       if (!part->keep) {
         for (int t = 0; t < pairs; t++)
-          v[t] = _mm256_or_si256(v[t], _mm256_shuffle_epi8(pair(src + 2 * t * next, next), to));
+          v[t] = _mm256_or_si256(
+              v[t], _mm256_shuffle_epi8(near ? wide(src + 2 * t * next) : pair(src + 2 * t * next, next), to));
         continue;
       }
       const __m256i keep = wide(p->masks + 16 * part->keep);
       const __m128i left = _mm_cvtsi32_si128(part->shift > 0 ? part->shift : 0);
       const __m128i right = _mm_cvtsi32_si128(part->shift < 0 ? -part->shift : 0);
       for (int t = 0; t < pairs; t++) {
-        __m256i moved = _mm256_shuffle_epi8(pair(src + 2 * t * next, next), to);
+        __m256i moved = _mm256_shuffle_epi8(near ? wide(src + 2 * t * next) : pair(src + 2 * t * next, next), to);
         moved = _mm256_srl_epi16(_mm256_sll_epi16(moved, left), right);
         v[t] = _mm256_or_si256(v[t], _mm256_and_si256(moved, keep));
       }
@@ -105,21 +108,36 @@ static inline __attribute__((always_inline)) void shuffle(const Program *p, cons
   }
 }
 
+static inline void flush(const uint8_t *block, uint8_t *dst, int64_t step, int64_t bytes, int tiles) {
+  for (int t = 0; t < tiles; t++)
+    for (int64_t i = 0; i < bytes; i += 32)
+      _mm256_stream_si256((__m256i *)(dst + t * step + i), _mm256_load_si256((const __m256i *)(block + t * bytes + i)));
+}
+
+/* Whole lines are put together in the first-level cache and stored past it, so that few lines are open at a time. */
 static void shuffles(const Program *p, const uint8_t *const *rows, int64_t column, uint8_t *dst, const ColumnLoop *c) {
-  const int stream = p->word == 64 && (((uintptr_t)dst | (uintptr_t)c->dst) & 63) == 0;
+  uint8_t block[2 * MOST_PAIRS * MOST_BYTES] __attribute__((aligned(64)));
+  const int stream = p->word == 64 && p->tile_bytes <= MOST_BYTES && (((uintptr_t)dst | (uintptr_t)c->dst) & 63) == 0;
   int64_t i = 0;
 #define TILES(pairs)                                                                                   \
-  for (; i + 2 * (pairs) <= c->count; i += 2 * (pairs)) {                                                 \
-    if (stream)                                                                                        \
-      shuffle(p, rows, column + i * c->src, c->src, dst + i * c->dst, c->dst, pairs, 1);                \
+  for (; i + 2 * (pairs) <= c->count; i += 2 * (pairs)) {                                              \
+    const int64_t from = column + i * c->src;                                                          \
+    uint8_t *to = dst + i * c->dst;                                                                    \
+    if (stream && p->near)                                                                             \
+      shuffle(p, rows, from, c->src, block, p->tile_bytes, pairs, 0, 1);                               \
+    else if (stream)                                                                                   \
+      shuffle(p, rows, from, c->src, block, p->tile_bytes, pairs, 0, 0);                               \
     else                                                                                               \
-      shuffle(p, rows, column + i * c->src, c->src, dst + i * c->dst, c->dst, pairs, 0);                \
+      shuffle(p, rows, from, c->src, to, c->dst, pairs, 0, 0);                                         \
+    if (stream) flush(block, to, c->dst, p->tile_bytes, 2 * (pairs));                                  \
   }
   TILES(MOST_PAIRS)
+
   TILES(2)
 #undef TILES
-  for (; i + 2 <= c->count; i += 2) shuffle(p, rows, column + i * c->src, c->src, dst + i * c->dst, c->dst, 1, 0);
-  if (i < c->count) shuffle(p, rows, column + i * c->src, 0, dst + i * c->dst, 0, 1, 0);
+  for (; i + 2 <= c->count; i += 2)
+    shuffle(p, rows, column + i * c->src, c->src, dst + i * c->dst, c->dst, 1, 0, 0);
+  if (i < c->count) shuffle(p, rows, column + i * c->src, 0, dst + i * c->dst, 0, 1, 0, 0);
 }
 
 static void innermost(const Program *p, const uint8_t *const *rows, int64_t column, uint8_t *dst, const ColumnLoop *c) {

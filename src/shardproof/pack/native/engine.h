@@ -26,6 +26,7 @@ typedef struct { int32_t dst, row, column, size, index, keep, shift; } Part;
 typedef struct {
   int32_t kernel, group_rows, row_loops, column_loops, parts;
   int32_t word;                           /* WORDS: bytes written at once; SHUFFLE: 64 where tiles are whole lines */
+  int32_t near;                           /* SHUFFLE: windows of two neighbouring tiles are one */
   int32_t pad, filler, add, highest;      /* value of plan padding, of layout padding; value change */
   int64_t row_limit, matrix_rows, stack_rows; /* rows along the layout's axis, of one expert, of all experts */
   int64_t width, padded;                  /* bytes a row before and after the layout's own padding */

@@ -29,7 +29,8 @@ class ProgramStruct(ctypes.Structure):
     """`Program` of engine.h."""
 
     _fields_ = [
-        *((name, I32) for name in ("kernel", "group_rows", "row_loops", "column_loops", "parts", "word")),
+        *((name, I32) for name in ("kernel", "group_rows", "row_loops", "column_loops", "parts")),
+        *((name, I32) for name in ("word", "near")),
         *((name, I32) for name in ("pad", "filler", "add", "highest")),
         *((name, I64) for name in ("row_limit", "matrix_rows", "stack_rows", "width", "padded")),
         *((name, I64) for name in ("tile_bytes", "offset")),

@@ -194,6 +194,9 @@ void sp_work(Batch *batch, uint8_t *scratch, int64_t pointers) {
 #endif
 }
 
+/* Sizes of the structs, so that Python refuses a library that was built from another version of engine.h. */
+int64_t sp_sizes(void) { return (((int64_t)sizeof(Program) * 1000 + sizeof(Cut)) * 1000 + sizeof(Job)) * 1000 + sizeof(Part); }
+
 int sp_has_avx2(void) {
 #if defined(__x86_64__) && defined(__GNUC__)
   __builtin_cpu_init();
