@@ -67,8 +67,14 @@ class Reading:
 
     def resized(self, hidden: int, inner: int) -> Reading | None:
         """The reading that fits as well under other padded sizes; None where there is none."""
-        shape = (self.shape[0], 2 * inner, hidden // 2) if self.stack == "w13" else (self.shape[0], hidden, inner // 2)
-        return next((replace(self, identity=i, shape=s, straight=i) for i, s in self.alike if s == shape), None)
+        shape = (
+            (self.shape[0], 2 * inner, hidden // 2)
+            if self.stack == "w13"
+            else (self.shape[0], hidden, inner // 2)
+        )
+        return next(
+            (replace(self, identity=i, shape=s, straight=i) for i, s in self.alike if s == shape), None
+        )
 
     def as_good_as(self, other: Reading) -> bool:
         """Whether as much stands in place, in as good an order."""
@@ -124,8 +130,21 @@ def read_weight(
     best: tuple[tuple[float, ...], Trial, str, _Score] | None = None
     ordered: tuple[tuple[float, ...], Trial] | None = None
     fitting: list[tuple[float, float, Trial]] = []
-    for trial in trials(stack, tensor.data.size, tensor.shape, spec, needed=needed, experts=experts, hidden=hidden, usual=usual):
-        if (inner is not None and trial.inner(stack) != inner) or trial.inner(stack) < least or not fits(trial.shape):
+    for trial in trials(
+        stack,
+        tensor.data.size,
+        tensor.shape,
+        spec,
+        needed=needed,
+        experts=experts,
+        hidden=hidden,
+        usual=usual,
+    ):
+        if (
+            (inner is not None and trial.inner(stack) != inner)
+            or trial.inner(stack) < least
+            or not fits(trial.shape)
+        ):
             continue
         sample = _sample_experts(tensor.data, trial.shape[0])
         sample = sorted({*sample[:1], *sample[-1:]})  # the last one shows a wrong size of all before it
@@ -148,14 +167,26 @@ def read_weight(
             if score.good and (ordered is None or _better(by_order, ordered[0])):
                 ordered = (by_order, trial)
         expected = 1.0 if stack == "w2" else 1.0 / row_step(spec)
-        if best is not None and best[1] is trial and not best[2] and not empty and not trial.padded and _certain(best[3], expected):
+        if (
+            best is not None
+            and best[1] is trial
+            and not best[2]
+            and not empty
+            and not trial.padded
+            and _certain(best[3], expected)
+        ):
             break
     if best is None or best[3].share < _LEAST_SHARE:
         return None
     _, trial, codec, _ = best
     reading = _reading(trial, codec, tensor.data, stack, spec, index)
-    alike = [(t.identity, t.shape) for good, order, t in fitting
-             if t.shape[0] == trial.shape[0] and good >= _NEARLY * best[0][0] and order >= _NEARLY * best[3].in_order]
+    alike = [
+        (t.identity, t.shape)
+        for good, order, t in fitting
+        if t.shape[0] == trial.shape[0]
+        and good >= _NEARLY * best[0][0]
+        and order >= _NEARLY * best[3].in_order
+    ]
     reading = replace(reading, alike=tuple(alike))
     if ordered is not None and ordered[1].shape == trial.shape:
         return replace(reading, straight=ordered[1].identity)
@@ -164,7 +195,11 @@ def read_weight(
 
 def _certain(score: _Score, expected: float) -> bool:
     """Every known piece stands where the trial says, and rows are in order: no other trial can be better."""
-    return score.share == score.in_order == 1.0 and score.balance > _MET_IF_CERTAIN and score.met > _MET_IF_CERTAIN * expected
+    return (
+        score.share == score.in_order == 1.0
+        and score.balance > _MET_IF_CERTAIN
+        and score.met > _MET_IF_CERTAIN * expected
+    )
 
 
 def _better(new: tuple[float, ...], old: tuple[float, ...]) -> bool:

@@ -22,7 +22,8 @@ from shardproof.mxfp4 import Bytes, pack_codes, unpack_codes
 from shardproof.plan import Cut
 
 if TYPE_CHECKING:
-    from shardproof.diagnose.examine import Examination, Held
+    from shardproof.diagnose.examine import Examination
+    from shardproof.diagnose.held import Held
 
 Ints = npt.NDArray[np.int64]
 _DIGITS = 9  # hexadecimal digits of a nibble's number

@@ -32,7 +32,6 @@ class Hints:
     policy: Policy | None = None
     placement: str = "linear"
 
-
     def counts(self, experts: int) -> list[int] | None:
         """How many experts a rank may hold; None where ep is not known."""
         if self.ep is None or self.ep > experts:
@@ -77,7 +76,11 @@ def settle(
 ) -> Situation:  # fmt: skip
     """Decide plan and rank. Raises DiagnoseError `diagnose.rank` for hints that contradict each other."""
     spec = model.layer(key).spec
-    if hints.rank is not None and hints.tp is not None and hints.rank >= hints.tp * (hints.ep or spec.experts):
+    if (
+        hints.rank is not None
+        and hints.tp is not None
+        and hints.rank >= hints.tp * (hints.ep or spec.experts)
+    ):
         raise _no_rank(hints.rank, hints.tp, hints.ep or 1)
     count, inner, hidden = _sizes(spec, tensors, readings, hints, recipe)
     owners = _owner_map(readings)

@@ -18,7 +18,8 @@ from shardproof.diagnose.report import Finding
 from shardproof.mxfp4 import BLOCK_BYTES, Bytes, unpack_codes
 
 if TYPE_CHECKING:
-    from shardproof.diagnose.examine import Examination, Held
+    from shardproof.diagnose.held import Held
+    from shardproof.diagnose.intake import Intake
 
 Ints = npt.NDArray[np.int64]
 _UNITS = (("16 bytes", 16, 1), ("byte", 1, 1), ("nibble", 1, 2))
@@ -165,7 +166,7 @@ def _write(pieces: list[tuple[int, int, int]], row_units: int, rows: int, unit_b
     return f"e {' '.join(left)} -> e {' '.join(name for _, name in sorted(right, reverse=True))}{tail}"
 
 
-def describe_unknown(examination: Examination, held: Held, *, foreign: bool) -> Finding | None:
+def describe_unknown(examination: Intake, held: Held, *, foreign: bool) -> Finding | None:
     """What can be said of a weight that no layout of the catalogue explains; `foreign` if no piece of it was met."""
     experts, rows, columns = held.views.shape
     share = 0.0
