@@ -11,7 +11,15 @@ from shardproof.api import main_spec, open_model
 from shardproof.backends import Recipe
 from shardproof.cli import show
 from shardproof.cli.options import (
-    BackendName, FormatName, GateModeName, Json, PlacementName, PlatformName, read_gate_mode, read_placement, read_policy,
+    BackendName,
+    FormatName,
+    GateModeName,
+    Json,
+    PlacementName,
+    PlatformName,
+    read_gate_mode,
+    read_placement,
+    read_policy,
 )  # fmt: skip
 from shardproof.diagnose.api import diagnose as examine
 from shardproof.diagnose.backend import recipe_of

@@ -69,7 +69,8 @@ def _by_layer(tensors: Sequence[Foreign], hints: Hints) -> list[list[Foreign]]:
     if not tensors:
         raise DiagnoseError(
             "diagnose.names", "no tensor of the dump has the name of an expert weight",
-            needed="names with w13 or gate_up, w2 or down, and scale or bias", next_step="rename, e.g. w13.weight, w2.scale",
+            needed="names with w13 or gate_up, w2 or down, and scale or bias",
+            next_step="rename, e.g. w13.weight, w2.scale",
         )  # fmt: skip
     groups: dict[str | None, list[Foreign]] = {}
     for tensor in tensors:

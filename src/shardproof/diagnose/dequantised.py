@@ -94,7 +94,7 @@ def examine_numbers(
     if total and equal == total:
         return row, [], shard
     if not total or alike < _SAME * total:
-        text = f"{100 * share:.4g} % of the numbers are the checkpoint's: another slice, another checkpoint, or requantised"
+        text = f"{100 * share:.4g} % of the numbers are the checkpoint's: another slice or checkpoint, or requantised"
         return row, [Finding("other_numbers", text, (slot,))], shard
     return row, [_scales_wrong(model, key, stack, numbers, shard, sorted(wrong), tensor.dtype)], shard
 

@@ -15,7 +15,7 @@ from shardproof.diagnose.explaining import Explaining
 from shardproof.diagnose.foreign import Foreign
 from shardproof.diagnose.held import Held
 from shardproof.diagnose.numbers import Activations, compare_numbers
-from shardproof.diagnose.recognise import UNKNOWN
+from shardproof.diagnose.reading import UNKNOWN
 from shardproof.diagnose.report import Finding, LayerReport, Row, finding
 from shardproof.experts import Stack
 from shardproof.mistakes import Owners, Views, find_mistake
@@ -92,11 +92,12 @@ class Examination(Explaining):
         self.findings = _merged(self.findings)
         shape = situation.plan.shape(self.key)
         start, stop = (b * BLOCK for b in shape.intervals[situation.rank.tp_rank])
+        padding = situation.plan.kernel_padding(self.key, situation.rank)
         where: dict[str, Any] = {
             "tp": situation.plan.tp, "ep": situation.plan.ep, "policy": situation.plan.policy,
             "intermediate": f"{start}..{stop} of {shape.spec.intermediate}, padded to {shape.intermediate}",
             "hidden": f"{shape.spec.hidden}, padded to {shape.hidden}", "backend": situation.plan.recipe.backend,
-            "kernel padding": ", ".join(f"{k} {v}" for k, v in situation.plan.kernel_padding(self.key, situation.rank).items()),
+            "kernel padding": ", ".join(f"{name} {size}" for name, size in padding.items()),
         }  # fmt: skip
         name = str(situation.rank)
         if self.shard is not None and not self.held:
@@ -124,9 +125,10 @@ class Examination(Explaining):
         notes = [*held.notes]
         if reading is not None and reading.order:
             notes.append(f"rows {reading.order}")
+        names = held.explanation.names if held.explanation else ()
         return Row(
             held.tensor.name, held.name, result.share, found, needed, result.wrong, result.total, result.first,
-            result.address, result.expected, result.found, held.explanation.names if held.explanation else (), tuple(notes),
+            result.address, result.expected, result.found, names, tuple(notes),
         )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from shardproof.diagnose.compare import compare, padding_mistake
 from shardproof.diagnose.dynamic import expert_mistake, other_layout, other_tp_rank
 from shardproof.diagnose.held import Held
 from shardproof.diagnose.intake import Intake
-from shardproof.diagnose.recognise import Reading
+from shardproof.diagnose.reading import Reading
 from shardproof.diagnose.report import Finding, finding
 from shardproof.diagnose.scales import scale_layout
 from shardproof.diagnose.unknown import describe_unknown
@@ -143,7 +143,8 @@ class Explaining(Intake):
         blocks = shape.spec.blocks
         return {
             "padded": shape.intermediate, "valid": shape.valid(rank), "rank": rank.tp_rank, "tp": plan.tp,
-            "layout": plan.recipe.layouts[held.slot], "found_layout": held.scene.layout(*held.slot, (mistake,)), "policy": plan.policy,
+            "layout": plan.recipe.layouts[held.slot], "policy": plan.policy,
+            "found_layout": held.scene.layout(*held.slot, (mistake,)),
             "floor": shape.spec.intermediate // plan.tp,
             "blocks": blocks, "dropped": blocks % plan.tp, "waste": shape.intermediate - shape.valid(rank),
             "layer": self.key,
@@ -163,7 +164,7 @@ class Explaining(Intake):
         share = 100 * held.comparison.share
         return Finding(
             "unexplained", f"{held.comparison.wrong} bytes are wrong ({share:.4g} % are right), by no known mistake",
-            (held.name,), explanation="The table shows the first byte; `--bundle` writes a report to attach to an issue.",
+            (held.name,), explanation="The table shows the first byte; `--bundle` writes a report for an issue.",
         )  # fmt: skip
 
     def _elsewhere(self, held: Held) -> Finding | None:

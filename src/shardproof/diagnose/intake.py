@@ -1,8 +1,8 @@
-"""Intake: what a dump of one layer is - its tensors by role, its layer, its readings, and the plan to hold it against."""
+"""Intake: what a dump of one layer is - tensors by role, layer, readings - and the plan to hold it against."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from shardproof.backends import Recipe
@@ -10,7 +10,8 @@ from shardproof.diagnose.dequantised import Shard
 from shardproof.diagnose.foreign import Foreign
 from shardproof.diagnose.held import Held
 from shardproof.diagnose.layer_search import LayerSearch
-from shardproof.diagnose.recognise import Reading, read_weight
+from shardproof.diagnose.reading import Reading
+from shardproof.diagnose.recognise import Known, read_weight
 from shardproof.diagnose.report import Finding, Row, finding
 from shardproof.diagnose.scales import scale_bytes, scale_layout
 from shardproof.diagnose.settle import Hints, Situation, settle, with_layout
@@ -61,7 +62,8 @@ class Intake:
             slot = (tensor.stack, tensor.field)
             if slot in slots:
                 raise DiagnoseError(
-                    "diagnose.names", "two tensors of the dump claim to be the same part of a layer", tensor=tensor.name,
+                    "diagnose.names", "two tensors of the dump claim to be the same part of a layer",
+                    tensor=tensor.name,
                     found=slots[slot].name, needed="one tensor each of w13 and w2, weight, scale and bias",
                     next_step="dump one layer under the names w13.weight, w13.scale, w2.weight, w2.scale",
                 )  # fmt: skip
@@ -69,7 +71,8 @@ class Intake:
         known = self.hints.tp is not None and self.hints.rank is not None
         if not any(name == "weight" or (name == "scale" and known) for _, name in slots):
             raise DiagnoseError(
-                "diagnose.too_little", "there is too little to decide", found=", ".join(map(".".join, slots)) or "no names",
+                "diagnose.too_little", "there is too little to decide",
+                found=", ".join(map(".".join, slots)) or "no names",
                 needed="w13.weight or w2.weight; or scales with --tp and --rank",
                 next_step="scale bytes repeat, so they cannot say where they belong: dump the layer's weights too",
             )  # fmt: skip
@@ -161,16 +164,17 @@ class Intake:
         def fits(shape: tuple[int, int, int]) -> bool:
             return all(possible(name, stack, size, shape) for name, size in beside)
 
-        def read(fits: Callable[[tuple[int, int, int]], bool]) -> Reading | None:
-            return read_weight(
-                tensor, stack, spec, self.search.index(key), needed=self._needed((stack, "weight")),
-                experts=[first.shape[0]] if first else counts, hidden=first.hiddens if first else (), inner=inner,
-                least=spec.intermediate // self.hints.tp if self.hints.tp else 0,
-                usual=-(-spec.hidden // self.recipe.align_hidden) * self.recipe.align_hidden if self.recipe else None,
-                fits=fits,
-            )  # fmt: skip
-
-        return read(fits) or read(lambda _shape: True)
+        known = Known(
+            needed=self._needed((stack, "weight")), experts=[first.shape[0]] if first else counts,
+            hidden=first.hiddens if first else (), inner=inner, fits=fits,
+            least=spec.intermediate // self.hints.tp if self.hints.tp else 0,
+            usual=-(-spec.hidden // self.recipe.align_hidden) * self.recipe.align_hidden if self.recipe else None,
+        )  # fmt: skip
+        index = self.search.index(key)
+        anyway = replace(known, fits=lambda _shape: True)
+        return read_weight(tensor, stack, spec, index, known) or read_weight(
+            tensor, stack, spec, index, anyway
+        )
 
     def _same_size(self, readings: dict[Stack, Reading]) -> dict[Stack, Reading]:
         """Where padding leaves the sizes open, those under which most scales are right."""
@@ -201,6 +205,7 @@ class Intake:
         return situation
 
     def scene(self, situation: Situation | None, owners: Owners | None = None) -> Scene:
+        """The layer as the plan would pack it, with the plan's experts or those found."""
         situation = situation or self.situation
         return scene_of(self.model, situation.plan, situation.key, situation.rank, owners)
 

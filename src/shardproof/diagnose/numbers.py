@@ -49,7 +49,7 @@ def compare_numbers(examination: Examination, given: Activations) -> list[Findin
 
     x, weights, y = (torch.as_tensor(v).float() for v in (given.x, given.topk_weights, given.y))
     ids = torch.as_tensor(given.topk_ids).long()
-    right = _reference(examination, lambda held: None)
+    right = _reference(examination, lambda _held: None)
     expected = right(x, ids, weights)
     error = _error(y, expected)
     if error < _TOLERANCE:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from shardproof.backends import Recipe
 from shardproof.diagnose.foreign import Foreign
-from shardproof.diagnose.recognise import Reading
+from shardproof.diagnose.reading import Reading
 from shardproof.diagnose.trials import MOST_RANKS, trials
 from shardproof.errors import DiagnoseError, ShardproofError
 from shardproof.experts import ExpertSpec, Field, Stack
@@ -178,13 +178,13 @@ def _legal(spec: ExpertSpec, readings: Mapping[Stack, Reading], hints: Hints, in
     for policy in [hints.policy] if hints.policy else POLICIES:
         for tp in _tps(spec, hints):
             for rank, (a, b) in enumerate(block_intervals(spec.blocks, tp, policy, allow_empty=True)):
+                own = hints.rank is None or hints.rank % tp == rank
                 if (
-                    (b - a) * BLOCK <= inner
-                    and a < b
+                    own
+                    and 0 < (b - a) * BLOCK <= inner
                     and all(_holds(r, a * BLOCK, b * BLOCK) for r in readings.values())
                 ):
-                    if hints.rank is None or hints.rank % tp == rank:
-                        yield _Slice(tp, rank, policy)
+                    yield _Slice(tp, rank, policy)
 
 
 def _holds(reading: Reading, start: int, stop: int) -> bool:

@@ -182,8 +182,8 @@ def describe_unknown(examination: Intake, held: Held, *, foreign: bool) -> Findi
         return None
     return Finding(
         "other_checkpoint",
-        f"{100 * share:.3g} % of the tensor's 16-byte pieces are in this layer of the checkpoint: it comes from another "
-        "checkpoint, or was quantised differently",
+        f"{100 * share:.3g} % of the tensor's 16-byte pieces are in this layer of the checkpoint: it comes from "
+        "another checkpoint, or was quantised differently",
         (held.name,), explanation="Real weights are their own labels; almost none of these was found.",
         repair="give the checkpoint that the engine loaded; `shardproof inspect` shows what this one holds",
     )  # fmt: skip
@@ -200,9 +200,10 @@ def _unknown_order(order: Order, held: Held) -> Finding:
         shown = f"no pattern; the first addresses are {pairs}"
     return Finding(
         "unknown_order",
-        f"all bytes are there, in an order of no known kernel: {shown}; {100 * order.known:.4g} % of the units were placed",
+        f"all bytes are there, in an order of no known kernel: {shown}; "
+        f"{100 * order.known:.4g} % of the units were placed",
         (held.name,), explanation="The map from addresses to elements was found from the content itself.",
-        repair="if a kernel reads this order, add it to the catalogue as one line; else lay out for the kernel that runs",
+        repair="if a kernel reads this order, add it to the catalogue; else lay out for the kernel that runs",
     )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from shardproof.experts import Field, Stack
 from shardproof.layouts import Layout, find
 from shardproof.layouts.notation import Place
 from shardproof.mistakes.mistake import Mistake
-from shardproof.mistakes.scene import Mistakes, Scene
+from shardproof.mistakes.scene import Scene
 from shardproof.mxfp4 import SCALE_NAN, Bytes
 
 Slot: TypeAlias = tuple[Stack, Field]
