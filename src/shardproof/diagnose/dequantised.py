@@ -18,15 +18,15 @@ from shardproof.mistakes import find_mistake
 from shardproof.mxfp4 import BLOCK, E8M0, decode
 
 if TYPE_CHECKING:
-    from shardproof.diagnose.examine import Examination
     from shardproof.diagnose.foreign import Foreign
+    from shardproof.diagnose.intake import Intake
 
 Floats = npt.NDArray[np.float32]
 _SAME = 0.999
 
 
 @dataclass(frozen=True)
-class _Shard:
+class Shard:
     """An even share of the intermediate axis in values, which need not be whole blocks."""
 
     size: int
@@ -35,10 +35,13 @@ class _Shard:
 
     @property
     def interval(self) -> tuple[int, int]:
+        """Values [start, stop) of the intermediate axis."""
         return self.rank * self.size, (self.rank + 1) * self.size
 
 
-def examine_numbers(examination: Examination, stack: Stack, tensor: Foreign) -> tuple[Row, list[Finding]]:
+def examine_numbers(
+    examination: Intake, stack: Stack, tensor: Foreign
+) -> tuple[Row, list[Finding], Shard | None]:
     """Compare a dequantised weight [E, N, K] (or [E, K, N]) with the checkpoint's numbers."""
     model, key, hints = examination.model, examination.key, examination.hints
     spec = model.layer(key).spec
@@ -46,11 +49,15 @@ def examine_numbers(examination: Examination, stack: Stack, tensor: Foreign) -> 
     numbers = _oriented(tensor, stack, spec.hidden)
     if numbers is None or numbers.shape[0] > spec.experts:
         text = f"a dequantised {stack} of shape {tensor.shape} does not fit hidden size {spec.hidden}"
-        return Row(tensor.name, slot, 0.0, tensor.dtype, "numbers", 1, 1), [Finding("wrong_shape", text, (slot,))]
+        return (
+            Row(tensor.name, slot, 0.0, tensor.dtype, "numbers", 1, 1),
+            [Finding("wrong_shape", text, (slot,))],
+            None,
+        )
     size = numbers.shape[1] // 2 if stack == "w13" else numbers.shape[2]
     tp = hints.tp or max(1, spec.intermediate // size)
     ranks = [hints.rank % tp] if hints.rank is not None else range(tp)
-    shards = [_Shard(size, tp, r) for r in ranks]
+    shards = [Shard(size, tp, r) for r in ranks]
     shard = max(shards, key=lambda s: _alike(numbers[0], _expected(model, key, stack, 0, s)))
     equal = total = alike = 0
     wrong: set[int] = set()
@@ -67,15 +74,29 @@ def examine_numbers(examination: Examination, stack: Stack, tensor: Foreign) -> 
         if first is None and bad.any():
             first = (expert, *(int(x[0]) for x in np.nonzero(bad)))  # type: ignore[assignment]
     share = equal / total if total else 0.0
-    place = "" if first is None else f"expert {first[0]} {stack} row {first[1]} value {first[2] + shard.interval[0]}"
-    notes = (f"dequantised; rank {shard.rank} of tp {tp}: values {shard.interval[0]}..{shard.interval[1]} of I",)
-    row = Row(tensor.name, slot, share, tensor.dtype, "the checkpoint's numbers", total - equal, total or 1, place, notes=notes)
+    place = (
+        ""
+        if first is None
+        else f"expert {first[0]} {stack} row {first[1]} value {first[2] + shard.interval[0]}"
+    )
+    notes = (f"dequantised: numbers of {tensor.dtype}",)
+    row = Row(
+        tensor.name,
+        slot,
+        share,
+        tensor.dtype,
+        "the checkpoint's numbers",
+        total - equal,
+        total or 1,
+        place,
+        notes=notes,
+    )
     if total and equal == total:
-        return row, []
+        return row, [], shard
     if not total or alike < _SAME * total:
-        text = f"{100 * share:.4g} % of the numbers are the checkpoint's: another slice, another checkpoint, or requantised"
-        return row, [Finding("other_numbers", text, (slot,))]
-    return row, [_scales_wrong(model, key, stack, numbers, shard, sorted(wrong), tensor.dtype)]
+        text = f"{100 * share:.4g} % of the numbers are the checkpoint's: another slice or checkpoint, or requantised"
+        return row, [Finding("other_numbers", text, (slot,))], shard
+    return row, [_scales_wrong(model, key, stack, numbers, shard, sorted(wrong), tensor.dtype)], shard
 
 
 def _oriented(tensor: Foreign, stack: Stack, hidden: int) -> Floats | None:
@@ -89,12 +110,13 @@ def _oriented(tensor: Foreign, stack: Stack, hidden: int) -> Floats | None:
 
 
 def _part(
-    model: ExpertModel, key: str, projection: Projection, expert: int, shard: _Shard, columns: Any = None
+    model: ExpertModel, key: str, projection: Projection, expert: int, shard: Shard, columns: Any = None
 ) -> Floats:
     """The shard's numbers; `columns` names the scale column of each value along K where it is not its own block's."""
     sources = model.layer(key).sources
     weight, scale = (
-        np.ascontiguousarray(sources[projection, name].matrix(model.checkpoint, expert)) for name in ("weight", "scale")
+        np.ascontiguousarray(sources[projection, name].matrix(model.checkpoint, expert))
+        for name in ("weight", "scale")
     )  # type: ignore[call-overload]
     start, stop = shard.interval
     if projection != "w2":
@@ -105,7 +127,9 @@ def _part(
     return np.asarray(codes * E8M0[scale[:, columns]], dtype=np.float32)
 
 
-def _expected(model: ExpertModel, key: str, stack: Stack, expert: int, shard: _Shard, columns: Any = None) -> Floats:
+def _expected(
+    model: ExpertModel, key: str, stack: Stack, expert: int, shard: Shard, columns: Any = None
+) -> Floats:
     if stack == "w2":
         return _part(model, key, "w2", expert, shard, columns)
     return np.concatenate([_part(model, key, p, expert, shard) for p in ("w1", "w3")])
@@ -125,7 +149,7 @@ def _alike(found: Floats, expected: Floats) -> float:
 
 
 def _scales_wrong(
-    model: ExpertModel, key: str, stack: Stack, numbers: Floats, shard: _Shard, wrong: list[int], dtype: str
+    model: ExpertModel, key: str, stack: Stack, numbers: Floats, shard: Shard, wrong: list[int], dtype: str
 ) -> Finding:
     start, stop = shard.interval
     words = {"columns": _runs(wrong, start), "size": shard.size, "floor": shard.size}
@@ -140,7 +164,9 @@ def _scales_wrong(
     for name, columns in guesses.items():
         if stack != "w2" or columns is None or columns.max() >= blocks:
             continue
-        again = [_rounded(_expected(model, key, stack, e, shard, columns), dtype) for e in range(len(numbers))]
+        again = [
+            _rounded(_expected(model, key, stack, e, shard, columns), dtype) for e in range(len(numbers))
+        ]
         if all(np.array_equal(a, n) for a, n in zip(again, numbers, strict=True)):
             words |= {"scales": held, "block": f"{shard.size / held:g}" if held else "?"}
             return finding(find_mistake(name), [f"{stack}.weight"], words)

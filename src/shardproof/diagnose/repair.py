@@ -22,7 +22,8 @@ from shardproof.mxfp4 import Bytes, pack_codes, unpack_codes
 from shardproof.plan import Cut
 
 if TYPE_CHECKING:
-    from shardproof.diagnose.examine import Examination, Held
+    from shardproof.diagnose.examine import Examination
+    from shardproof.diagnose.held import Held
 
 Ints = npt.NDArray[np.int64]
 _DIGITS = 9  # hexadecimal digits of a nibble's number
@@ -137,5 +138,6 @@ def _proven(examination: Examination, held: Held, expert: int, planned: Sequence
 def _lost(held: Held, why: str, *, expert: int | None = None) -> DiagnoseError:
     return DiagnoseError(
         "diagnose.repair_lost", f"the tensor cannot be repaired from its own bytes: {why}", tensor=held.tensor.name,
-        expert=expert, needed="every byte of the rank in the dump", next_step="pack the rank from the checkpoint instead",
+        expert=expert, needed="every byte of the rank in the dump",
+        next_step="pack the rank from the checkpoint instead",
     )  # fmt: skip

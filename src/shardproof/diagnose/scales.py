@@ -35,7 +35,9 @@ def scale_bytes(tensor: Foreign) -> tuple[Foreign, str | None]:
     return tensor, None
 
 
-def scale_layout(scene: Scene, slot: tuple[Stack, Field], tensor: Foreign, *, name: Field = "scale") -> tuple[str, float]:
+def scale_layout(
+    scene: Scene, slot: tuple[Stack, Field], tensor: Foreign, *, name: Field = "scale"
+) -> tuple[str, float]:
     """The catalogue's layout under which most bytes of a scale (or bias) tensor agree, and their share."""
     stack = slot[0]
     plan = scene.plan

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from shardproof.backends import Recipe
 from shardproof.diagnose.foreign import Foreign
-from shardproof.diagnose.recognise import Reading
+from shardproof.diagnose.reading import Reading
 from shardproof.diagnose.trials import MOST_RANKS, trials
 from shardproof.errors import DiagnoseError, ShardproofError
 from shardproof.experts import ExpertSpec, Field, Stack
@@ -31,7 +31,6 @@ class Hints:
     ep: int | None = None
     policy: Policy | None = None
     placement: str = "linear"
-
 
     def counts(self, experts: int) -> list[int] | None:
         """How many experts a rank may hold; None where ep is not known."""
@@ -77,7 +76,11 @@ def settle(
 ) -> Situation:  # fmt: skip
     """Decide plan and rank. Raises DiagnoseError `diagnose.rank` for hints that contradict each other."""
     spec = model.layer(key).spec
-    if hints.rank is not None and hints.tp is not None and hints.rank >= hints.tp * (hints.ep or spec.experts):
+    if (
+        hints.rank is not None
+        and hints.tp is not None
+        and hints.rank >= hints.tp * (hints.ep or spec.experts)
+    ):
         raise _no_rank(hints.rank, hints.tp, hints.ep or 1)
     count, inner, hidden = _sizes(spec, tensors, readings, hints, recipe)
     owners = _owner_map(readings)
@@ -175,13 +178,13 @@ def _legal(spec: ExpertSpec, readings: Mapping[Stack, Reading], hints: Hints, in
     for policy in [hints.policy] if hints.policy else POLICIES:
         for tp in _tps(spec, hints):
             for rank, (a, b) in enumerate(block_intervals(spec.blocks, tp, policy, allow_empty=True)):
+                own = hints.rank is None or hints.rank % tp == rank
                 if (
-                    (b - a) * BLOCK <= inner
-                    and a < b
+                    own
+                    and 0 < (b - a) * BLOCK <= inner
                     and all(_holds(r, a * BLOCK, b * BLOCK) for r in readings.values())
                 ):
-                    if hints.rank is None or hints.rank % tp == rank:
-                        yield _Slice(tp, rank, policy)
+                    yield _Slice(tp, rank, policy)
 
 
 def _holds(reading: Reading, start: int, stop: int) -> bool:

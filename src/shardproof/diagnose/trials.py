@@ -109,7 +109,9 @@ def trials(
     for identity in ordered:
         layout, parameters = layout_of(identity)
         for count in counts:
-            for shape in _shapes(stack, size, count, spec, hiddens, padded=bool(layout.pad) or "+" in layout.pattern):
+            for shape in _shapes(
+                stack, size, count, spec, hiddens, padded=bool(layout.pad) or "+" in layout.pattern
+            ):
                 order = (layout.pattern, str((dict(layout.pad), parameters)), shape)
                 if order in seen:
                     continue  # two names for one order
