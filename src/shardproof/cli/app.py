@@ -12,7 +12,6 @@ from shardproof.cli.diagnose import diagnose
 from shardproof.cli.explain import explain
 from shardproof.cli.inspect import inspect
 from shardproof.cli.layouts import app as layouts
-from shardproof.cli.layouts import app as layouts
 from shardproof.cli.pack import pack
 from shardproof.cli.plan import plan
 from shardproof.cli.verify import verify

@@ -30,9 +30,7 @@ def diagnose(
     dump: Annotated[
         Path, typer.Argument(metavar="DUMP", help="Tensors of one or more layers: safetensors, .npz, .pt.")
     ],
-    against: Annotated[
-        str, typer.Option("--against", metavar="CKPT", help="The checkpoint they should come from.")
-    ],
+    against: Annotated[str, typer.Option("--against", metavar="CKPT", help="The checkpoint they should come from.")],
     layer: Annotated[
         str | None, typer.Option("--layer", metavar="L", help="Layer; default: named or recognised.")
     ] = None,
@@ -41,9 +39,7 @@ def diagnose(
     ] = None,
     tp: Annotated[int | None, typer.Option("--tp", metavar="N", help="Tensor-parallel ranks.", min=1)] = None,
     ep: Annotated[int | None, typer.Option("--ep", metavar="M", help="Expert-parallel ranks.", min=1)] = None,
-    policy: Annotated[
-        str | None, typer.Option("--policy", help="balanced or ceil; default: recognised.")
-    ] = None,
+    policy: Annotated[str | None, typer.Option("--policy", help="balanced or ceil; default: recognised.")] = None,
     placement: PlacementName = "linear",
     backend: BackendName = None,
     gate_mode: GateModeName = None,
