@@ -35,7 +35,6 @@ class Build:
     overlap: bool = False
     pair: int = 1
     once: bool = True
-    stagger: bool = True
     activation: int = 0
     consumer_regs: int = 0
     producer_regs: int = 0
@@ -92,7 +91,6 @@ class Build:
             "OVERLAP": int(self.overlap),
             "PAIR": self.pair,
             "ONCE": int(self.once),
-            "STAGGER": int(self.stagger),
             "ACTIVATION": self.activation,
         }
         if self.consumer_regs:
