@@ -1,4 +1,8 @@
-"""Triton kernels of the portable MoE layer: grouped products on canonical MXFP4 bytes, and the sum over slots."""
+"""Triton kernels of the portable MoE layer: grouped products on canonical MXFP4 bytes, the sum over slots."""
+
+# Triton reads a kernel's own source: its arguments are typed at launch, not here.
+# mypy: ignore-errors
+# ruff: noqa: E741, ANN001, ANN202, ANN201, RET505
 
 from __future__ import annotations
 
@@ -19,9 +23,9 @@ def _values(code, scale):
 
 @triton.jit
 def _product(acc, w, s, x, xs, MODE: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
-    """acc [BN, BM] += W [BN, BK] times x [BM, BK] transposed; weights first: on Hopper they stay in registers.
+    """Adds W [BN, BK] times x [BM, BK] transposed to acc [BN, BM]; weights first: Hopper keeps them in registers.
 
-    MODE "scaled": the target's own block-scaled product (x bf16, xs unused). "scaled8": x e4m3 with e8m0 scales xs
+    MODE "scaled": the target's own block-scaled product (x bf16, xs unused). "scaled8": x e4m3, e8m0 scales xs
     [BM, BK / 32]. "float32": every number spelled out, for the interpreter.
     """
     if MODE == "float32":
@@ -47,7 +51,7 @@ def _weight_tile(weight, scale, row, rows, k, K, BK: tl.constexpr):
 
 @triton.jit
 def _token_tile(x, xs, source, live, k, K, x_pitch, MODE: tl.constexpr, BK: tl.constexpr):
-    """x [BM, BK] of rows `source`, zeros outside, and its e8m0 scales [BM, BK / 32] where MODE needs them."""
+    """X [BM, BK] of rows `source`, zeros outside, and its e8m0 scales [BM, BK / 32] where MODE needs them."""
     column, block = k + tl.arange(0, BK), k // 32 + tl.arange(0, BK // 32)
     at = source[:, None].to(tl.int64)
     v = tl.load(x + at * x_pitch + column[None, :], mask=live[:, None] & (column[None, :] < K), other=0.0)
@@ -98,7 +102,7 @@ def gate_up(
     ACTIVATION: tl.constexpr, WEIGHT_FIRST: tl.constexpr, BIAS: tl.constexpr, MODE: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """h [slots, I] (sorted by expert) = activation of w13 times x, times the routing weight if it goes first."""
+    """Writes h [slots, I], sorted by expert: the activation of w13 x, times the routing weight if it goes first."""
     expert, count, place, live, slot = _tile(tiles, slots, BM)
     if count == 0:
         return
@@ -110,7 +114,9 @@ def gate_up(
         v, e = _token_tile(x, xs, slot // top_k, live, k, H, x_pitch, MODE, BK)
         w, s = _weight_tile(weight, scale, column, I, k, H, BK)
         g = _product(g, w, s, v, e, MODE, BN, BK)
-        w, s = _weight_tile(weight + I.to(tl.int64) * (H // 2), scale + I.to(tl.int64) * (H // 32), column, I, k, H, BK)
+        w, s = _weight_tile(
+            weight + I.to(tl.int64) * (H // 2), scale + I.to(tl.int64) * (H // 32), column, I, k, H, BK
+        )
         u = _product(u, w, s, v, e, MODE, BN, BK)
     inside = column < I
     if BIAS:
@@ -129,7 +135,7 @@ def down(
     WEIGHT_FIRST: tl.constexpr, BIAS: tl.constexpr, MODE: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """y [slots, H] (by routed slot) = w2 times h, plus bias, times the routing weight unless it went first."""
+    """Writes y [slots, H] by routed slot: w2 h plus bias, times the routing weight unless it went first."""
     expert, count, place, live, slot = _tile(tiles, slots, BM)
     if count == 0:
         return
@@ -151,7 +157,7 @@ def down(
 
 @triton.jit
 def sum_slots(y, local, out, H, top_k, BLOCK: tl.constexpr):
-    """out [M, H] = the sum of a token's rows of y (float32), in slot order; absent slots (local < 0) are skipped."""
+    """Writes out [M, H]: a token's rows of y summed in float32 and slot order, absent slots (local < 0) left out."""
     token = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     acc = tl.zeros((BLOCK,), tl.float32)

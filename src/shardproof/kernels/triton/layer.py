@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, TYPE_CHECKING
 
 import torch
 
 from shardproof.errors import KernelError
-from shardproof.experts import Activation
 from shardproof.kernels.triton import gemm
+
+if TYPE_CHECKING:
+    from shardproof.experts import Activation
 
 KINDS = {"silu": 0, "swiglu_oai": 1, "situ": 2}
 
@@ -16,8 +18,8 @@ KINDS = {"silu": 0, "swiglu_oai": 1, "situ": 2}
 def token_tiles(local: torch.Tensor, experts: int, block: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Sorts routed slots by expert and cuts them into tiles, without reading anything back from the device.
 
-    `local` int [slots], -1 for absent. Returns tiles int32 [T, 3] (expert, first sorted place, count; count 0 for the
-    unused ones) and slots int32 [slots], sorted place -> routed slot. T is a bound that depends on shapes only.
+    `local` int [slots], -1 for absent. Returns tiles int32 [T, 3] (expert, first sorted place, count; count 0
+    for the unused ones) and slots int32 [slots], sorted place -> routed slot. T is a bound that depends on shapes only.
     """
     n = local.numel()
     key = torch.where(local < 0, experts, local)
@@ -34,7 +36,7 @@ def token_tiles(local: torch.Tensor, experts: int, block: int) -> tuple[torch.Te
 
 
 def round_e4m3(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """x [M, K] to e4m3 [M, K'] and e8m0 [M, K' / 32], one power-of-two scale for 128 values; K' is K padded to 128."""
+    """Rounds x [M, K] to e4m3 [M, K'] and e8m0 [M, K' / 32], a scale for 128 values; K' is K padded to 128."""
     m, k = x.shape
     blocks = torch.nn.functional.pad(x.float(), (0, -k % 128)).reshape(m, -1, 128)
     ratio = (blocks.abs().amax(-1, keepdim=True).clamp(min=1e-4) / 448.0).view(torch.int32)
@@ -44,11 +46,16 @@ def round_e4m3(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return codes, exponent.to(torch.uint8).expand(-1, -1, 4).reshape(m, -1).contiguous()
 
 
-class TritonExperts:
-    """One MoE layer from canonical bytes: w13 uint8 [E, 2I, H/2] ([w1; w3]), w2 uint8 [E, H, I/2], scales [E, N, K/32].
+def holds_e4m3(device: torch.device) -> bool:
+    """Whether the device's matrix unit reads OCP e4m3; gfx94x does not, and gets the values in bf16."""
+    return torch.version.hip is None or "gfx94" not in torch.cuda.get_device_properties(device).gcnArchName
 
-    Biases are [E, 2I] and [E, H] or None. The call is HopperExperts'. `mode` "float32" spells the arithmetic out (the
-    only form that Triton's interpreter runs), None takes the target's block-scaled product.
+
+class TritonExperts:
+    """One MoE layer from canonical bytes: w13 [E, 2I, H/2] ([w1; w3]), w2 [E, H, I/2], scales [E, N, K/32], uint8.
+
+    Biases are [E, 2I] and [E, H] or None. The call is HopperExperts'. `mode` "float32" spells the arithmetic
+    out (the only form that Triton's interpreter runs), None takes the target's block-scaled product.
     """
 
     def __init__(
@@ -102,13 +109,13 @@ class TritonExperts:
         if self.precision == "w4a16":
             return x, x, x.shape[1], self.mode or "scaled"
         codes, scales = round_e4m3(x)
-        if self.mode == "float32":
-            values = codes.float() * torch.exp2(scales.float() - 127).repeat_interleave(32, -1)
-            return values, x, codes.shape[1], "float32"
-        return codes, scales, codes.shape[1], "scaled8"
+        if self.mode is None and holds_e4m3(x.device):
+            return codes, scales, codes.shape[1], "scaled8"
+        values = codes.float() * torch.exp2(scales.float() - 127).repeat_interleave(32, -1)  # exact in bf16
+        return values.to(x.dtype), x, codes.shape[1], self.mode or "scaled"
 
     def __call__(self, x: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor) -> torch.Tensor:
-        """x bf16 [M, H], topk_ids int32 [M, k], topk_weights float32 [M, k] -> [M, H] in x's dtype."""
+        """X bf16 [M, H], topk_ids int32 [M, k], topk_weights float32 [M, k] -> [M, H] in x's dtype."""
         (m, k), h, i = topk_ids.shape, self.hidden, self.intermediate
         out = torch.empty_like(x)
         if m == 0:
