@@ -1,4 +1,4 @@
-"""shardproof's layer for the peers' bench: `register(bench)` gives it at both precisions and at each single geometry."""
+"""shardproof's layer for the peers' bench: `register(bench)` gives it by precision and by geometry."""
 
 from __future__ import annotations
 
@@ -18,13 +18,20 @@ def register(bench):
         def __init__(self, p):
             self.p = p
             self.dry = bench.args.nogpu
-            packed = [f(t, s) for s, w, c in (("w13", p.w13, p.s13), ("w2", p.w2, p.s2))
-                      for f, t in ((pack.pack_weight, w), (pack.pack_scale, c))]
+            packed = [
+                f(t, s)
+                for s, w, c in (("w13", p.w13, p.s13), ("w2", p.w2, p.s2))
+                for f, t in ((pack.pack_weight, w), (pack.pack_scale, c))
+            ]
             if self.dry:
                 return
             self.layer = layer.HopperExperts(
-                *packed, experts=p.E, hidden=p.H, intermediate=p.I,
-                activation=Activation("silu", limit=p.limit), precision=self.precision,
+                *packed,
+                experts=p.E,
+                hidden=p.H,
+                intermediate=p.I,
+                activation=Activation("silu", limit=p.limit),
+                precision=self.precision,
             )
 
         def __call__(self, x, ids, w):
@@ -44,5 +51,7 @@ def register(bench):
     for b in builds.BUILDS.values():
         for precision in ("w4a8",) if b.fp8 else ("w4a16", "w4a8"):
             name = f"{b.name}:{precision}"
-            table[name] = type(name, (Ours,), {"name": f"geometry {name}", "build": b, "precision": precision})
+            table[name] = type(
+                name, (Ours,), {"name": f"geometry {name}", "build": b, "precision": precision}
+            )
     return table

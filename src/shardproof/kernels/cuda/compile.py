@@ -17,9 +17,11 @@ SOURCES = Path(__file__).parent / "csrc"
 class Build:
     """One geometry of the layer kernel; the fields are the macros of csrc/params.cuh.
 
-    `wgs` consumer warpgroups, each with `mw` tiles of 64 weight rows, `kw` of them sharing a tile by splitting K;
-    `widths` are the token counts that are compiled, ascending; `w_depth` and `x_depth` stages of weights and tokens; `each` chunks of 64
-    values a warpgroup and stage; `narrow` takes warp-wide products; `activation` is 0 silu, 1 swiglu_oai, 2 situ.
+    `wgs` consumer warpgroups, each with `mw` tiles of 64 weight rows, `kw` of them sharing a tile by splitting
+    K; `widths` are the token counts that are compiled, ascending; `w_depth` and `x_depth` stages of weights and
+    tokens; `each` chunks of 64 values a warpgroup and stage; `narrow` takes warp-wide products; `overlap` unpacks
+    weights while products run, `pair` chunks at a time; `once` lets weights leave the L2 cache first;
+    `activation` is 0 silu, 1 swiglu_oai, 2 situ.
     """
 
     name: str
@@ -35,7 +37,6 @@ class Build:
     overlap: bool = False
     pair: int = 1
     once: bool = True
-    stagger: bool = True
     activation: int = 0
     consumer_regs: int = 0
     producer_regs: int = 0
@@ -92,7 +93,6 @@ class Build:
             "OVERLAP": int(self.overlap),
             "PAIR": self.pair,
             "ONCE": int(self.once),
-            "STAGGER": int(self.stagger),
             "ACTIVATION": self.activation,
         }
         if self.consumer_regs:
@@ -111,12 +111,13 @@ def _mma(n: int, kind: str, k: int, types: str, trans: str) -> str:
     )
     return (
         f"  static DEV void {kind}(float* d, u32 a0, u32 a1, u32 a2, u32 a3, u64 b, int keep = 1) {{\n"
-        f'    asm volatile("{text}" : {args} : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(keep));\n  }}\n'
+        f'    asm volatile("{text}" : {args}'
+        ' : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(keep));\n  }\n'
     )
 
 
 def mma_text(build: Build) -> str:
-    """`Mma<N>` for every token count of the build: 64 weight rows from registers times N tokens from shared memory."""
+    """`Mma<N>` for every width: 64 weight rows from registers times N tokens from shared memory."""
     text = ["template <int N> struct Mma;\n"]
     for n in build.widths:
         body = _mma(n, "e4m3", 32, "e4m3.e4m3", "") if build.fp8 else _mma(n, "bf16", 16, "bf16.bf16", ", 0")
@@ -125,7 +126,7 @@ def mma_text(build: Build) -> str:
 
 
 def source_text(entry: str, build: Build) -> str:
-    """One translation unit: the csrc files in the order of their includes, each once, and the generated wgmma text."""
+    """One translation unit: the csrc files as they include each other, once each, and the wgmma text."""
     seen: set[str] = set()
 
     def expand(name: str) -> str:
@@ -157,7 +158,10 @@ def _nvrtc(source: str, options: list[str]) -> bytes:
     def check(result: tuple[object, ...]) -> object:
         if int(result[0]) != 0:  # type: ignore[call-overload]
             raise BackendError(
-                "backend.compile", "NVRTC refused the kernel", found=str(result[0]), needed="CUDA 12.4 or later"
+                "backend.compile",
+                "NVRTC refused the kernel",
+                found=str(result[0]),
+                needed="CUDA 12.4 or later",
             )
         return result[1] if len(result) > 1 else None
 
@@ -168,9 +172,12 @@ def _nvrtc(source: str, options: list[str]) -> bytes:
         log = b" " * int(check(nvrtc.nvrtcGetProgramLogSize(program)))  # type: ignore[call-overload]
         check(nvrtc.nvrtcGetProgramLog(program, log))
         raise BackendError(
-            "backend.compile", "the kernel does not compile", found=log.decode()[-2000:], needed="CUDA 12.4 or later"
+            "backend.compile",
+            "the kernel does not compile",
+            found=log.decode()[-2000:],
+            needed="CUDA 12.4 or later",
         )
-    code = b" " * int(check(nvrtc.nvrtcGetCUBINSize(program)))  # type: ignore[call-overload]
+    code: bytes = b" " * int(check(nvrtc.nvrtcGetCUBINSize(program)))  # type: ignore[call-overload]
     check(nvrtc.nvrtcGetCUBIN(program, code))
     return code
 

@@ -24,7 +24,10 @@ class Args(ctypes.Structure):
 
     _fields_ = (
         ("gemm", GemmArgs * 2),
-        *[(n, ctypes.c_void_p) for n in ("x", "xq", "xs", "h", "hs", "y", "out", "ids", "expert_map", "weights")],
+        *[
+            (n, ctypes.c_void_p)
+            for n in ("x", "xq", "xs", "h", "hs", "y", "out", "ids", "expert_map", "weights")
+        ],
         *[(n, ctypes.c_void_p) for n in ("tiles", "slots", "tile_count", "sync")],
         *[(n, ctypes.c_int) for n in ("tokens", "top_k", "experts", "map_size", "hidden", "intermediate")],
         *[(n, ctypes.c_int) for n in ("x_pitch", "h_pitch", "y_pitch")],
@@ -34,14 +37,16 @@ class Args(ctypes.Structure):
     )
 
 
-def _check(result: tuple[Any, ...]) -> Any:
+def _check(result: tuple[Any, ...]) -> Any:  # noqa: ANN401 - driver handles have no public types
     if int(result[0]) != 0:
-        raise KernelError("kernel.cuda", "the CUDA driver refused a call", found=str(result[0]), needed="CUDA_SUCCESS")
+        raise KernelError(
+            "kernel.cuda", "the CUDA driver refused a call", found=str(result[0]), needed="CUDA_SUCCESS"
+        )
     return result[1] if len(result) > 1 else None
 
 
 @functools.cache
-def function(entry: str, build: Build, device: int) -> Any:
+def function(entry: str, build: Build, device: int) -> Any:  # noqa: ANN401
     """The loaded kernel of `entry` for `build` on `device` (its primary context must exist)."""
     import torch
     from cuda.bindings import driver
@@ -57,7 +62,7 @@ def function(entry: str, build: Build, device: int) -> Any:
 
 
 def launch(func: Any, grid: int, block: int, shared: int, stream: int, overlap: bool, *args: Any) -> None:
-    """Launches on `stream`; with `overlap` the kernel may start while its predecessor runs and waits inside."""
+    """Launches on `stream`; with `overlap` it may start while its predecessor runs and waits inside."""
     from cuda.bindings import driver
 
     config = driver.CUlaunchConfig()

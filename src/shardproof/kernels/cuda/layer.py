@@ -3,20 +3,41 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
+import weakref
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, TYPE_CHECKING
 
 import torch
 
 from shardproof.errors import KernelError
-from shardproof.experts import Activation
 from shardproof.kernels.cuda import builds, launch, workspace
-from shardproof.kernels.cuda.compile import Build
 from shardproof.kernels.cuda.pack import Derived, derive, pack_bias, pad_to
+
+if TYPE_CHECKING:
+    from shardproof.experts import Activation
+    from shardproof.kernels.cuda.compile import Build
 
 Precision = Literal["w4a16", "w4a8"]
 KINDS = {"silu": 0, "swiglu_oai": 1, "situ": 2}
 SMALL_SLOTS = 512  # csrc/params.cuh
+
+
+_HANDLES = itertools.count(1)
+_LAYERS: weakref.WeakValueDictionary[int, HopperExperts] = weakref.WeakValueDictionary()
+
+
+@torch.library.custom_op("shardproof::hopper_moe", mutates_args=())
+def hopper_moe(
+    x: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor, handle: int
+) -> torch.Tensor:
+    """The layer as an operator that torch.compile leaves whole; `handle` is HopperExperts.handle."""
+    return _LAYERS[handle](x, topk_ids, topk_weights)
+
+
+@hopper_moe.register_fake
+def _(x: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor, handle: int) -> torch.Tensor:  # noqa: ARG001
+    return torch.empty_like(x)
 
 
 def _padded_bias(bias: torch.Tensor | None, parts: int, size: int) -> torch.Tensor | None:
@@ -30,8 +51,9 @@ def _padded_bias(bias: torch.Tensor | None, parts: int, size: int) -> torch.Tens
 class HopperExperts:
     """One MoE layer whose weights are in the order of `shardproof.kernels.cuda.pack`.
 
-    w13_weight, w13_scale: uint8, packed from [E, 2I', H'/2] and [E, 2I', H'/32]; w2_weight, w2_scale: from [E, H', I'/2]
-    and [E, H', I'/32]; I' and H' are I and H rounded up to 64 (weights 0, any scale). Biases are canonical, [E, 2I]
+    w13_weight, w13_scale: uint8, packed from [E, 2I', H'/2] and [E, 2I', H'/32]; w2_weight, w2_scale: from
+    [E, H', I'/2] and [E, H', I'/32]; I' and H' are I and H rounded up to 64 (weights 0, any scale). Biases are
+    canonical, [E, 2I]
     ([w1; w3]) and [E, H], or None. `expert_map` [global experts] int32 gives the local expert or -1.
     `w4a8` rounds activations to e4m3 with one power-of-two scale for 128 values, as DeepSeek-V4 does.
     """
@@ -72,7 +94,9 @@ class HopperExperts:
         self.row_scales8 = [d.row_scale * 2.0**-6 for d in self.derived]
         self.expert_map = None if expert_map is None else expert_map.to(self.device, torch.int32).contiguous()
         properties = torch.cuda.get_device_properties(self.device)
-        self.processors = properties.multi_processor_count
+        self.processors, self.device_name = properties.multi_processor_count, properties.name
+        self.handle = next(_HANDLES)
+        _LAYERS[self.handle] = self
 
     def _check(self, name: str, t: torch.Tensor, size: int) -> None:
         if t.dtype != torch.uint8 or not t.is_contiguous() or t.numel() != size or not t.is_cuda:
@@ -92,7 +116,12 @@ class HopperExperts:
             ("topk_weights", weights, torch.float32, tuple(ids.shape)),
         )
         for name, t, dtype, shape in wanted:
-            if t.dtype != dtype or tuple(t.shape) != shape or t.device != self.device or not t.is_contiguous():
+            if (
+                t.dtype != dtype
+                or tuple(t.shape) != shape
+                or t.device != self.device
+                or not t.is_contiguous()
+            ):
                 raise KernelError(
                     "kernel.tensor",
                     "an argument of the layer call is not what the kernel reads",
@@ -104,18 +133,25 @@ class HopperExperts:
     def build_for(self, tokens: int, top_k: int) -> Build:
         """The geometry that serves this batch."""
         reachable = self.experts if self.expert_map is None else self.expert_map.numel()
-        a8 = self.precision == "w4a8"
-        return builds.choose(tokens * top_k / reachable, a8, a8 and self.exact8)
+        exact = self.precision == "w4a8" and self.exact8
+        return builds.choose(
+            tokens * top_k / reachable, "w4a8 exact" if exact else self.precision, self.device_name
+        )
 
     def __call__(self, x: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor) -> torch.Tensor:
-        """X bf16 [M, H], topk_ids int32 [M, k] (global experts; -1 for none), topk_weights float32 [M, k] -> bf16 [M, H]."""
+        """Runs the layer: x bf16 [M, H], topk_ids int32 [M, k] (global, -1 for none), topk_weights float32 [M, k].
+
+        Returns bf16 [M, H]. Raises KernelError "kernel.tensor" for a wrong dtype, shape, device or stride.
+        """
         self._check_call(x, topk_ids, topk_weights)
         out = torch.empty_like(x)
         if x.shape[0]:
             self.run(self.build_for(*topk_ids.shape), x, topk_ids, topk_weights, out)
         return out
 
-    def run(self, build: Build, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, out: torch.Tensor) -> None:
+    def run(
+        self, build: Build, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, out: torch.Tensor
+    ) -> None:
         """Launches the layer with one geometry into `out` [M, H]."""
         device = self.device.index or 0
         stream = torch.cuda.current_stream(self.device).cuda_stream
@@ -130,7 +166,9 @@ class HopperExperts:
             launch.launch(route, blocks, 1024, 8 * self.experts, stream, False, args, rounded)
             args.x = x.data_ptr() if keep is None else keep.data_ptr()
         layer = launch.function("moe.cu", build, device)
-        launch.launch(layer, self.processors, build.threads, build.shared_bytes, stream, not args.small_route, args)
+        launch.launch(
+            layer, self.processors, build.threads, build.shared_bytes, stream, not args.small_route, args
+        )
 
     def _gemm(self, which: int, build: Build) -> launch.GemmArgs:
         h, i = self.padded_hidden, self.padded_intermediate
@@ -151,11 +189,13 @@ class HopperExperts:
         self, build: Build, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, out: torch.Tensor
     ) -> tuple[launch.Args, torch.Tensor | None]:
         (m, k), dev = ids.shape, self.device
-        slots, pad128 = m * k, lambda v: -(-v // 128) * 128
+        slots = m * k
         a8 = self.precision == "w4a8"
-        h_pitch = pad128(self.intermediate) if build.fp8 else self.padded_intermediate
-        x_pitch = pad128(self.hidden) if build.fp8 else self.hidden
-        args = launch.Args(tokens=m, top_k=k, experts=self.experts, hidden=self.hidden, intermediate=self.intermediate)
+        h_pitch = -(-self.intermediate // 128) * 128 if build.fp8 else self.padded_intermediate
+        x_pitch = -(-self.hidden // 128) * 128 if build.fp8 else self.hidden
+        args = launch.Args(
+            tokens=m, top_k=k, experts=self.experts, hidden=self.hidden, intermediate=self.intermediate
+        )
         args.gemm[0], args.gemm[1] = self._gemm(0, build), self._gemm(1, build)
         args.map_size = self.experts if self.expert_map is None else self.expert_map.numel()
         args.expert_map = None if self.expert_map is None else self.expert_map.data_ptr()

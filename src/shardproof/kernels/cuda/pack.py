@@ -7,18 +7,20 @@ Scale, in bytes:
     w13   "e (2a n 4w 8b) (k 2c) -> e n k w b c a"
     w2    "e (n 4w 2a 8b) (k 2c) -> e n k w b c a"
 
-A chunk is 64 rows by 64 values: 2,048 contiguous bytes of weights and 128 of scales. Lane 4b + q of warp w finds its
-whole part of the chunk in 16 bytes: one 32-bit word for each block of 32 (c) and each half (a) of its 16 rows.
+A chunk is 64 rows by 64 values: 2,048 contiguous bytes of weights and 128 of scales. Lane 4b + q of warp w finds
+its whole part of the chunk in 16 bytes: one 32-bit word for each block of 32 (c) and each half (a) of 16 rows.
 In w13 the halves are gate and up, so one thread holds both numbers of an activation.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, TYPE_CHECKING
 
 import torch
 
-from shardproof.experts import Stack
+
+if TYPE_CHECKING:
+    from shardproof.experts import Stack
 
 ALIGN = 64
 SPAN8 = 14  # an e4m3 number holds an e2m1 number times 2^-8 .. 2^6: fifteen exponents
@@ -38,12 +40,14 @@ def _rows(t: torch.Tensor, stack: Stack) -> torch.Tensor:
 
 
 def pack_weight(weight: torch.Tensor, stack: Stack) -> torch.Tensor:
-    """Canonical uint8 [E, N, K/2] (low nibble = even k; N, K multiples of 64) -> packed, same shape and dtype."""
+    """Canonical uint8 [E, N, K/2] (low nibble = even k; N, K multiples of 64) -> packed, same shape."""
     e, n, half = weight.shape
     out = torch.empty_like(weight)
     for i in range(e):
         codes = torch.stack([weight[i : i + 1] & 15, weight[i : i + 1] >> 4], -1).reshape(1, n, 2 * half)
-        t = _rows(codes, stack).reshape(1, n // 64, 4, 8, 2, half // 32, 2, 2, 2, 4, 2)  # e n w b a k c d f q z
+        t = _rows(codes, stack).reshape(
+            1, n // 64, 4, 8, 2, half // 32, 2, 2, 2, 4, 2
+        )  # e n w b a k c d f q z
         t = t.permute(0, 1, 5, 2, 3, 9, 6, 4, 10, 7, 8).reshape(n, half, 2)
         out[i] = t[..., 0] | (t[..., 1] << 4)
     return out
@@ -64,9 +68,9 @@ def pack_bias(bias: torch.Tensor, stack: Stack) -> torch.Tensor:
 class Derived(NamedTuple):
     """What the kernel reads beside the codes: a multiplier field a block, a factor a row; both exact.
 
-    multiplier  uint8, packed scale order: 253 - (row's largest scale - scale), the exponent field of a bf16 power of two
+    multiplier  uint8, packed scale order: 253 - (row's largest scale - scale), a bf16 exponent field
     row_scale   float32 [E, N], packed row order: 2^(largest - 127), NaN where a scale byte is 255
-    exact8      no row's scales span more than 14 binades (blocks of zero codes aside): e4m3 holds every weight
+    exact8      no row's scales span more than 14 binades (zero blocks aside): e4m3 holds every weight
     """
 
     multiplier: torch.Tensor
@@ -75,7 +79,7 @@ class Derived(NamedTuple):
 
 
 def derive(weight: torch.Tensor, scale: torch.Tensor, experts: int, rows: int, columns: int) -> Derived:
-    """From packed `weight` and `scale` of [experts, rows, columns]; waits for the device once, to read `exact8`."""
+    """From packed `weight` and `scale` of [experts, rows, columns]; waits for the device once (`exact8`)."""
     n, k = rows // 64, columns // 64
     multiplier = torch.empty(experts, rows, columns // 32, dtype=torch.uint8, device=weight.device)
     row_scale = torch.empty(experts, rows, dtype=torch.float32, device=weight.device)

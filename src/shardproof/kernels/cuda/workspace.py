@@ -1,4 +1,4 @@
-"""Memory the layer works in: one set a device and stream, grown on demand, shared by all layers of that stream."""
+"""Memory the layer works in: a set for each device and stream, grown on demand, shared by its layers."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import torch
 _POOLS: dict[tuple[int, int], dict[str, torch.Tensor]] = {}
 
 
-def buffer(name: str, size: int, dtype: torch.dtype, device: torch.device, *, zero: bool = False) -> torch.Tensor:
-    """At least `size` elements on the current stream; its contents last until the next layer call on that stream.
+def buffer(
+    name: str, size: int, dtype: torch.dtype, device: torch.device, *, zero: bool = False
+) -> torch.Tensor:
+    """At least `size` elements for the current stream; the contents last until its next layer call.
 
-    Under graph capture a first or larger use allocates in the graph's own pool, so capture after one eager call.
+    Under graph capture a first or larger use allocates in the graph's own pool: capture after an eager call.
     """
     stream = torch.cuda.current_stream(device).cuda_stream
     pool = _POOLS.setdefault((device.index or 0, stream), {})

@@ -57,6 +57,8 @@ template <int N>
 DEV void add_shares(const Pipe& q, float* acc) {
   int mine = q.group % KW;
   u32 at = sums(q);
+  // Without the first wait a finisher two tiles ahead of a slow warpgroup would take the phase before for its own.
+  bar_wait(sum_bar(q, Shared::SUM_EMPTY), (q.done >> 1 & 1) ^ 1);
   bar_wait(sum_bar(q, Shared::SUM_FULL), q.done >> 1 & 1);
 #pragma unroll
   for (int i = 0; i < N / 2; ++i) {

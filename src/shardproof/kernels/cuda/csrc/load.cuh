@@ -82,7 +82,7 @@ DEV void stream_weights(const Params& p, const Tile* records, u32 base) {
     Tile t = records[slot.at];
     if (t.phase < 0) return;
     const Gemm& g = p.gemm[t.phase];
-    Walk w = walk(g, t);
+    Walk w = walk(g);
     for (int stage = 0; stage < w.stages; ++stage) {
       bar_wait(base + Shared::W_EMPTY + 8 * ring.at, ring.parity ^ 1);
       load_stage(g, t, w.chunk(stage), base, ring, policy);
@@ -195,7 +195,7 @@ DEV void gather_tokens(const Params& p, const u8* smem, u32 base, int thread) {
     if (t.phase) await_activations(p, t, out);
     Source src = token_source(p, t.phase);
     MyRows mine = my_rows(src, rows, t.count, thread);
-    Walk w = walk(p.gemm[t.phase], t);
+    Walk w = walk(p.gemm[t.phase]);
     for (int stage = 0; stage < w.stages; ++stage) {
       int chunk = w.chunk(stage);
       bar_wait(base + Shared::X_EMPTY + 8 * ring.at, ring.parity ^ 1);

@@ -45,7 +45,7 @@ DEV void run_tile(const Params& p, const Tile& t, Pipe& q, const u8* smem) {
   q.warp = opaque(q.warp);                            // keeps one token count's addresses out of the others' registers
   q.lane = opaque(q.lane);
   RowScales scales = row_scales(p.gemm[t.phase], t, q);
-  main_loop<N>(p, q, walk(p.gemm[t.phase], t), acc);
+  main_loop<N>(p, q, walk(p.gemm[t.phase]), acc);
   finish_tile<N>(p, t, q, scales, smem, acc);
 }
 

@@ -20,7 +20,6 @@
 #define EACH 2
 #define OVERLAP 0
 #define PAIR 1
-#define STAGGER 1
 #define ONCE 1                // weights are read once: first to leave the L2 cache
 #define ACTIVATION 0          // 0 silu, 1 swiglu_oai, 2 situ
 #endif
@@ -54,15 +53,12 @@ struct Gemm {
   int row64s, chunks, row_tiles;
 };
 
-// A tile walks K from a stage of its own, so that blocks at work side by side do not read addresses a power of two
-// apart. It depends on the tile alone: the order of summation is the same in every run.
+// The stages in which a tile walks K; the last one may be partly past its end.
 struct Walk {
-  int chunks, stages, turn;
-  DEV int chunk(int stage) const {
-    stage += turn;
-    return (stage >= stages ? stage - stages : stage) * CHUNKS;
-  }
+  int chunks, stages;
+  DEV int chunk(int stage) const { return stage * CHUNKS; }
 };
+DEV Walk walk(const Gemm& g) { return {g.chunks, (g.chunks + CHUNKS - 1) / CHUNKS}; }
 
 struct Params {
   Gemm gemm[2];
@@ -91,12 +87,6 @@ struct Tile {
   int expert, start, count, row_tile, token_tile;
   int pad0, pad1;
 };
-
-DEV Walk walk(const Gemm& g, const Tile& t) {
-  Walk w = {g.chunks, (g.chunks + CHUNKS - 1) / CHUNKS, 0};
-  if (STAGGER) w.turn = (t.row_tile * 5 + t.expert * 3) % w.stages;
-  return w;
-}
 
 DEV int local_expert(const Params& p, int id) {
   if (id < 0 || id >= p.map_size) return -1;

@@ -1,4 +1,4 @@
-"""The Hopper layer on a GPU against float64: every geometry, activation, map and shape; fresh inputs, poisoned outputs."""
+"""The Hopper layer on a GPU against float64: each geometry, activation, map and shape; poisoned outputs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from cases import Case, relative_error  # noqa: E402
+from hopper_cases import Case, relative_error  # noqa: E402
 
 from shardproof.experts import Activation  # noqa: E402
 from shardproof.kernels.cuda import builds, workspace  # noqa: E402
@@ -22,7 +22,7 @@ def poison() -> None:
         for name, t in pool.items():
             if name in ("h", "y", "rounded"):
                 t.fill_(float("nan"))
-            elif name in ("xq",):
+            elif name == "xq":
                 t.fill_(0x7F)
             elif name in ("xs", "hs"):
                 t.fill_(float("nan"))
@@ -77,7 +77,9 @@ def test_shapes(build: builds.Build, hidden: int, intermediate: int) -> None:
 )
 def test_activations(build: builds.Build, activation: Activation, first: bool) -> None:
     precision = "w4a8" if build.fp8 else "w4a16"
-    check(Case(4, 256, 128, activation, bias=not first, weight_first=first, precision=precision), build, 33, 2)
+    check(
+        Case(4, 256, 128, activation, bias=not first, weight_first=first, precision=precision), build, 33, 2
+    )
 
 
 @pytest.mark.parametrize("build", [*BF16, *FP8], ids=lambda b: b.name)
@@ -117,7 +119,10 @@ def test_expert_map_and_absent_slots(tokens: int, precision: str) -> None:
     layer = case.layer(expert_map)
     x, ids, weights = case.inputs(tokens, 3, total=8)
     ids[::3, 1] = -1
-    assert relative_error(layer(x, ids, weights), case.reference(x, ids, weights, expert_map)) < TOLERANCE[precision]
+    assert (
+        relative_error(layer(x, ids, weights), case.reference(x, ids, weights, expert_map))
+        < TOLERANCE[precision]
+    )
     ids.fill_(2)
     assert torch.equal(layer(x, ids, weights), torch.zeros_like(x))
 

@@ -1,4 +1,4 @@
-"""Random layers in canonical form, their float64 reference, and the packed layer: shared by the kernel tests."""
+"""Random layers in canonical form, their float64 reference, the packed layer: for the kernel tests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Case:
     experts: int
     hidden: int
     intermediate: int
-    activation: Activation = Activation()
+    activation: Activation = Activation()  # noqa: RUF009 - frozen
     bias: bool = False
     weight_first: bool = False
     precision: str = "w4a16"
@@ -65,7 +65,9 @@ class Case:
             expert_map=expert_map,
         )
 
-    def inputs(self, tokens: int, top_k: int, *, ids: str = "random", seed: int = 1, total: int | None = None):
+    def inputs(
+        self, tokens: int, top_k: int, *, ids: str = "random", seed: int = 1, total: int | None = None
+    ):
         g = torch.Generator(device=self.device).manual_seed(seed)
         e = total or self.experts
         x = torch.randn(tokens, self.hidden, device=self.device, generator=g).bfloat16()
@@ -89,10 +91,16 @@ class Case:
         limit = float("inf") if a.limit is None else a.limit
         if a.kind == "situ":
             return (
-                a.beta * torch.tanh(g / a.beta) * torch.sigmoid(g) * a.linear_beta * torch.tanh(u / a.linear_beta)
+                a.beta
+                * torch.tanh(g / a.beta)
+                * torch.sigmoid(g)
+                * a.linear_beta
+                * torch.tanh(u / a.linear_beta)
             )
         g, u = g.clamp(max=limit), u.clamp(-limit, limit)
-        return (u + 1) * g * torch.sigmoid(a.alpha * g) if a.kind == "swiglu_oai" else g * torch.sigmoid(g) * u
+        return (
+            (u + 1) * g * torch.sigmoid(a.alpha * g) if a.kind == "swiglu_oai" else g * torch.sigmoid(g) * u
+        )
 
     def rounded(self, x: torch.Tensor) -> torch.Tensor:
         if self.precision == "w4a16":

@@ -10,7 +10,7 @@ from shardproof.kernels.cuda.pack import derive, pack_bias, pack_scale, pack_wei
 
 
 def kernel_address(stack: str, n_rows: int, columns: int, row: int, k: int) -> tuple[int, int, int]:
-    """Where the kernel's thread looks for (row, k): nibble, scale byte and row index, from the PTX fragment."""
+    """Where the kernel's thread looks for (row, k): nibble, scale byte, row index; from the PTX fragment."""
     if stack == "w13":
         half, i = divmod(row, n_rows // 2)
         group, warp, b = i // 32, i % 32 // 8, i % 8
@@ -60,7 +60,9 @@ def test_multipliers_are_relative_to_the_largest_scale_of_the_row() -> None:
     top = torch.where(torch.arange(64) == 5, 121, 120)
     spot = pack_bias(top[None].float(), "w2")[0]
     assert torch.equal(d.row_scale[0], torch.exp2(spot - 127))
-    expected = 253 - (pack_scale(top[None, :, None].expand(1, 64, 4).contiguous().to(torch.uint8), "w2").int() - plain.int())
+    expected = 253 - (
+        pack_scale(top[None, :, None].expand(1, 64, 4).contiguous().to(torch.uint8), "w2").int() - plain.int()
+    )
     assert torch.equal(d.multiplier.int().flatten(), expected.flatten())
     assert not d.exact8
 
