@@ -59,7 +59,7 @@ BUILDS = {b.name: b for b in (SMALL, WIDE, MID, LARGE, MID8, LARGE8)}
 
 @functools.cache
 def table(device_name: str) -> dict[str, list[tuple[float, str]]]:
-    """The tuning table of a GPU by its name, else the table of all ("*"): rows of (most tokens an expert, build).
+    """The tuning table of a GPU by its name, else the one of all ("*"): rows (most tokens an expert, build).
 
     The table of tuning.json was measured on an NVIDIA H100 80GB HBM3; `SHARDPROOF_TUNING` names a file that
     extends it.

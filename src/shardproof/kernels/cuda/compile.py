@@ -17,11 +17,11 @@ SOURCES = Path(__file__).parent / "csrc"
 class Build:
     """One geometry of the layer kernel; the fields are the macros of csrc/params.cuh.
 
-    `wgs` consumer warpgroups, each with `mw` tiles of 64 weight rows, `kw` of them sharing a tile by splitting
-    K; `widths` are the token counts that are compiled, ascending; `w_depth` and `x_depth` stages of weights and
-    tokens; `each` chunks of 64 values a warpgroup and stage; `narrow` takes warp-wide products; `overlap` unpacks
-    weights while products run, `pair` chunks at a time; `once` lets weights leave the L2 cache first;
-    `activation` is 0 silu, 1 swiglu_oai, 2 situ.
+    `wgs` consumer warpgroups, each with `mw` tiles of 64 weight rows, `kw` of them sharing a tile by
+    splitting K; `widths` are the token counts that are compiled, ascending; `w_depth` and `x_depth` stages
+    of weights and tokens; `each` chunks of 64 values a warpgroup and stage; `narrow` takes warp-wide
+    products; `overlap` unpacks weights while products run, `pair` chunks at a time; `once` lets weights
+    leave the L2 cache first; `activation` is 0 silu, 1 swiglu_oai, 2 situ.
     """
 
     name: str

@@ -61,7 +61,7 @@ def function(entry: str, build: Build, device: int) -> Any:  # noqa: ANN401
     return func
 
 
-def launch(func: Any, grid: int, block: int, shared: int, stream: int, overlap: bool, *args: Any) -> None:
+def launch(func: Any, grid: int, block: int, shared: int, stream: int, overlap: bool, *args: Any) -> None:  # noqa: ANN401
     """Launches on `stream`; with `overlap` it may start while its predecessor runs and waits inside."""
     from cuda.bindings import driver
 

@@ -6,7 +6,7 @@ import ctypes
 import itertools
 import weakref
 from dataclasses import replace
-from typing import Literal, TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -52,8 +52,8 @@ class HopperExperts:
     """One MoE layer whose weights are in the order of `shardproof.kernels.cuda.pack`.
 
     w13_weight, w13_scale: uint8, packed from [E, 2I', H'/2] and [E, 2I', H'/32]; w2_weight, w2_scale: from
-    [E, H', I'/2] and [E, H', I'/32]; I' and H' are I and H rounded up to 64 (weights 0, any scale). Biases are
-    canonical, [E, 2I]
+    [E, H', I'/2] and [E, H', I'/32]; I' and H' are I and H rounded up to 64 (weights 0, any scale). Biases
+    are canonical, [E, 2I]
     ([w1; w3]) and [E, H], or None. `expert_map` [global experts] int32 gives the local expert or -1.
     `w4a8` rounds activations to e4m3 with one power-of-two scale for 128 values, as DeepSeek-V4 does.
     """
@@ -139,9 +139,9 @@ class HopperExperts:
         )
 
     def __call__(self, x: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor) -> torch.Tensor:
-        """Runs the layer: x bf16 [M, H], topk_ids int32 [M, k] (global, -1 for none), topk_weights float32 [M, k].
+        """Runs the layer: x bf16 [M, H], topk_ids int32 [M, k], topk_weights float32 [M, k] -> bf16 [M, H].
 
-        Returns bf16 [M, H]. Raises KernelError "kernel.tensor" for a wrong dtype, shape, device or stride.
+        Ids are global, -1 for none. Raises KernelError "kernel.tensor" for a wrong dtype, shape, device or stride.
         """
         self._check_call(x, topk_ids, topk_weights)
         out = torch.empty_like(x)

@@ -7,17 +7,16 @@ Scale, in bytes:
     w13   "e (2a n 4w 8b) (k 2c) -> e n k w b c a"
     w2    "e (n 4w 2a 8b) (k 2c) -> e n k w b c a"
 
-A chunk is 64 rows by 64 values: 2,048 contiguous bytes of weights and 128 of scales. Lane 4b + q of warp w finds
-its whole part of the chunk in 16 bytes: one 32-bit word for each block of 32 (c) and each half (a) of 16 rows.
-In w13 the halves are gate and up, so one thread holds both numbers of an activation.
+A chunk is 64 rows by 64 values: 2,048 contiguous bytes of weights and 128 of scales. Lane 4b + q of warp w
+finds its whole part of the chunk in 16 bytes: one 32-bit word for each block of 32 (c) and each half (a) of
+16 rows. In w13 the halves are gate and up, so one thread holds both numbers of an activation.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple, TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-
 
 if TYPE_CHECKING:
     from shardproof.experts import Stack

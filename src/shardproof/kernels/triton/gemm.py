@@ -23,10 +23,10 @@ def _values(code, scale):
 
 @triton.jit
 def _product(acc, w, s, x, xs, MODE: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
-    """Adds W [BN, BK] times x [BM, BK] transposed to acc [BN, BM]; weights first: Hopper keeps them in registers.
+    """Adds W [BN, BK] times x [BM, BK] transposed to acc [BN, BM]; weights first, Hopper's register side.
 
-    MODE "scaled": the target's own block-scaled product (x bf16, xs unused). "scaled8": x e4m3, e8m0 scales xs
-    [BM, BK / 32]. "float32": every number spelled out, for the interpreter.
+    MODE "scaled": the target's own block-scaled product (x bf16, xs unused). "scaled8": x e4m3, e8m0 scales
+    xs [BM, BK / 32]. "float32": every number spelled out, for the interpreter.
     """
     if MODE == "float32":
         scale = tl.reshape(tl.broadcast_to(s[:, :, None], (BN, BK // 32, 32)), (BN, BK))
@@ -102,7 +102,10 @@ def gate_up(
     ACTIVATION: tl.constexpr, WEIGHT_FIRST: tl.constexpr, BIAS: tl.constexpr, MODE: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """Writes h [slots, I], sorted by expert: the activation of w13 x, times the routing weight if it goes first."""
+    """Writes h [slots, I], sorted by expert: the activation of w13 x.
+
+    Times the routing weight if it goes first.
+    """
     expert, count, place, live, slot = _tile(tiles, slots, BM)
     if count == 0:
         return
@@ -157,7 +160,10 @@ def down(
 
 @triton.jit
 def sum_slots(y, local, out, H, top_k, BLOCK: tl.constexpr):
-    """Writes out [M, H]: a token's rows of y summed in float32 and slot order, absent slots (local < 0) left out."""
+    """Writes out [M, H]: a token's rows of y summed in float32 and slot order.
+
+    Absent slots (local < 0) left out.
+    """
     token = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     acc = tl.zeros((BLOCK,), tl.float32)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -19,7 +19,8 @@ def token_tiles(local: torch.Tensor, experts: int, block: int) -> tuple[torch.Te
     """Sorts routed slots by expert and cuts them into tiles, without reading anything back from the device.
 
     `local` int [slots], -1 for absent. Returns tiles int32 [T, 3] (expert, first sorted place, count; count 0
-    for the unused ones) and slots int32 [slots], sorted place -> routed slot. T is a bound that depends on shapes only.
+    for the unused ones) and slots int32 [slots], sorted place -> routed slot. T is a bound that depends on
+    shapes only.
     """
     n = local.numel()
     key = torch.where(local < 0, experts, local)
@@ -36,7 +37,10 @@ def token_tiles(local: torch.Tensor, experts: int, block: int) -> tuple[torch.Te
 
 
 def round_e4m3(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rounds x [M, K] to e4m3 [M, K'] and e8m0 [M, K' / 32], a scale for 128 values; K' is K padded to 128."""
+    """Rounds x [M, K] to e4m3 [M, K'] and e8m0 [M, K' / 32], a scale for 128 values.
+
+    K' is K padded to 128.
+    """
     m, k = x.shape
     blocks = torch.nn.functional.pad(x.float(), (0, -k % 128)).reshape(m, -1, 128)
     ratio = (blocks.abs().amax(-1, keepdim=True).clamp(min=1e-4) / 448.0).view(torch.int32)
@@ -52,7 +56,7 @@ def holds_e4m3(device: torch.device) -> bool:
 
 
 class TritonExperts:
-    """One MoE layer from canonical bytes: w13 [E, 2I, H/2] ([w1; w3]), w2 [E, H, I/2], scales [E, N, K/32], uint8.
+    """One MoE layer from canonical uint8: w13 [E, 2I, H/2] ([w1; w3]), w2 [E, H, I/2], scales [E, N, K/32].
 
     Biases are [E, 2I] and [E, H] or None. The call is HopperExperts'. `mode` "float32" spells the arithmetic
     out (the only form that Triton's interpreter runs), None takes the target's block-scaled product.
