@@ -60,6 +60,7 @@ class MappedReader:
         self._checkpoint = checkpoint
         self._share = resident(checkpoint, spans) if spans else 1.0
         self._cold = self._share < _COLD
+        self._release = bool(spans)  # a single layer's caller will come back for the next one
         size = sum(s.stop - s.start for s in spans)
         self._drop = self._cold and size > available_memory() // 2
         self._reading: threading.Thread | None = None
@@ -90,7 +91,7 @@ class MappedReader:
 
     def done(self, spans: Sequence[Span]) -> None:
         """Let the pages go."""
-        for span in spans:
+        for span in spans if self._release else ():
             self._checkpoint.advise(*span, mmap.MADV_DONTNEED)
             if self._drop:
                 self._checkpoint.forget(*span)

@@ -22,7 +22,7 @@ from shardproof.layouts import Placed, find
 from shardproof.layouts.moves import BITS
 from shardproof.mxfp4 import PAD_SCALE, PAD_WEIGHT
 from shardproof.pack.native import structs as s
-from shardproof.pack.tile import Digit, Tile, choose, enumerate_tile
+from shardproof.pack.tile import MOST_ROWS, Digit, Tile, choose, enumerate_tile
 
 Ints = npt.NDArray[np.int64]
 
@@ -65,7 +65,7 @@ def compile_placed(placed: Placed, pad: int, change: tuple[int, int], *, simd: b
     chosen, outer = choose(digits, placed, BITS[placed.unit])
     tile = enumerate_tile(chosen, placed, BITS[placed.unit])
     made = tile.moves(simd=simd, columns=[d for d in outer if d.along_k])
-    if made is None:
+    if made is None or len(tile.row) > MOST_ROWS:
         return None
     kernel, part, masks, tables, word = made
     rows = [d for d in outer if not d.along_k]

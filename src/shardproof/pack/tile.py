@@ -17,6 +17,7 @@ Ints = npt.NDArray[np.int64]
 Moves = tuple[int, npt.NDArray[np.void], npt.NDArray[np.uint8], npt.NDArray[np.uint32], int]
 
 LINE = 64
+MOST_ROWS = 256  # of a group, as work.c has room for
 _TILE_BYTES, _TILE_ROWS, _LONG_RUN = 256, 128, 32
 _MOST_SHUFFLES = 20  # a vector: beyond it single bytes are as fast
 

@@ -7,6 +7,10 @@
 #include "engine.h"
 
 #define ROW_SLACK 64
+#define MOST_ROWS 256 /* of a group; tile.py keeps to it */
+/* Long rows are digested first, which brings them into the cache in order. Short pieces of long rows are digested
+ * after the move: read row by row, they would make the hardware fetch the rest of every row as well. */
+#define LONG_ROW 1024
 
 /* -- a file that shrinks under its map is an error, not a crash ------------------------------------------------ */
 
@@ -129,15 +133,15 @@ static void stage(Batch *batch, const Job *job, const Found *found, uint8_t *row
 /* -- groups ----------------------------------------------------------------------------------------------------- */
 
 /* Row pointers of one group, straight into the map where whole rows are used as they are, else into `scratch`. */
-static void resolve(Batch *batch, const Job *job, Seen *seen, int64_t along, int64_t base, const uint8_t **rows,
-                    uint8_t *scratch, uint64_t sums[2]) {
+static void resolve(Batch *batch, const Job *job, Seen *seen, int64_t along, int64_t base, Found *all,
+                    const uint8_t **rows, uint8_t *scratch, uint64_t sums[2]) {
   const Program *p = job->program;
   const int64_t pitch = (p->padded + ROW_SLACK) | 63;
   const int whole = p->kernel == RUN || p->kernel == TILE16;
   int same = 0; /* the staged row that holds nothing but plan padding, plus one */
   for (int32_t i = 0; i < p->group_rows; i++) {
-    const Found found = find(job, seen, along + p->group_row[i], base + p->group_base[i]);
-    if (found.data && job->field != OTHER) digest(batch, job, &found, sums);
+    const Found found = all[i] = find(job, seen, along + p->group_row[i], base + p->group_base[i]);
+    if (found.data && found.bytes >= LONG_ROW && job->field != OTHER) digest(batch, job, &found, sums);
     if (whole && !p->add && found.data && found.bytes == p->padded) {
       rows[i] = found.data;
       continue;
@@ -156,6 +160,7 @@ static void resolve(Batch *batch, const Job *job, Seen *seen, int64_t along, int
 static void run_job(Batch *batch, const Job *job, const uint8_t **rows, uint8_t *scratch, uint64_t sums[2]) {
   const Program *p = job->program;
   Seen seen = {0, 0};
+  Found all[MOST_ROWS];
   for (int64_t group = job->begin; group < job->end && !batch->stop; group++) {
     int64_t rest = group, along = 0, base = 0, dst = p->offset;
     for (int32_t l = p->row_loops - 1; l >= 0; l--) {
@@ -166,8 +171,10 @@ static void run_job(Batch *batch, const Job *job, const uint8_t **rows, uint8_t 
       base += i * loop->base;
       dst += i * loop->dst;
     }
-    resolve(batch, job, &seen, along, base, rows, scratch, sums);
+    resolve(batch, job, &seen, along, base, all, rows, scratch, sums);
     if (!batch->simd || !sp_move_avx2(p, rows, job->dst + dst)) sp_move_portable(p, rows, job->dst + dst);
+    for (int32_t i = 0; i < p->group_rows && job->field != OTHER; i++)
+      if (all[i].data && all[i].bytes < LONG_ROW) digest(batch, job, all + i, sums);
   }
 }
 
