@@ -49,7 +49,7 @@ def test_pairs(made: Made, pair: tuple[Mistake, Mistake]) -> None:
 
 
 def test_the_three_of_the_seed_at_once(made: Made) -> None:
-    """vLLM #42595: offset from the padded size, de-interleaved, shuffled for the other gate mode."""
+    """VLLM #42595: offset from the padded size, de-interleaved, shuffled for the other gate mode."""
     from shardproof.diagnose import diagnose
 
     model, plan, _ = made("v4_pro")
