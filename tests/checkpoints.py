@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 Tensor = tuple[str, np.ndarray]  # safetensors dtype, bytes with the tensor's shape (last axis counts elements)
+Fill = Callable[[str, str, int, str, tuple[int, ...]], np.ndarray]
 ITEM = {"U8": 1, "I8": 1, "F8_E8M0": 1, "BF16": 2, "F16": 2, "F32": 4}
 
 
@@ -56,15 +57,19 @@ def _matrices(made: Made, layers: int, experts: int, hidden: int, intermediate: 
 def make(
     folder: Path, kind: str, *, layers: int = 1, experts: int = 4, hidden: int = 64, intermediate: int = 96,
     seed: int = 0, top_k: int = 2, files: int = 2, config: dict[str, Any] | None = None,
-    alter: Callable[[dict[str, Tensor]], object] | None = None,
+    alter: Callable[[dict[str, Tensor]], object] | None = None, fill: Fill | None = None,
 ) -> Made:  # fmt: skip
     """Write a checkpoint of format `kind` with random experts (and an index over `files` files).
 
     `alter` may change the tensors by name before they are written: this is how tests break a checkpoint.
+    `fill(field, layer, expert, projection, shape)` gives bytes instead of random ones.
     """
     folder.mkdir(parents=True, exist_ok=True)
     made = Made(folder)
     _matrices(made, layers, experts, hidden, intermediate, kind == "gpt_oss", seed)
+    for name, matrices in (("weight", made.weight), ("scale", made.scale)) if fill is not None else ():
+        for key, matrix in matrices.items():
+            matrices[key] = fill(name, *key, matrix.shape)
     tensors = _gpt_oss(made, layers, experts) if kind == "gpt_oss" else _per_expert(made, kind)
     tensors["model.embed.weight"] = ("BF16", np.zeros((4, 2 * hidden), dtype=np.uint8))
     if alter is not None:
@@ -78,7 +83,7 @@ def make(
         weight_map.update(dict.fromkeys(part, name))
     index = {"metadata": {}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    sizes = {"hidden_size": hidden, "moe_intermediate_size": intermediate, "num_experts_per_tok": top_k}
+    sizes = {"hidden_size": hidden, "moe_intermediate_size": intermediate, "num_experts_per_tok": min(top_k, experts)}
     (folder / "config.json").write_text(json.dumps({**_CONFIGS[kind](experts), **sizes, **(config or {})}))
     return made
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from shardproof.backends.backend import Backend, Check, Recipe, Request
 from shardproof.backends.known_defects import warnings
-from shardproof.backends.packages import check_names, version_of
+from shardproof.backends.packages import PACKAGES, check_names, version_of
 from shardproof.backends.priorities import priority
 from shardproof.backends.registry import catalogue, find
 from shardproof.errors import BackendError
@@ -166,7 +166,7 @@ def _judge(backend: Backend, request: Request, place: int | None) -> Verdict:
 
 def _assumptions(request: Request, chosen: Verdict) -> tuple[str, ...]:
     package = getattr(find(chosen.backend), "package", None)
-    if package is None:
+    if package is None or PACKAGES[package].any_version:
         return ()
     version, origin = version_of(package, request.platform)
     if origin != "assumed":

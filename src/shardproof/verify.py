@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from shardproof.callable_module import make_callable
 from shardproof.digest import Digest
 from shardproof.errors import VerifyError
 from shardproof.experts import Field, Stack
@@ -23,7 +24,7 @@ from shardproof.mistakes.explain import Slot
 from shardproof.mxfp4 import Bytes
 from shardproof.pack import pack_layer
 from shardproof.pack.matrices import read_cut
-from shardproof.packed import PackedExperts, PackedLayer, load, rank_file, read_manifest
+from shardproof.packed import MANIFEST, PackedExperts, PackedLayer, load, rank_file, read_manifest, read_plan
 from shardproof.partition import Rank
 from shardproof.plan import Cut, Plan
 
@@ -87,7 +88,7 @@ def verify(folder: str | Path, model: ExpertModel, *, report: Report | None = No
     Raises PackedError for a folder that cannot be read, VerifyError `verify.checkpoint` for another checkpoint.
     """
     manifest = read_manifest(Path(folder))
-    plan = Plan.from_dict(manifest["plan"])
+    plan = read_plan(manifest, Path(folder) / MANIFEST)
     _same_checkpoint(plan, model)
     statements = plan.prove()
     differences: list[Difference] = []
@@ -248,3 +249,6 @@ def _source_place(
         if 0 <= r < cut.rows[1] - cut.rows[0] and 0 <= c < cut.columns[1] - cut.columns[0]:
             return cut.projection, cut.rows[0] + r, cut.columns[0] + c
     return None, 0, 0
+
+
+make_callable(__name__, verify)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator
+from functools import cache
 
 from shardproof.backends import Platform, Request, describe
 from shardproof.backends.packages import PACKAGES
+from shardproof.backends.registry import find
 from shardproof.experts import Activation, ExpertSpec
 
 V4_PRO = ExpertSpec("deepseek_v4", 384, 7168, 3072, 6, Activation("silu", 10.0), weight_before_w2=True)
@@ -18,29 +21,23 @@ QWEN3 = ExpertSpec("qwen3_moe", 128, 4096, 1536, 8)
 SMOLLM = ExpertSpec("llama_moe", 8, 576, 192, 8)
 SPECS = (V4_PRO, V4_FLASH, V41_FLASH, GPT_OSS, KIMI_K3, QWEN3, SMOLLM)
 
-HOMES: dict[str, Request] = {
-    "aiter": Request(V4_PRO, describe("rocm:gfx950"), tp=8),
-    "aiter_grouped": Request(V4_PRO, describe("rocm:gfx1250"), tp=8),
-    "aiter_triton_bf16": Request(GPT_OSS, describe("rocm:gfx942"), tp=8),
-    "aiter_triton_fp8": Request(GPT_OSS, describe("rocm:gfx950"), tp=8, activation_dtype="fp8"),
-    "aiter_triton_mxfp4": Request(V4_PRO, describe("rocm:gfx1250"), tp=8),
-    "b12x": Request(V4_FLASH, describe("cuda:sm120"), tp=2, activation_dtype="mxfp8"),
-    "cpu": Request(V4_FLASH, describe("cpu")),
-    "cutlass": Request(V4_PRO, describe("cuda:sm100"), tp=8),
-    "deep_gemm": Request(V4_PRO, describe("cuda:sm100"), tp=8),
-    "deep_gemm_mega_moe": Request(V4_PRO, describe("cuda:sm100"), ep=8),
-    "emulation": Request(KIMI_K3, describe("rocm:gfx942"), tp=8),
-    "flashinfer_cutlass": Request(GPT_OSS, describe("cuda:sm90"), tp=8),
-    "flashinfer_moe_ep": Request(V4_PRO, describe("cuda:sm100"), ep=8),
-    "flashinfer_trtllm": Request(V4_PRO, describe("cuda:sm100"), tp=8),
-    "humming": Request(V4_PRO, describe("cuda:sm90"), tp=8),
-    "marlin": Request(V4_PRO, describe("cuda:sm80"), tp=8),
-    "reference": Request(SMOLLM, describe("cpu")),
-    "triton": Request(GPT_OSS, describe("cuda:sm90"), tp=8),
-    "triton_unfused": Request(V4_PRO, describe("rocm:gfx942"), tp=8),
-    "xpu": Request(V4_FLASH, describe("xpu:any")),
-}
-"""One request a backend that it takes; `humming` only once its weight layout is declared."""
+PLACES = (
+    *("cpu", "xpu:any"),
+    *(f"cuda:sm{capability}" for capability in (75, 89, 90, 100, 120)),
+    *(f"rocm:{arch}" for arch in ("gfx942", "gfx950", "gfx1250", "gfx1100")),
+)
+DTYPES = (None, "bfloat16", "fp8", "mxfp8", "mxfp4")
+
+
+@cache
+def home(name: str) -> Request:
+    """A request that a backend takes. A new backend needs no entry here, but a model, a place and a question below."""
+    found = (
+        Request(spec, describe(where), tp, ep, activation_dtype=dtype)
+        for dtype, spec, where, (tp, ep) in itertools.product(DTYPES, SPECS, PLACES, ((8, 1), (1, 8), (1, 1)))
+    )
+    return next(r for r in found if all(check.ok for check in find(name).checks(r)))
+
 
 Change = Callable[[Request], Request]
 
@@ -115,14 +112,10 @@ CHANGES: dict[str, Change] = {
 
 
 def grid() -> Iterator[Request]:
-    """Models x platforms x questions x versions: enough to reach every variant of every backend."""
-    cuda = [f"cuda:sm{capability}" for capability in (75, 89, 90, 100, 120)]
-    rocm = [f"rocm:{arch}" for arch in ("gfx942", "gfx950", "gfx1250", "gfx1100")]
-    for spec in (V4_PRO, GPT_OSS, KIMI_K3):
-        for where in ("cpu", "xpu:any", *cuda, *rocm):
-            for packages in ([], ["triton_kernels=3.5.1"], ["aiter=0.1.15"], ["aiter=0.1.15.post1"], ["aiter=0.1.19"]):
-                if packages and where.startswith("cuda") != packages[0].startswith("triton") and "gfx" not in where:
-                    continue
-                for dtype in (None, "bfloat16", "fp8", "mxfp8", "mxfp4"):
-                    for tp, ep in ((1, 1), (8, 1), (1, 2)):
-                        yield Request(spec, describe(where, packages), tp, ep, activation_dtype=dtype)
+    """Models x places x questions x versions: enough to reach every variant of every backend."""
+    versions = ([], ["triton_kernels=3.5.1"], ["aiter=0.1.15"], ["aiter=0.1.15.post1"], ["aiter=0.1.19"])
+    for spec, where, packages in itertools.product((V4_PRO, GPT_OSS, KIMI_K3), PLACES, versions):
+        if packages and not where.startswith("rocm" if "aiter" in packages[0] else ("rocm", "cuda")):
+            continue
+        for dtype, (tp, ep) in itertools.product(DTYPES, ((1, 1), (8, 1), (1, 2))):
+            yield Request(spec, describe(where, packages), tp, ep, activation_dtype=dtype)

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import sys
+
 import pytest
 
-from shardproof.backends import Platform, describe
+from shardproof.backends import Platform, describe, detect
 from shardproof.errors import BackendError
 
 
@@ -52,3 +54,12 @@ def test_what_is_no_package_version_is_refused(text):
 def test_a_platform_prints_as_it_is_written():
     assert str(describe("rocm:gfx950")) == "rocm:gfx950"
     assert str(Platform("cpu")) == "cpu"
+
+
+def test_this_machine_is_looked_at_and_what_is_named_counts(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)  # as if it were not installed
+    platform = detect(["aiter=0.1.15"])
+    assert platform == Platform("cpu", packages={"aiter": "0.1.15"})
+    assert not platform.described
+    with pytest.raises(BackendError):
+        detect(["aiter"])

@@ -38,10 +38,11 @@ def test_unchanged_cuts_pass():
 
 
 def test_it_says_what_it_showed():
-    assert make_plan(model_of(GPT_OSS), RAW, tp=4, ep=2).prove() == [
+    (sentence,) = make_plan(model_of(GPT_OSS), RAW, tp=4, ep=2).prove()
+    assert sentence == (
         "2 experts of [2880, 2880]: every byte of w1, w3 and w2 is taken by exactly one of 4 tensor-parallel ranks; "
         "every expert is on exactly one of 2 expert-parallel ranks"
-    ]
+    )
 
 
 def floor_rule(shape, rank, stack, name, cuts):
@@ -155,3 +156,17 @@ def test_an_expert_that_does_not_exist():
     with pytest.raises(PartitionError) as caught:
         broken.prove()
     assert (caught.value.code, caught.value.expert) == ("plan.cover", 7)
+
+
+@pytest.mark.parametrize("changes", [{"tp": 3}, {"ep": 1}, {"tp": 10**12}])
+def test_a_plan_whose_ranks_are_not_those_of_its_shapes(changes):
+    plan = replace(make_plan(model_of(spec_of(4)), RAW, tp=2, ep=2), **changes)
+    with pytest.raises(PartitionError, match="not dealt") as caught:
+        plan.prove()
+    assert caught.value.found == "tp 2, ep 2"
+
+
+@pytest.mark.parametrize("layers", [{}, {"layers.0": 1}, {"layers.0": -1}])
+def test_a_plan_with_a_layer_without_a_shape(layers):
+    with pytest.raises(PartitionError, match="no shape"):
+        replace(make_plan(model_of(spec_of(4)), RAW), layers=layers).prove()

@@ -9,7 +9,6 @@ from typing import Protocol
 from shardproof.backends.backend import Check, Request
 from shardproof.backends.platform import cpu_flags
 from shardproof.experts import ActivationKind
-from shardproof.layouts import catalogue
 
 OTHER_KERNEL = "this cannot be changed for this model; use another backend"
 
@@ -133,24 +132,6 @@ class CpuHas:
         has = request.platform.described or self.feature in cpu_flags()
         found = "assumed" if request.platform.described else "present" if has else "absent"
         return Check("processor", has, f"{self.feature} {found}", self.feature, "use a host whose processor has it")
-
-
-@dataclass(frozen=True)
-class Declared:
-    """The byte order is in the catalogue: a kernel whose order is not established here cannot be packed for."""
-
-    layout: str
-
-    @property
-    def brief(self) -> str:
-        """`layout humming.weight`."""
-        return f"layout {self.layout}"
-
-    def check(self, request: Request) -> Check:  # noqa: ARG002 - one signature for all conditions
-        """Condition `layout`."""
-        known = any(layout.name == self.layout for layout in catalogue())
-        found = f"{self.layout} is{'' if known else ' not'} declared"
-        return Check("layout", known, found, "a declared byte order", "use another backend, or declare the layout")
 
 
 @dataclass(frozen=True)

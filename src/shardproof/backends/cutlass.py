@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from shardproof.backends.conditions import Activations, NoBias, RunsOn
-from shardproof.backends.kernel import Kernel, Variant, same_for_both
+from shardproof.backends.kernel import ACTIVATION_APART, Kernel, Variant, same_for_both
 from shardproof.backends.packages import Needs
 
 
@@ -12,14 +12,14 @@ class Cutlass(Kernel):
 
     name = "cutlass"
     known_as = ("CUTLASS_MXFP4_MXFP4",)
-    summary = "vLLM's CUTLASS grouped GEMM on NVIDIA sm100 and newer; mxfp4 activations"
+    summary = "vLLM's CUTLASS grouped GEMM on NVIDIA sm100 to sm119; mxfp4 activations"
     source = (
-        "vLLM 0.33 oracle/mxfp4.py. vLLM asks its own library which devices it was built for; sm100 to sm129 here is "
-        "taken from what MXFP4 tensor cores need, not from that list."
+        "vLLM 0.33 oracle/mxfp4.py. vLLM asks its library for the device (mxfp4_experts_quant_supported); that this "
+        "means sm100 to sm119 is two users' account of it, not read in its source."
     )
     package = "vllm"
     conditions = (
-        RunsOn(cuda=((100, 129),)),
+        RunsOn(cuda=((100, 119),)),
         Activations(("silu", "swiglu_oai", "situ")),
         Needs(package="vllm"),
         NoBias("the kernel's caller handles none"),
@@ -31,5 +31,6 @@ class Cutlass(Kernel):
             align_hidden=128,
             align_intermediate=128,
             activation_dtype="mxfp4",
+            notes=(ACTIVATION_APART,),
         ),
     )

@@ -14,6 +14,12 @@ from shardproof.experts import FIELDS, STACKS, Field, Stack
 _WEIGHTY = ("platform", "activation", "bias", "gate mode", "activation dtype")
 """Conditions that tell variants apart first, when none fits and the nearest one is reported."""
 
+ACTIVATION_APART = (
+    "the activation is a kernel of its own: for swiglu_oai take the one for separated rows (vLLM: "
+    "SWIGLUOAI_UNINTERLEAVE; its gpt-oss loader leaves rows alternating)"
+)
+"""For kernels that multiply only, with rows of w13 as [gate; up]."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:

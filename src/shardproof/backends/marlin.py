@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from shardproof.backends.conditions import Activations, RunsOn
-from shardproof.backends.kernel import Kernel, Variant, same_for_both
+from shardproof.backends.kernel import ACTIVATION_APART, Kernel, Variant, same_for_both
 from shardproof.backends.packages import Needs
 
 A16 = same_for_both(weight="marlin.weight", scale="marlin.scale", bias="marlin.bias")
@@ -18,8 +18,8 @@ class Marlin(Kernel):
     summary = "vLLM's Marlin MoE on NVIDIA from Turing on; bfloat16 activations, fp8 on sm89 and sm12x"
     source = (
         "vLLM 0.33 oracle/mxfp4.py and marlin_utils_fp4.py. Activations are whatever vLLM's apply_moe_activation "
-        "takes; that situ is among them was read, not run. Sizes: H to 256, I to 128, of which the kernel needs "
-        "(N % 64 and K % 128) or (N % 128 and K % 64)."
+        "takes; that situ is among them was read in its list, not run. Sizes: H to 256, I to 128, of which the kernel "
+        "needs (N % 64 and K % 128) or (N % 128 and K % 64)."
     )
     package = "vllm"
     conditions = (
@@ -28,7 +28,14 @@ class Marlin(Kernel):
         Needs(package="vllm"),
     )
     variants = (
-        Variant(name="W4A16", layouts=A16, align_hidden=256, align_intermediate=128, bias_dtype="bfloat16"),
+        Variant(
+            name="W4A16",
+            layouts=A16,
+            align_hidden=256,
+            align_intermediate=128,
+            bias_dtype="bfloat16",
+            notes=(ACTIVATION_APART,),
+        ),
         Variant(
             name="W4A8",
             layouts=A8,
@@ -37,5 +44,6 @@ class Marlin(Kernel):
             align_intermediate=128,
             bias_dtype="bfloat16",
             activation_dtype="fp8",
+            notes=(ACTIVATION_APART,),
         ),
     )

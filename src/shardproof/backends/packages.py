@@ -31,6 +31,7 @@ class Package:
     distributions  names under which it is installed (another package may own the module's own name)
     known          releases that the declarations were read at, oldest first; empty where there are no releases
     carriers       packages whose wheel contains it, in generation `carried`
+    any_version    no byte order hangs on its version
     source         what the list rests on
     """
 
@@ -39,6 +40,7 @@ class Package:
     known: tuple[str, ...] = ()
     carriers: tuple[str, ...] = ()
     carried: str = ""
+    any_version: bool = False
 
     @property
     def newest(self) -> str:
@@ -76,7 +78,7 @@ PACKAGES: dict[str, Package] = {
     "humming": Package(distributions=("humming-kernels",), known=("0.1.19",), source="humming-kernels 0.1.19"),
     "b12x": Package(distributions=("b12x",), known=("1.5",), source="package b12x 1.5.1, not read in detail"),
     "amd-quark": Package(distributions=("amd-quark",), known=("0.13",), source="amd-quark 0.13"),
-    "torch": Package(distributions=("torch",), source="any version from 2.5 on"),
+    "torch": Package(distributions=("torch",), source="any version from 2.5 on", any_version=True),
 }
 
 

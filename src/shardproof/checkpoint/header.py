@@ -117,7 +117,11 @@ def _read_raw(path: Path) -> tuple[bytes, int]:
 
 def _parse(path: Path, raw: bytes) -> dict[str, Any]:
     try:
-        header = json.loads(raw.decode("utf-8"), object_pairs_hook=_Object)
+        text = raw.decode("utf-8")
+        header = json.loads(text)
+        if isinstance(header, dict) and raw.count(b":") == _keys(header) and b"\\u" not in raw:
+            return header  # as many colons as keys, so no key was dropped; no escapes, so every name is text
+        header = json.loads(text, object_pairs_hook=_Object)
     except (UnicodeDecodeError, ValueError, RecursionError) as reason:
         raise CheckpointError(
             "checkpoint.header_json", "the header is not JSON", file=path, found=str(reason)[:120],
@@ -143,6 +147,11 @@ def _parse(path: Path, raw: bytes) -> dict[str, Any]:
     return header
 
 
+def _keys(header: dict[str, Any]) -> int:
+    """Keys of a header and of the objects in it; each stands before a colon, and a repeated one is dropped."""
+    return len(header) + sum(len(entry) for entry in header.values() if isinstance(entry, dict))
+
+
 class _Object(dict[str, Any]):
     """A JSON object that remembers a repeated key."""
 
@@ -163,34 +172,50 @@ def _is_text(name: str) -> bool:
 
 
 def _tensor(path: Path, name: str, entry: Any, file: int, data_start: int) -> TensorInfo:
+    """One entry, checked. Half a million of them are read for the largest models: no call is made for a good one."""
+    try:
+        dtype, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
+        count = DTYPE_BITS[dtype]
+    except (KeyError, TypeError, ValueError):
+        raise _bad_entry(path, name, entry) from None
+    if type(shape) is not list or type(start) is not int or type(stop) is not int or not 0 <= start <= stop:
+        raise _bad_entry(path, name, entry)
+    for extent in shape:
+        if type(extent) is not int or extent < 0 or count > _MOST:
+            raise _bad_entry(path, name, entry)
+        count *= extent
+    if count != (stop - start) * 8:
+        raise _bad_entry(path, name, entry)
+    return TensorInfo(name, dtype, tuple(shape), file, data_start + start, data_start + stop)
+
+
+def _bad_entry(path: Path, name: str, entry: Any) -> CheckpointError:
+    """What is wrong with an entry."""
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
-        raise CheckpointError(
+        return CheckpointError(
             "checkpoint.header_json", "a tensor's entry is incomplete",
             file=path, tensor=name, found=str(entry)[:80], needed="dtype, shape, data_offsets",
         )  # fmt: skip
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     bits = DTYPE_BITS.get(dtype) if isinstance(dtype, str) else None
     if bits is None:
-        raise CheckpointError(
+        return CheckpointError(
             "checkpoint.dtype", "unknown dtype", file=path, tensor=name, found=ascii(dtype)[:80],
             needed=", ".join(DTYPE_BITS),
         )  # fmt: skip
     if not isinstance(shape, list) or not all(type(s) is int and s >= 0 for s in shape):
-        raise CheckpointError("checkpoint.shape", "not a shape", file=path, tensor=name, found=str(shape)[:80])
+        return CheckpointError("checkpoint.shape", "not a shape", file=path, tensor=name, found=str(shape)[:80])
     if not isinstance(offsets, list) or [type(o) for o in offsets] != [int, int] or not 0 <= offsets[0] <= offsets[1]:
-        raise CheckpointError(
+        return CheckpointError(
             "checkpoint.offsets", "not a byte range",
             file=path, tensor=name, found=str(offsets)[:80], needed="[start, stop] with start <= stop",
         )  # fmt: skip
     start, stop = offsets
-    count = _bits(shape, bits)
-    if count != (stop - start) * 8:
-        raise CheckpointError(
-            "checkpoint.byte_count", "the byte range does not fit dtype and shape",
-            file=path, tensor=name, found=f"{_number((stop - start) * 8)} bytes",
-            needed=f"{_number(count)} bytes for {dtype} {str(shape)[:80]}",
-        )  # fmt: skip
-    return TensorInfo(name, dtype, tuple(shape), file, data_start + start, data_start + stop)
+    return CheckpointError(
+        "checkpoint.byte_count", "the byte range does not fit dtype and shape",
+        file=path, tensor=name, found=f"{_number((stop - start) * 8)} bytes",
+        needed=f"{_number(_bits(shape, bits))} bytes for {dtype} {str(shape)[:80]}",
+    )  # fmt: skip
 
 
 def _bits(shape: list[int], bits: int) -> int:

@@ -104,8 +104,13 @@ def _weight_map(path: Path, index: dict[str, Any]) -> dict[str, str]:
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError("checkpoint.index", "the index has no weight_map", file=path)
+    good: set[Any] = set()
     for tensor, name in weight_map.items():
-        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+        if isinstance(name, str) and name in good:
+            continue
+        if isinstance(name, str) and Path(name).name == name and name.endswith(".safetensors"):
+            good.add(name)
+        else:
             raise CheckpointError(
                 "checkpoint.index", "the index leads out of the checkpoint's folder",
                 file=path, tensor=tensor, found=name, needed="a .safetensors file name without a path",

@@ -38,6 +38,8 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Cut a real model's experts every way, prove and run each; put three known mistakes back and name them."""
+    # OpenMP threads that spin for each other starve on shared cores; read when torch is loaded, so it is set before
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from shardproof.demo.subject import check_packages, load_smollm2
 
     check_packages()
@@ -90,12 +92,13 @@ def _saying(total: int) -> Iterator[Say]:
         TextColumn("{task.description}"),
     )
     with Progress(*columns, console=Console(file=sys.stderr, highlight=False), transient=True) as bar:
-        task = bar.add_task("", total=total, completed=-1)
+        task = bar.add_task("", total=total)
 
         def rich(result: str, following: str) -> None:
             if result:
                 bar.console.print(f"  {escape(result)}")
-            bar.update(task, advance=1, description=escape(following))
+            begun = bool(bar.tasks[0].description)
+            bar.update(task, advance=int(begun), description=escape(following))
 
         yield rich
 

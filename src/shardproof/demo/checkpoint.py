@@ -35,7 +35,7 @@ def write_checkpoint(model: nn.Module, folder: Path, experts: int, files: int = 
     Raises FormatError `format.block` where the FFN cannot be cut into that many experts.
     """
     config: Any = model.config
-    if experts & (experts - 1) or config.intermediate_size % (experts * BLOCK):
+    if experts < 1 or experts & (experts - 1) or config.intermediate_size % (experts * BLOCK):
         raise FormatError(
             "format.block", "the FFN cannot be cut into that many experts of whole blocks", found=experts,
             needed=f"a power of two that leaves a multiple of {BLOCK} of {config.intermediate_size}",

@@ -81,8 +81,8 @@ Report = Callable[[str, Speech | None, str], None]
 
 
 def steps(cuts: Sequence[Cut] = CUTS, mistakes: Sequence[str] = MISTAKES) -> int:
-    """How often `tell` reports."""
-    return len(cuts) + len(mistakes) + 4
+    """How many steps `tell` takes; it reports before each and at the end."""
+    return len(cuts) + len(mistakes) + 3
 
 
 def tell(

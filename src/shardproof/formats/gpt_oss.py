@@ -20,6 +20,9 @@ from shardproof.mxfp4 import BLOCK, BLOCK_BYTES
 _NAME = re.compile(r"(?:^|\.)layers\.(\d+)\.mlp\.experts\.(gate_up_proj|down_proj)_(blocks|scales|bias)$", re.ASCII)
 _FIELDS: dict[str, Field] = {"blocks": "weight", "scales": "scale", "bias": "bias"}
 _DTYPES: dict[Field, tuple[str, ...]] = {"weight": ("U8",), "scale": ("U8", "F8_E8M0"), "bias": ("BF16", "F32")}
+_MISSING: dict[Field, str] = {
+    "weight": "format.missing_projection", "scale": "format.missing_scale", "bias": "format.missing_bias",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +89,8 @@ def _layer(key: str, tensors: dict[tuple[str, Field], TensorInfo], family: Famil
     for stack in ("gate_up_proj", "down_proj"):
         for name in names if biased else names[:2]:
             if (stack, name) not in tensors:
-                code = {"weight": "missing_projection", "scale": "missing_scale", "bias": "missing_bias"}[name]
                 raise FormatError(
-                    f"format.{code}", f"{stack} has no {name}", layer=key, tensor=f"{key}.mlp.experts.{stack}_*",
+                    _MISSING[name], f"{stack} has no {name}", layer=key, tensor=f"{key}.mlp.experts.{stack}_*",
                     needed="blocks and scales of both projections, and both biases or none",
                 )  # fmt: skip
     gate_up = tensors["gate_up_proj", "weight"]

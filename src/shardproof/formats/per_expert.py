@@ -94,11 +94,11 @@ def _check_complete(key: str, layer: NamedLayer, experts: int) -> None:
             )  # fmt: skip
         projection, name = missing[0]
         code, what = (
-            ("missing_scale", "a weight has no scale") if name == "scale"
-            else ("missing_projection", "w2 is missing" if projection == "w2" else "half of w13 is missing")
+            ("format.missing_scale", "a weight has no scale") if name == "scale"
+            else ("format.missing_projection", "w2 is missing" if projection == "w2" else "half of w13 is missing")
         )  # fmt: skip
         raise FormatError(
-            f"format.{code}", what, layer=key, expert=expert, tensor=f"{layer.path}.{expert}.{projection}",
+            code, what, layer=key, expert=expert, tensor=f"{layer.path}.{expert}.{projection}",
             found=f"no {name} of {projection}", needed="weight and scale of w1, w3 and w2",
             next_step="finish the download; what is missing would be loaded as zeros",
         )  # fmt: skip

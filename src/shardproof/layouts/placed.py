@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
 from shardproof.errors import LayoutError
-from shardproof.layouts.moves import BITS, Choice, Copy, Dim
+from shardproof.layouts.mover import Mover
+from shardproof.layouts.moves import BITS
 from shardproof.layouts.notation import Pattern
 from shardproof.layouts.strides import Ints, Strides
 from shardproof.layouts.values import ValueChange
 from shardproof.mxfp4 import Bytes
 
 UNITS_PER_BYTE = {unit: 8 // bits for unit, bits in BITS.items()}
-_CHUNK = 4 << 20  # bytes moved at a time: bounds the memory of padding and of sub-byte moves
 
 
 class Placed:
@@ -51,10 +50,8 @@ class Placed:
         self.strides = Strides(pattern, sizes, tables)
         self.units = self.strides.units
         self.nbytes = -(-self.units // self._per_byte)
-        lead = self.strides.steps[0]
-        if lead.group is not None or lead.stride % self._per_byte:
-            raise LayoutError("layout.pattern", "the first digit must move whole bytes", found=pattern.text)
-        self._lead = lead
+        self._lead = self.strides.steps[0]
+        self._mover = Mover(self.strides, self.padded, unit, pad_value)
 
     @property
     def has_padding(self) -> bool:
@@ -93,10 +90,7 @@ class Placed:
         part = self._check_part(part, first)
         if self._values is not None:
             part = self._values.apply(part)
-        for begin, count, piece in self._pieces(part, first):
-            whole = self._pad(piece, count)
-            source = whole.reshape(-1)
-            self._packing.run(source, out, self._lead_dim(count, whole), 0, self._target(begin))
+        self._mover.write(part, out, self._leads_before(first))
 
     def unpack(self, kernel: Bytes) -> Bytes:
         """Kernel bytes uint8 [nbytes] to canonical bytes uint8 [E, N, K]; padding is dropped.
@@ -109,12 +103,7 @@ class Placed:
         """Canonical bytes uint8 [count, N, K] of experts `first`, `first + 1`, ...; the inverse of `write`."""
         self._check_buffer(kernel)
         part = np.empty((count, *self.shape[1:]), dtype=np.uint8)
-        for begin, leads, piece in self._pieces(self._check_part(part, first), first):
-            whole = np.empty((leads * self._lead.weight, *self._padded_bytes()), dtype=np.uint8)
-            lead = self._lead_dim(leads, whole)
-            swapped = Dim(lead.size, lead.target, lead.source)
-            self._unpacking.run(kernel, whole.reshape(-1), swapped, self._target(begin), 0)
-            piece[...] = whole[tuple(slice(0, size) for size in piece.shape)]
+        self._mover.read(kernel, self._check_part(part, first), self._leads_before(first))
         return part if self._values is None else self._values.undo(part)
 
     def check_padding(self, kernel: Bytes) -> None:
@@ -159,61 +148,9 @@ class Placed:
             )
         return part.reshape(end - begin, self.shape[2])
 
-    def _pieces(self, part: Bytes, first: int) -> list[tuple[int, int, Bytes]]:
-        """(leading digit at the start, how many, the bytes), in pieces of bounded size."""
-        rows = self._lead.weight
-        start = first if self.pattern.axes[0] == "e" else first * self.shape[1] // rows
-        each = max(1, _CHUNK // max(1, rows * math.prod(self._padded_bytes())))
-        total = -(-part.shape[0] // rows)
-        return [
-            (start + at, min(each, total - at), part[at * rows : (at + each) * rows]) for at in range(0, total, each)
-        ]
-
-    def _padded_bytes(self) -> tuple[int, ...]:
-        return (*self.padded[1:-1], self.padded[-1] // self._per_byte)
-
-    def _pad(self, piece: Bytes, leads: int) -> Bytes:
-        shape = (leads * self._lead.weight, *self._padded_bytes())
-        if piece.shape == shape:
-            return np.ascontiguousarray(piece)
-        whole = np.full(shape, self.pad_value, dtype=np.uint8)
-        whole[tuple(slice(0, size) for size in piece.shape)] = piece
-        return whole
-
-    def _lead_dim(self, count: int, whole: Bytes) -> Dim:
-        return Dim(count, whole.nbytes // max(count, 1), self._lead.stride // self._per_byte)
-
-    def _target(self, begin: int) -> int:
-        return self.strides.offset // self._per_byte + begin * self._lead.stride // self._per_byte
-
-    @cached_property
-    def _packing(self) -> Copy:
-        dims, choices = self._units()
-        return Copy(dims, choices, self.unit)
-
-    @cached_property
-    def _unpacking(self) -> Copy:
-        dims, choices = self._units()
-        back = [Choice(tuple((b, a) for a, b in choice.offsets)) for choice in choices]
-        return Copy([Dim(d.size, d.target, d.source) for d in dims], back, self.unit)
-
-    def _units(self) -> tuple[list[Dim], list[Choice]]:
-        """Every digit but the leading one, with its strides in canonical (padded) and kernel units."""
-        steps = self.strides.steps
-        along = [math.prod(self.padded[axis + 1 :]) for axis in range(len(self.padded))]
-        source = [step.weight * along[step.axis] for step in steps]
-        dims = [Dim(s.size, at, s.stride) for s, at in zip(steps[1:], source[1:], strict=True) if s.group is None]
-        choices = [Choice(((0, self.strides.offset % self._per_byte),))]
-        for group in self.strides.groups:
-            offsets = []
-            for joined, place in enumerate(group.table):
-                rest, at = joined, 0
-                for i in reversed(group.steps):
-                    rest, digit = divmod(rest, steps[i].size)
-                    at += digit * source[i]
-                offsets.append((at, place * group.stride))
-            choices.append(Choice(tuple(offsets)))
-        return dims, choices
+    def _leads_before(self, first: int) -> int:
+        """Steps of the leading digit before expert `first`."""
+        return first if self.pattern.axes[0] == "e" else first * self.shape[1] // self._lead.weight
 
     # -- addressing ----------------------------------------------------------------------------------------
 

@@ -29,6 +29,15 @@ BLOCK_ROWS: Mapping[RowOrder, int | None] = {
 }
 """How many rows of one half stand together before those of the other half; None: all of them."""
 
+WORDS: Mapping[RowOrder, str] = {
+    "separated": "rows of w13 [gate; up]",
+    "up_first": "rows of w13 [up; gate]",
+    "interleaved": "rows of gate and up alternate",
+    "interleaved8": "blocks of 8 rows of gate and up alternate",
+    "interleaved16": "blocks of 16 rows of gate and up alternate",
+    "up_first_interleaved": "rows of up and gate alternate",
+}
+
 
 def in_rows(
     layout: Layout,
@@ -60,7 +69,7 @@ def in_rows(
         pad=pad,
         multiple=multiple,
         stacks=("w13",),
-        summary=f"{layout.summary}; rows of w13 {order.replace('_', ' ')}",
+        summary=f"{layout.summary}; {WORDS[order]}",
         held_against=held_against,
         golden=golden,
     )

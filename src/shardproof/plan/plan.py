@@ -133,6 +133,15 @@ class Plan:
 
         Returns the sentences that were shown. Raises PartitionError `plan.cover`.
         """
+        for shape in self.shapes:
+            if (len(shape.intervals), len(shape.owners)) != (self.tp, self.ep):
+                raise PartitionError(
+                    "plan.cover", "a layer is not dealt to the plan's ranks",
+                    found=f"tp {len(shape.intervals)}, ep {len(shape.owners)}", needed=f"tp {self.tp}, ep {self.ep}",
+                )  # fmt: skip
+        strange = [key for key, index in self.layers.items() if not 0 <= index < len(self.shapes)]
+        if strange or not self.layers:
+            raise PartitionError("plan.cover", "a layer has no shape", layer=", ".join(strange[:4]) or "none at all")
         group = [rank for rank in self.ranks if rank.ep_rank == 0]
         return [sentence for shape in self.shapes for sentence in prove_cover(shape, group, self.bias_item)]
 
