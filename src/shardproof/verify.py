@@ -237,8 +237,8 @@ def _where(
         return f"byte {address} (padding of expert {layer.experts[expert]}, row {row}): {values}"
     named = model.layer(layer.key).sources[projection, name].name(layer.experts[expert])
     unit_name = {"weight": "byte", "scale": "block", "bias": "byte"}[name]
-    place = f"{named} expert {layer.experts[expert]} row {source_row} {unit_name} {source_byte}"
-    return f"byte {address} = {place}: {values}"
+    where = f"{named} expert {layer.experts[expert]} row {source_row} {unit_name} {source_byte}"
+    return f"byte {address} = {where}: {values}"
 
 
 def _source_place(

@@ -14,12 +14,12 @@ from shardproof.diagnose.examine import Examination
 from shardproof.diagnose.foreign import Foreign, read_dump
 from shardproof.diagnose.numbers import Activations
 from shardproof.diagnose.report import Diagnosis
-from shardproof.diagnose.settle import Hints
+from shardproof.diagnose.slices import Hints
 from shardproof.errors import DiagnoseError
 from shardproof.formats import ExpertModel, read_experts
 from shardproof.mistakes import Mistake
 from shardproof.partition import Policy, Rank
-from shardproof.plan import Plan
+from shardproof.plan import ExpertMap, Plan
 from shardproof.verify import scene_of
 
 
@@ -32,7 +32,7 @@ def diagnose(
     tp: int | None = None,
     ep: int | None = None,
     policy: Policy | None = None,
-    placement: str = "linear",
+    placement: ExpertMap = "linear",
     recipe: Recipe | None = None,
     most: int = 2,
     repair: str | Path | None = None,

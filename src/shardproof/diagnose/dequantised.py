@@ -117,7 +117,7 @@ def _part(
     weight, scale = (
         np.ascontiguousarray(sources[projection, name].matrix(model.checkpoint, expert))
         for name in ("weight", "scale")
-    )  # type: ignore[call-overload]
+    )
     start, stop = shard.interval
     if projection != "w2":
         return decode(weight, scale)[start:stop]

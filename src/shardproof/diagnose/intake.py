@@ -14,7 +14,8 @@ from shardproof.diagnose.reading import Reading
 from shardproof.diagnose.recognise import Known, read_weight
 from shardproof.diagnose.report import Finding, Row, finding
 from shardproof.diagnose.scales import scale_bytes, scale_layout
-from shardproof.diagnose.settle import Hints, Situation, settle, with_layout
+from shardproof.diagnose.settle import Situation, settle, with_layout
+from shardproof.diagnose.slices import Hints
 from shardproof.diagnose.trials import possible
 from shardproof.errors import DiagnoseError
 from shardproof.experts import FIELDS, STACKS, Stack
@@ -182,18 +183,24 @@ class Intake:
                  for r in readings.values()]  # fmt: skip
         common = set.intersection(*sizes) if sizes else set()
         best: tuple[float, dict[Stack, Reading]] = (-1.0, readings)
-        for hidden, inner in sorted(common, key=lambda size: (-size[1], size[0])):
+        for hidden, inner in sorted(common, key=lambda size: (abs(size[0] - self._usual()), -size[1])):
             tried = {stack: r.resized(hidden, inner) or r for stack, r in readings.items()}
             situation = settle(self.model, self.key, self.tensors, tried, self.hints, self.recipe)
             scene = self.scene(situation)
             share = sum(
-                scale_layout(scene, slot, tensor, name=slot[1])[1]
+                scale_layout(scene, slot, tensor, name=slot[1], only=self._needed(slot))[1]
                 for slot, tensor in self.tensors.items()
                 if slot[1] != "weight"
             )
             if share > best[0]:
                 best = (share, tried)
         return best[1]
+
+    def _usual(self) -> int:
+        """The padded H that the backend asks for."""
+        hidden = self.model.layer(self.key).spec.hidden
+        step = self.recipe.align_hidden if self.recipe else 1
+        return -(-hidden // step) * step
 
     def _settle(self, readings: Mapping[Stack, Reading]) -> Situation:
         situation = settle(self.model, self.key, self.tensors, readings, self.hints, self.recipe)

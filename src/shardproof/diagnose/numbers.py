@@ -179,6 +179,14 @@ def _unbiased(right: Reference) -> Callable[[int], Expert]:
     return lambda local: replace(right.get(local), b1=None, b3=None, b2=None)
 
 
+def _only(right: Reference, local: int) -> Callable[[int], Expert]:
+    return lambda _: right.get(local)
+
+
+def _one_of(chosen: Held) -> Callable[[Held], Bytes | None]:
+    return lambda held: _as_the_kernel_reads(held) if held is chosen else None
+
+
 def _by_expert(right: Reference, x: Tensor, ids: Tensor, weights: Tensor, residual: Tensor) -> str:
     """Experts whose tokens carry the error, and those whose contribution is missing altogether."""
     shares: list[tuple[float, int]] = []
@@ -187,7 +195,7 @@ def _by_expert(right: Reference, x: Tensor, ids: Tensor, weights: Tensor, residu
         hit = (ids == expert).any(dim=1)
         if not bool(hit.any()):
             continue
-        alone = replace(right, experts=(expert,), get=lambda _, at=local: right.get(at))(x, ids, weights)
+        alone = replace(right, experts=(expert,), get=_only(right, local))(x, ids, weights)
         size = float(alone.square().sum())
         if size and abs(float((residual * alone).sum()) / size + 1) < _TOLERANCE:
             missing.append(expert)
@@ -204,8 +212,6 @@ def _by_projection(
     moved = []
     for held in examination.held:
         if held.wrong:
-            made = _reference(
-                examination, lambda own, one=held: _as_the_kernel_reads(own) if own is one else None
-            )
+            made = _reference(examination, _one_of(held))
             moved.append(f"{held.name} {_error(made(x, ids, weights), expected):.2g}")
     return f"; error by tensor: {', '.join(moved)}" if moved else "; the bytes of the dump are right"

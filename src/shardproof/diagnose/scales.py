@@ -36,9 +36,17 @@ def scale_bytes(tensor: Foreign) -> tuple[Foreign, str | None]:
 
 
 def scale_layout(
-    scene: Scene, slot: tuple[Stack, Field], tensor: Foreign, *, name: Field = "scale"
+    scene: Scene,
+    slot: tuple[Stack, Field],
+    tensor: Foreign,
+    *,
+    name: Field = "scale",
+    only: str | None = None,
 ) -> tuple[str, float]:
-    """The catalogue's layout under which most bytes of a scale (or bias) tensor agree, and their share."""
+    """The catalogue's layout under which most bytes of a scale (or bias) tensor agree, and their share.
+
+    `only` names the one layout to look at.
+    """
     stack = slot[0]
     plan = scene.plan
     shape = plan.canonical_shape(scene.key, scene.rank, *slot)
@@ -48,6 +56,9 @@ def scale_layout(
     known = [x for x in catalogue() if x.field == name and stack in x.stacks]
     best = (-1.0, False, f"raw.{name}@1")
     matrix = scene.matrix(0, *slot)
+    if only is not None:
+        found = views.expert(0, only)
+        return only, 0.0 if found is None else float((found == matrix).mean())
     for layout in sorted(known, key=lambda x: not x.name.startswith("raw.")):
         found = views.expert(0, layout.identity())
         if found is None:

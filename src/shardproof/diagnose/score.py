@@ -48,6 +48,7 @@ class Score:
 def rows_and_blocks(
     stack: Stack, shape: tuple[int, int, int], spec: ExpertSpec
 ) -> tuple[list[int], list[int]]:
+    """Rows and block columns of a canonical shape that the index can know."""
     _, rows, width = shape
     blocks = width // BLOCK_BYTES
     if stack == "w13":
@@ -58,6 +59,7 @@ def rows_and_blocks(
 def scores(
     trial: Trial, kernel: Bytes, stack: Stack, spec: ExpertSpec, index: PieceIndex, experts: Sequence[int]
 ) -> Iterator[tuple[str, Score]]:
+    """The score of some experts' pieces, as they are and, where nothing is met, with their nibbles reordered."""
     rows, blocks = rows_and_blocks(stack, trial.shape, spec)
     pieces = trial.gather(kernel, experts, rows, blocks)
     for codec, undo in CODECS.items():
@@ -68,6 +70,7 @@ def scores(
 
 
 def mode(values: Ints) -> int:
+    """The commonest value."""
     found, counts = np.unique(values, return_counts=True)
     return int(found[counts.argmax()])
 
@@ -106,7 +109,7 @@ def words(found: Found, mask: np.ndarray, stack: Stack, height: int, rows: Ints)
     """The order of w13's rows as seen after the layout was undone."""
     if stack == "w2" or not mask.any():
         return ""
-    best = mask.any(axis=2)
+    best = np.asarray(mask.any(axis=2))
     local = int(best.sum(axis=1).argmax())
     at = rows[best[local]]
     first = mask[local].argmax(axis=1)

@@ -2,44 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from shardproof.backends import Recipe
 from shardproof.diagnose.foreign import Foreign
 from shardproof.diagnose.reading import Reading
-from shardproof.diagnose.trials import MOST_RANKS, trials
+from shardproof.diagnose.slices import Hints, Slice, find_slice, interval_of
+from shardproof.diagnose.trials import trials
 from shardproof.errors import DiagnoseError, ShardproofError
 from shardproof.experts import ExpertSpec, Field, Stack
 from shardproof.formats import ExpertModel
 from shardproof.layouts import find
-from shardproof.mistakes import Owners, museum
+from shardproof.mistakes import Owners
 from shardproof.mxfp4 import BLOCK
-from shardproof.partition import POLICIES, Policy, Rank, block_intervals, expert_owners
+from shardproof.partition import Rank, block_intervals, expert_owners
 from shardproof.plan import LayerShape, Plan
 
 Slot = tuple[Stack, Field]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Hints:
-    """What the user knows; None where nothing is known. `rank` is the index among tp * ep ranks, TP fastest."""
-
-    layer: str | None = None
-    rank: int | None = None
-    tp: int | None = None
-    ep: int | None = None
-    policy: Policy | None = None
-    placement: str = "linear"
-
-    def counts(self, experts: int) -> list[int] | None:
-        """How many experts a rank may hold; None where ep is not known."""
-        if self.ep is None or self.ep > experts:
-            return None
-        held = [len(row) for row in expert_owners(experts, self.ep, self.placement)]  # type: ignore[arg-type]
-        if self.rank is not None and self.tp is not None:
-            held = held[self.rank // self.tp :][:1] or held
-        return sorted(set(held), reverse=True)
 
 
 @dataclass(frozen=True)
@@ -51,23 +31,6 @@ class Situation:
     rank: Rank
     recognised: tuple[str, ...]
     also: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class _Slice:
-    tp: int
-    tp_rank: int
-    policy: Policy
-    legal: bool = True
-    also: tuple[_Slice, ...] = ()
-
-    def __str__(self) -> str:
-        return f"rank {self.tp_rank} of tp {self.tp} ({self.policy})"
-
-
-def _unusual(spec: ExpertSpec, part: _Slice) -> tuple[bool, bool, bool, int]:
-    """Powers of two first, then even cuts before uneven ones, then the fewest ranks."""
-    return part.policy != "balanced", part.tp & (part.tp - 1) != 0, spec.blocks % part.tp != 0, part.tp
 
 
 def settle(
@@ -85,7 +48,7 @@ def settle(
     count, inner, hidden = _sizes(spec, tensors, readings, hints, recipe)
     owners = _owner_map(readings)
     ep = hints.ep or max(1, -(-spec.experts // count))
-    part = _slice(spec, readings, hints, inner)
+    part = find_slice(spec, readings, hints, inner)
     ep_rank = _ep_rank(spec, owners, hints, part, ep)
     rows = _placement(spec, ep, ep_rank, count, owners, hints)
     intervals = block_intervals(spec.blocks, part.tp, part.policy, allow_empty=True)
@@ -103,8 +66,8 @@ def settle(
         raise _no_rank(index, part.tp, ep)
     given = {"tp": hints.tp, "rank": hints.rank, "ep": hints.ep, "layer": hints.layer, "backend": recipe}
     missing = tuple(name for name, value in given.items() if value is None)
-    own = block_intervals(spec.blocks, part.tp, part.policy, allow_empty=True)[part.tp_rank]
-    also = tuple(str(s) for s in part.also if _interval(spec, s) == own and s.policy == "balanced")
+    own = interval_of(spec, part)
+    also = tuple(str(s) for s in part.also if interval_of(spec, s) == own and s.policy == "balanced")
     return Situation(key, plan, plan.ranks[index], missing, also)
 
 
@@ -150,82 +113,7 @@ def _owner_map(readings: Mapping[Stack, Reading]) -> Owners:
     return () if reading is None else reading.owners
 
 
-def _slice(spec: ExpertSpec, readings: Mapping[Stack, Reading], hints: Hints, inner: int) -> _Slice:
-    if hints.tp is not None and hints.rank is not None:
-        return _Slice(hints.tp, hints.rank % hints.tp, hints.policy or "balanced")
-    legal = sorted(_legal(spec, readings, hints, inner), key=lambda s: _unusual(spec, s))
-    if legal:
-        return replace(legal[0], also=tuple(legal[1:]))
-    faulty = next(_faulty(spec, readings, hints, inner), None) if readings else None
-    if faulty is not None:
-        return faulty
-    tp = hints.tp or 1
-    return _Slice(tp, (hints.rank or 0) % tp, hints.policy or "balanced")
-
-
-def _interval(spec: ExpertSpec, part: _Slice) -> tuple[int, int]:
-    return block_intervals(spec.blocks, part.tp, part.policy, allow_empty=True)[part.tp_rank]
-
-
-def _tps(spec: ExpertSpec, hints: Hints) -> list[int]:
-    return [hints.tp] if hints.tp else list(range(1, min(MOST_RANKS, spec.blocks) + 1))
-
-
-def _legal(spec: ExpertSpec, readings: Mapping[Stack, Reading], hints: Hints, inner: int) -> Iterator[_Slice]:
-    """Partitions in which some rank holds exactly the interval that was met."""
-    if not readings:
-        return
-    for policy in [hints.policy] if hints.policy else POLICIES:
-        for tp in _tps(spec, hints):
-            for rank, (a, b) in enumerate(block_intervals(spec.blocks, tp, policy, allow_empty=True)):
-                own = hints.rank is None or hints.rank % tp == rank
-                if (
-                    own
-                    and 0 < (b - a) * BLOCK <= inner
-                    and all(_holds(r, a * BLOCK, b * BLOCK) for r in readings.values())
-                ):
-                    yield _Slice(tp, rank, policy)
-
-
-def _holds(reading: Reading, start: int, stop: int) -> bool:
-    if reading.start is None or reading.stop is None:
-        return False
-    if reading.stack == "w2":
-        return (reading.start, reading.stop) == (start, stop)
-    return reading.start == start and stop - BLOCK < reading.stop <= stop
-
-
-def _faulty(
-    spec: ExpertSpec, readings: Mapping[Stack, Reading], hints: Hints, inner: int
-) -> Iterator[_Slice]:
-    """Partitions in which some rank, cut by a known mistake, holds the interval that was met."""
-    recipe = Recipe("as found", {})
-    for tp in _tps(spec, hints)[1:] if hints.tp is None else [hints.tp]:
-        intervals = tuple(block_intervals(spec.blocks, tp, allow_empty=True))
-        shape = LayerShape(spec, intervals, ((0,),), spec.hidden, max(inner, BLOCK))
-        plan = Plan("", "", "", "", recipe, tp, 1, "balanced", (shape,), {"x": 0})
-        for mistake in museum():
-            if mistake.cuts is None:
-                continue
-            for rank in plan.ranks:
-                cuts = {stack: mistake.cuts(plan, "x", rank, stack, "weight") for stack in readings}
-                if all(_meets(readings[stack], c[0].rows if stack == "w13" else _scaled(c[0].columns))
-                       for stack, c in cuts.items() if c) and any(cuts.values()):  # fmt: skip
-                    yield _Slice(tp, rank.tp_rank, "balanced", legal=False)
-
-
-def _scaled(columns: tuple[int, int]) -> tuple[int, int]:
-    return columns[0] * 2, columns[1] * 2
-
-
-def _meets(reading: Reading, interval: tuple[int, int]) -> bool:
-    start, stop = interval
-    if reading.start is None or reading.stop is None or stop <= start:
-        return False
-    return abs(reading.start - start) < BLOCK and abs(reading.stop - stop) <= BLOCK
-
-
-def _ep_rank(spec: ExpertSpec, owners: Owners, hints: Hints, part: _Slice, ep: int) -> int:
+def _ep_rank(spec: ExpertSpec, owners: Owners, hints: Hints, part: Slice, ep: int) -> int:
     if hints.rank is not None and (hints.tp is not None or ep == 1):
         return hints.rank // part.tp if ep > 1 else 0
     if ep == 1 or not owners:
@@ -242,7 +130,7 @@ def _placement(
     named = [hints.placement, "linear", "round_robin"] if hints.ep is None else [hints.placement]
     valid = [o for o in owners if o is not None and o >= 0]
     for placement in named:
-        rows = expert_owners(spec.experts, ep, placement) if ep <= spec.experts else []  # type: ignore[arg-type]
+        rows = expert_owners(spec.experts, ep, placement) if ep <= spec.experts else []
         if (
             rows
             and len(rows[ep_rank]) == count

@@ -76,7 +76,7 @@ class Trial:
         grouped = found.reshape(*found.shape[:-1], BLOCK_BYTES, per_byte) << (
             np.arange(per_byte) * bits
         ).astype(np.uint8)
-        return np.bitwise_or.reduce(grouped, axis=-1)
+        return np.asarray(np.bitwise_or.reduce(grouped, axis=-1), dtype=np.uint8)
 
 
 def layout_of(identity: str) -> tuple[Layout, dict[str, int]]:

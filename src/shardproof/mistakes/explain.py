@@ -94,7 +94,8 @@ class Views:
             single = layout.place((1, rows, columns), parameters)
             if single.nbytes * experts != self.kernel.size:
                 return None
-            return single.unpack(self.kernel[local * single.nbytes : (local + 1) * single.nbytes])[0]
+            own = self.kernel[local * single.nbytes : (local + 1) * single.nbytes]
+            return np.asarray(single.unpack(own)[0], dtype=np.uint8)
         key = identity + (reader.name if reader else "")
         if key not in self._whole:
             self._whole = {key: None}  # one whole tensor at a time
