@@ -151,3 +151,15 @@ def test_several_passes_give_the_same_bits(rng):
     np.testing.assert_array_equal(got, got[::2000].repeat(2000, axis=0))
     few = case.experts().forward(case.x[::2000].copy(), case.ids[::2000].copy(), case.weights[::2000].copy())
     np.testing.assert_array_equal(got[::2000], few)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_ties_round_to_even(rng, dtype):
+    """The result is w2's bias alone, so that exact halves between two numbers of the dtype can be asked for."""
+    case = random_case(rng, 1, 64, 32, 1, 1, bias=True)
+    case.w2[:], case.ids[:], case.weights[:] = 0, 0, 1
+    half = 2.0 ** (-11 if dtype == np.float16 else -8)
+    case.b2[0] = np.float32(1) + np.arange(64, dtype=np.float32) * half
+    case.b2[0, 32:] *= np.float32(-(2.0**-15))  # subnormal as float16
+    case.x = case.x.astype(dtype)
+    np.testing.assert_array_equal(case.run()[0].view(np.uint8), case.b2[0].astype(dtype).view(np.uint8))
