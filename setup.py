@@ -26,7 +26,7 @@ EXTENSIONS: list[Extension] = [
         # No contraction: a multiply-add is fused exactly where the source says so, in every variant.
         extra_compile_args=[
             *("-O3", "-std=gnu11", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"),
-            *("-fvisibility=hidden", "-pthread"),
+            *("-fvisibility=hidden", "-pthread", "-g0"),
         ],
         extra_link_args=["-pthread"],
         libraries=["m"],
@@ -35,4 +35,4 @@ EXTENSIONS: list[Extension] = [
     ),
 ]
 
-setup(ext_modules=EXTENSIONS)
+setup(ext_modules=EXTENSIONS, options={"bdist_wheel": {"py_limited_api": "cp311"}})

@@ -67,8 +67,9 @@ def from_bytes(packed, like):
 class Field:
     """One tensor of an implementation: how to reach it, its layout, and the canonical bytes for it."""
 
-    def __init__(self, get, put, identity, canonical, parameters=None):
+    def __init__(self, get, put, identity, canonical, parameters=None, real=None):
         self.get, self.put = get, put
+        self.real = np.full_like(canonical.cpu().numpy(), 255) if real is None else real.cpu().numpy()
         self.layout, _ = find(identity)
         self.parameters = parameters or {}
         self.canonical = canonical.cpu().numpy()
@@ -83,9 +84,7 @@ class Field:
         ours = self.placed.pack(self.canonical)
         if ours.size != theirs.size:
             raise SystemExit(f"{self.id}: {ours.size} bytes, the vendor's converter wrote {theirs.size}")
-        content = self.placed.pack(
-            np.full_like(self.canonical, 0xFF if not self.layout.add else 240)
-        ) != self.placed.pack(np.zeros_like(self.canonical))
+        content = self.placed.pack(self.real) != self.placed.pack(np.zeros_like(self.real))
         return bool((ours == theirs)[content].all()), bool((ours == theirs).all())
 
 
@@ -116,24 +115,32 @@ def triton_fields(impl, problem, version, fused):
     return fields
 
 
-def padded(tensor, halves, rows, columns):
-    """Canonical bytes padded to `rows` a half and `columns` bytes, as a plan does before it lays out."""
+def padded(tensor, halves, rows, columns, value):
+    """Canonical bytes padded with `value` to `rows` a half and `columns` bytes, as a plan does before it lays out."""
     import torch
 
     experts, count, width = tensor.shape
     parts = tensor.view(experts, halves, count // halves, width)
-    parts = torch.nn.functional.pad(parts, (0, columns - width, 0, rows - count // halves))
+    parts = torch.nn.functional.pad(parts, (0, columns - width, 0, rows - count // halves), value=value)
     return parts.reshape(experts, halves * rows, columns)
 
 
+def padded_field(access, identity, tensor, halves, rows, columns):
+    """A field of a kernel that wants padded sizes: weights padded with 0, scales with 127."""
+    import torch
+
+    canonical = padded(tensor, halves, rows, columns, 127 if find(identity)[0].field == "scale" else 0)
+    return Field(*access, identity, canonical, real=padded(torch.full_like(tensor, 255), halves, rows, columns, 0))
+
+
 def marlin_fields(impl, problem):
-    """Marlin: H to 256 and I to 128, padded with zeros as its preparation does."""
-    H, I = impl.H, impl.I  # noqa: E741
+    """Marlin: H to 256 and I to 128, each half by itself."""
+    hidden, inner = impl.H, impl.I
     return {
-        "w13": Field(*attribute(impl, "w13"), "marlin.weight", padded(problem.w13, 2, I, H // 2)),
-        "s13": Field(*attribute(impl, "s13"), "marlin.scale", padded(problem.s13, 2, I, H // 32)),
-        "w2": Field(*attribute(impl, "w2"), "marlin.weight", padded(problem.w2, 1, H, I // 2)),
-        "s2": Field(*attribute(impl, "s2"), "marlin.scale", padded(problem.s2, 1, H, I // 32)),
+        "w13": padded_field(attribute(impl, "w13"), "marlin.weight", problem.w13, 2, inner, hidden // 2),
+        "s13": padded_field(attribute(impl, "s13"), "marlin.scale", problem.s13, 2, inner, hidden // 32),
+        "w2": padded_field(attribute(impl, "w2"), "marlin.weight", problem.w2, 1, hidden, inner // 2),
+        "s2": padded_field(attribute(impl, "s2"), "marlin.scale", problem.s2, 1, hidden, inner // 32),
     }
 
 
@@ -143,13 +150,10 @@ def humming_fields(impl, problem):
     fields = {}
     for stack, tensors in (("13", impl.t13), ("2", impl.t2)):
         weight, scale = getattr(problem, f"w{stack}"), getattr(problem, f"s{stack}")
-        rows, columns = up(weight.shape[1], 256), up(weight.shape[2] * 2, 128)
-        fields[f"w{stack}"] = Field(
-            *attribute(tensors, "weight"), "humming.weight", padded(weight, 1, rows, columns // 2)
-        )
-        fields[f"s{stack}"] = Field(
-            *attribute(tensors, "weight_scale"), "humming.scale", padded(scale, 1, rows, columns // 32)
-        )
+        rows, values = up(weight.shape[1], 256), up(weight.shape[2] * 2, 128)
+        access = attribute(tensors, "weight"), attribute(tensors, "weight_scale")
+        fields[f"w{stack}"] = padded_field(access[0], "humming.weight", weight, 1, rows, values // 2)
+        fields[f"s{stack}"] = padded_field(access[1], "humming.scale", scale, 1, rows, values // 32)
     return fields
 
 
@@ -181,6 +185,16 @@ def wrong_bytes(field):
     return np.concatenate([packed[:cut].reshape(-1, 2048)[:, ::-1].reshape(-1), packed[cut:]])
 
 
+def agrees(result):
+    """Whether the kernel gives the same from both packings, and something else from wrong bytes.
+
+    Equal bytes may differ by rounding where a kernel adds in no fixed order (humming). A kernel that is wrong on a
+    shape from its own converter's bytes as well says nothing against the bytes; `kernel_is_right` keeps that apart.
+    """
+    near = abs(result["error_ours"] - result["error_theirs"]) <= 0.01 * result["error_theirs"]
+    return near and result["error_of_wrong_bytes"] > max(0.3, 3 * result["error_theirs"])
+
+
 def examine(bench, name, shape, gpu, tokens):
     """One implementation on one shape: bytes, then errors from both, then from wrong bytes."""
     problem = bench.Problem(shape)
@@ -199,8 +213,8 @@ def examine(bench, name, shape, gpu, tokens):
         result["largest_difference"] = (ours - theirs).abs().max().item()
         fields["w13"].put(from_bytes(wrong_bytes(fields["w13"]), fields["w13"].get()))
         result["error_of_wrong_bytes"] = error_of(problem, impl, tokens)[1]
-        good &= abs(result["error_ours"] - result["error_theirs"]) <= 1e-3 * result["error_theirs"]
-        good &= result["error_ours"] < 0.02 < 0.3 < result["error_of_wrong_bytes"]
+        result["kernel_is_right"] = result["error_theirs"] < 0.02
+        good &= agrees(result)
     return {**result, "ok": bool(good)}
 
 

@@ -1,4 +1,4 @@
-"""Write the generated parts of docs/layouts.md and its pictures: `python docs/generate_layouts.py`."""
+"""Write the generated parts of docs/layouts.md and its pictures: `python docs/generate_layouts.py`."""  # noqa: INP001
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from shardproof.demo import story as telling
 from shardproof.demo import subject as subjects
 from shardproof.demo.checkpoint import load_moe, write_checkpoint
 from shardproof.demo.measure import listen
-from shardproof.demo.story import Cut, steps, tell
+from shardproof.demo.story import OWN_KERNELS, Cut, steps, tell
 from shardproof.demo.subject import Subject, fixed_text
 from shardproof.errors import CheckpointError, FormatError, PackError
 from shardproof.mistakes import find_mistake
@@ -24,7 +24,7 @@ from shardproof.mxfp4 import decode, encode
 
 transformers = pytest.importorskip("transformers")
 
-CUTS = (Cut(1), Cut(3), Cut(4), Cut(1, 2), Cut(2, 2), Cut(2, 1, "interleaved"))
+CUTS = (Cut(1), Cut(3), Cut(4), Cut(1, 2), Cut(2, 2), Cut(2, 1, "interleaved"), *OWN_KERNELS)
 TOLD = {"experts": 4, "cuts": CUTS, "mistake_tp": 3, "new_tokens": 8}
 
 
@@ -63,9 +63,9 @@ def test_everything_holds(story):
     told, heard, _ = story
     assert [check for check in told.checks if not check.ok] == []
     assert told.ok
-    assert len(told.checks) == 5 + 2 * 3
+    assert len(told.checks) == 5 + 2 * len(OWN_KERNELS) + 2 * 3
     assert [t.cut.label for t in told.trials] == ["TP 1", "TP 3", "TP 4", "EP 2", "TP 2 x EP 2", "TP 2, interleaved"]
-    assert len(heard) == steps(CUTS)
+    assert len(heard) == steps(CUTS) + 1
     assert heard[-1][0] == "TP 3, wrong_shuffle"
     assert [done for done, speech, _ in heard if speech is not None] == [
         "original, dense", "MXFP4, dense", *(t.cut.label for t in (*told.trials, *told.broken)),
@@ -201,7 +201,7 @@ class TestCommand:
     def test_text_and_progress(self, tiny, capsys):
         command.demo()
         out, err = capsys.readouterr()
-        assert "[ 1/16] loading SmolLM2-135M-Instruct from its package ..." in err
+        assert "[ 1/17] loading SmolLM2-135M-Instruct from its package ..." in err
         assert "TP 3: perplexity" in err
         assert out.count("ok   ") == 7
         assert "everything holds, in" in out

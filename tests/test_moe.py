@@ -208,7 +208,11 @@ def plugged(monkeypatch):
             return None if found == "reference" else f"found {found}, needed reference"
 
         def prepare(self, layer, device, *, keep=False):
-            return lambda x, ids, weights: torch.full((x.shape[0], layer.spec.hidden), 7.0)
+            def run(x, ids, weights):
+                assert x.shape[0], "a kernel is not launched for no tokens"
+                return torch.full((x.shape[0], layer.spec.hidden), 7.0)
+
+            return run
 
     return OnlyRaw
 
@@ -220,6 +224,7 @@ def test_a_plugged_in_implementation_is_preferred_where_it_fits(tmp_path, plugge
     assert implementations()[-1].name == "reference"
     x, ids, weights = inputs(2, raw.spec)
     assert (moe(x, raw, ids, weights) == 7).all()
+    assert moe(x[:0], raw, ids[:0], weights[:0]).shape == (0, 64)
     assert (moe(x, raw, ids, weights, implementation="reference") != 7).all()
     assert PreparedLayer(tiled).implementation != "only_raw"
     error = refusal("kernel.implementation", x, tiled, ids, weights, implementation="only_raw")

@@ -210,7 +210,8 @@ def _sentence(layer: PackedLayer, slot: Slot, cause: Mistake) -> str:
         "layout": layer.plan.recipe.layouts[slot], "policy": layer.plan.policy,
         "found_layout": cause.layout(layer.plan, stack, name) if cause.layout else "",
         "found_layer": cause.layer(layer.plan, layer.key) if cause.layer else "",
-        "floor": shape.spec.intermediate // rank.tp, "blocks": shape.spec.blocks, "dropped": shape.spec.blocks % rank.tp,
+        "floor": shape.spec.intermediate // rank.tp, "blocks": shape.spec.blocks,
+        "dropped": shape.spec.blocks % rank.tp,
         "waste": shape.intermediate - layer.valid, "padding_values": "several",
         "experts": ", ".join(
             str(e) for e, held in zip(layer.experts, _loaded(layer, slot, views), strict=True) if held is None
@@ -236,7 +237,8 @@ def _where(
         return f"byte {address} (padding of expert {layer.experts[expert]}, row {row}): {values}"
     named = model.layer(layer.key).sources[projection, name].name(layer.experts[expert])
     unit_name = {"weight": "byte", "scale": "block", "bias": "byte"}[name]
-    return f"byte {address} = {named} expert {layer.experts[expert]} row {source_row} {unit_name} {source_byte}: {values}"
+    place = f"{named} expert {layer.experts[expert]} row {source_row} {unit_name} {source_byte}"
+    return f"byte {address} = {place}: {values}"
 
 
 def _source_place(

@@ -56,4 +56,5 @@ def test_claims_of_vendor_kernels_stand_in_the_record_of_a_run():
     results = json.loads(RECORD.read_text()) if RECORD.exists() else []
     ran = {i.partition("(")[0] for r in results if r["ok"] and "error_ours" in r for i in r["layouts"].values()}
     claimed = {f"{x.name}@{x.version}" for x in everything() if "vendor kernel" in x.held_against}
-    assert claimed == ran
+    own = {name for name in claimed if name.startswith("shardproof.")}  # tests/kernels runs these
+    assert claimed - own == ran

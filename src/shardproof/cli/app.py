@@ -8,6 +8,7 @@ import typer
 
 from shardproof import __version__
 from shardproof.cli.demo import demo
+from shardproof.cli.diagnose import diagnose
 from shardproof.cli.explain import explain
 from shardproof.cli.inspect import inspect
 from shardproof.cli.layouts import app as layouts
@@ -39,6 +40,6 @@ def _options(
     """Exit codes: 0 fine, 1 finding, 2 usage or refusal."""
 
 
-for verb in (inspect, plan, explain, pack, verify, demo):
+for verb in (inspect, plan, explain, pack, verify, diagnose, demo):
     app.command()(verb)
 app.add_typer(layouts, name="layouts")

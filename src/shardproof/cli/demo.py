@@ -38,6 +38,8 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Cut a real model's experts every way, prove and run each; put three known mistakes back and name them."""
+    # OpenMP threads that spin for each other starve on shared cores; read when torch is loaded, so it is set before
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from shardproof.demo.subject import check_packages, load_smollm2
 
     check_packages()
@@ -90,12 +92,13 @@ def _saying(total: int) -> Iterator[Say]:
         TextColumn("{task.description}"),
     )
     with Progress(*columns, console=Console(file=sys.stderr, highlight=False), transient=True) as bar:
-        task = bar.add_task("", total=total, completed=-1)
+        task = bar.add_task("", total=total)
 
         def rich(result: str, following: str) -> None:
             if result:
                 bar.console.print(f"  {escape(result)}")
-            bar.update(task, advance=1, description=escape(following))
+            begun = bool(bar.tasks[0].description)
+            bar.update(task, advance=int(begun), description=escape(following))
 
         yield rich
 
@@ -114,9 +117,15 @@ def _render(story: Story, seconds: float, keep: Path | None) -> None:
     _render_setting(story)
     blank = [""] * 7
     dense = [("original, dense", story.original), ("MXFP4, dense", story.quantised)]
-    rows = [[name, *blank, f"{heard.perplexity:.6g}", _quote(heard.text)] for name, heard in dense]
-    columns = ("experts", "ranks", "I a rank", "padded", "packed", "padding", "pack", "verify", "perplexity", "it says")
-    show.table("Every number of ranks", columns, [*rows, *map(_row, story.trials)], numbers=range(1, 9))
+    rows = [
+        [name, *blank, f"{heard.perplexity:.6g}", f"{heard.tokens_per_second:.1f}", _quote(heard.text)]
+        for name, heard in dense
+    ]
+    columns = (
+        "experts", "ranks", "I a rank", "padded", "packed", "padding", "pack", "verify", "perplexity", "tokens/s",
+        "it says",
+    )  # fmt: skip
+    show.table("Every number of ranks", columns, [*rows, *map(_row, story.trials)], numbers=range(1, 10))
     show.line()
     show.line("The three mistakes of vLLM #42595, put back one at a time", style="bold")
     for trial in story.broken:
@@ -144,7 +153,7 @@ def _render_setting(story: Story) -> None:
         "model": f"{story.subject.name}: {layers} layers, {cut}, all routed with weight 1/{spec.experts}",
         "checkpoint": f"format {story.experts.format}, {story.experts.tensor_count} expert tensors, {files}",
         "backend": f"{recipe.backend} {recipe.version or ''} for {platform}: {padded}",
-        "run by": "the reference kernel on this CPU, which reads the bytes in the backend's order",
+        "run by": "the reference on this CPU, which reads the bytes in the backend's order; shardproof_cpu: C kernels",
         "text": f"{story.subject.text.shape[1]} tokens of Python's documentation (pydoc_data.topics)",
         "question": story.subject.question,
     }
@@ -159,5 +168,6 @@ def _row(trial: Trial) -> list[str]:
     return [
         trial.cut.label, f"{len(plan.ranks)}{empty}", "/".join(valid), str(plan.shapes[0].intermediate),
         show.size(trial.packed_bytes), f"{trial.waste_bytes / trial.packed_bytes:.0%}", f"{trial.pack_seconds:.2f} s",
-        f"{trial.verify_seconds:.2f} s", f"{trial.speech.perplexity:.6g}", _quote(trial.speech.text),
+        f"{trial.verify_seconds:.2f} s", f"{trial.speech.perplexity:.6g}",
+        f"{trial.speech.tokens_per_second:.1f}", _quote(trial.speech.text),
     ]  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -31,9 +31,9 @@ from shardproof.cli.options import (
     read_range,
 )  # fmt: skip
 from shardproof.digest import Digest
-from shardproof.pack import Progress
+from shardproof.pack import Progress, Worker
 from shardproof.pack import pack as write_packed
-from shardproof.plan import make_plan
+from shardproof.plan import Plan, make_plan
 
 
 def pack(
@@ -50,10 +50,17 @@ def pack(
     allow_empty: AllowEmpty = False,
     ranks: Annotated[str | None, typer.Option("--ranks", metavar="0-7", help="Only these ranks.")] = None,
     layers: Annotated[str | None, typer.Option("--layers", metavar="0-3", help="Only these layers.")] = None,
+    threads: Annotated[
+        int | None, typer.Option("--threads", metavar="N", min=1, help="Threads; default: the cores of this machine.")
+    ] = None,
     format_name: FormatName = None,
     as_json: Json = False,
 ) -> None:
-    """Cut, pad and lay out all experts; one file a rank, in the byte order that the kernel reads."""
+    """Cut, pad and lay out all experts; one file a rank, in the byte order that the kernel reads.
+
+    A second run returns at once, an interrupted one is taken up. Under torchrun or Slurm, hosts share the ranks and
+    processes of one host share the layers.
+    """
     model = open_model(checkpoint, format=format_name)
     size = one_tp(tp)
     decision = select(
@@ -68,30 +75,45 @@ def pack(
     if chosen is not None:
         plan = plan.restrict(chosen)
     indices = None if ranks is None else read_range(ranks, "--ranks")
+    last: list[Progress] = []
     start = time.monotonic()
     with show.progress("packing", quiet=as_json) as step:
-        digests = write_packed(model, plan, out, rank_indices=indices, report=lambda p: _tell(step, p))
-    seconds = time.monotonic() - start
-    written = sum(plan.rank_bytes(plan.ranks[i]) for i in digests)
+        digests = write_packed(
+            model, plan, out, rank_indices=indices, threads=threads, worker=Worker.from_environment(),
+            report=lambda progress: _tell(step, progress, last),
+        )  # fmt: skip
+    data = _data(plan, out, digests, last[-1] if last else None, time.monotonic() - start)
+    show.emit(as_json, "pack", data, lambda: _render(data))
+
+
+def _tell(step: show.Step, progress: Progress, last: list[Progress]) -> None:
+    last[:] = [progress]
+    limit = f", limited by {progress.limited_by}" if progress.limited_by else ""
+    step(progress.done_bytes, progress.total_bytes, f"rank {progress.rank.index} {progress.layer}{limit}")
+
+
+def _data(plan: Plan, out: Path, digests: dict[int, Digest], last: Progress | None, seconds: float) -> dict[str, Any]:
     complete = len(digests) == len(plan.ranks)
-    total = str(sum(digests.values(), start=Digest())) if complete else None
-    data = {
-        "out": str(out), "backend": decision.recipe.backend, "ranks": sorted(digests), "bytes": written,
-        "seconds": round(seconds, 3), "digest": total, "notes": list(decision.recipe.notes),
+    return {
+        "out": str(out), "backend": plan.recipe.backend, "ranks": sorted(digests), "of": len(plan.ranks),
+        "bytes": sum(plan.rank_bytes(plan.ranks[i]) for i in digests), "packed_bytes": last.run_bytes if last else 0,
+        "seconds": round(seconds, 3), "limited_by": last.limited_by if last else None,
+        "digest": str(sum(digests.values(), start=Digest())) if complete else None,
+        "notes": list(plan.recipe.notes),
     }  # fmt: skip
-    show.emit(
-        as_json, "pack", data,
-        lambda: show.facts(
-            [
-                ("packed", f"{len(digests)} of {len(plan.ranks)} ranks for {plan.recipe.backend}: {show.size(written)}"),
-                ("in", f"{seconds:.1f} s ({written / max(seconds, 1e-9) / 1e9:.2f} GB/s)"),
-                ("folder", out),
-                ("digest", total or "(not all ranks)"),
-                *(("note", note) for note in decision.recipe.notes),
-            ]
-        ),
+
+
+def _render(data: dict[str, Any]) -> None:
+    if not data["ranks"]:
+        show.line("this process's share is done; others of this host are still at work")
+        return
+    ranks = f"{len(data['ranks'])} of {data['of']} ranks for {data['backend']}: {show.size(data['bytes'])}"
+    speed = data["packed_bytes"] / max(data["seconds"], 1e-9) / 1e9
+    limit = f", limited by {data['limited_by']}" if data["limited_by"] else ""
+    done = f"{data['seconds']:.1f} s ({speed:.2f} GB/s{limit})" if data["packed_bytes"] else "they were there already"
+    show.facts(
+        [
+            ("packed", ranks), ("in", done), ("folder", data["out"]), ("digest", data["digest"] or "(not all ranks)"),
+            *(("note", note) for note in data["notes"]),
+        ]
     )  # fmt: skip
-
-
-def _tell(step: show.Step, progress: Progress) -> None:
-    step(progress.done_bytes, progress.total_bytes, f"rank {progress.rank.index} {progress.layer}")

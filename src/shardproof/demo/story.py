@@ -13,20 +13,37 @@ from shardproof.demo.checkpoint import load_moe, write_checkpoint
 from shardproof.demo.measure import Speech, listen
 from shardproof.demo.subject import Subject
 from shardproof.demo.trial import Cut, Trial, run_trial
+from shardproof.errors import KernelError
 from shardproof.formats import ExpertModel
 from shardproof.mistakes import find_mistake
 from shardproof.oracle import Decision
 from shardproof.plan import Plan, make_plan
 
-PLATFORM, BACKEND = "rocm:gfx950", "aiter"
 EXPERTS = 8
 CUTS = (
     Cut(1), Cut(2), Cut(4), Cut(8), Cut(1, 2), Cut(1, 4), Cut(2, 2), Cut(2, 1, "interleaved"),
+)  # fmt: skip
+OWN_KERNELS = (
+    Cut(1, gate_mode=None, platform="cpu", backend="shardproof_cpu", implementation="shardproof_cpu"),
+    Cut(4, gate_mode=None, platform="cpu", backend="shardproof_cpu", implementation="shardproof_cpu_int16"),
 )  # fmt: skip
 MISTAKES = ("padded_offset", "deinterleaved", "wrong_shuffle")
 MISTAKE_TP = 4
 TOLERANCE = 1e-4
 """Relative difference of perplexity that float32 rounding may cause: sums of ranks are added in another order."""
+ROUNDING = 0.02
+"""The same for kernels that round activations to 8 or 16 bits."""
+
+
+def all_cuts() -> tuple[Cut, ...]:
+    """Every cut that can be run here: those for AITER, and shardproof's own CPU kernels where they were built."""
+    from shardproof.kernels.cpu.library import library
+
+    try:
+        library()
+    except KernelError:
+        return CUTS
+    return CUTS + OWN_KERNELS
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +97,13 @@ Report = Callable[[str, Speech | None, str], None]
 """Called between steps: the name of what was just done, what was heard of it if anything, and what happens next."""
 
 
-def steps(cuts: Sequence[Cut] = CUTS, mistakes: Sequence[str] = MISTAKES) -> int:
-    """How often `tell` reports."""
-    return len(cuts) + len(mistakes) + 4
+def steps(cuts: Sequence[Cut] | None = None, mistakes: Sequence[str] = MISTAKES) -> int:
+    """How many steps `tell` takes; it reports before each and at the end."""
+    return len(all_cuts() if cuts is None else cuts) + len(mistakes) + 3
 
 
 def tell(
-    subject: Subject, folder: Path, *, experts: int = EXPERTS, cuts: Sequence[Cut] = CUTS,
+    subject: Subject, folder: Path, *, experts: int = EXPERTS, cuts: Sequence[Cut] | None = None,
     mistakes: Sequence[str] = MISTAKES, mistake_tp: int = MISTAKE_TP, new_tokens: int = 16, keep: bool = False,
     report: Report = lambda _done, _speech, _next: None,
 ) -> Story:  # fmt: skip
@@ -95,6 +112,7 @@ def tell(
     The subject's FFN weights are replaced by what MXFP4 keeps of them. Every cut is packed for AITER on gfx950, proven,
     and run; then each mistake is put back at `mistake_tp` ranks. `keep` leaves the packed folders where they are.
     """
+    cuts = all_cuts() if cuts is None else cuts
     report("", None, "the original model")
     original = listen(subject.model, subject, new_tokens)
     report("original, dense", original, f"an MXFP4 checkpoint with {experts} experts a layer")
@@ -103,20 +121,25 @@ def tell(
     quantised = listen(subject.model, subject, new_tokens)
     source, model = open_model(folder / "checkpoint"), load_moe(folder / "checkpoint")
     trials: list[Trial] = []
+    decision: Decision | None = None
     done, speech = "MXFP4, dense", quantised
     for cut in (*cuts, *(Cut(mistake_tp, mistake=find_mistake(name)) for name in mistakes)):
         report(done, speech, cut.label)
-        decision, plan = _plan(source, cut)
+        decided, plan = _plan(source, cut)
+        decision = decision or decided
         place = folder / cut.label.lower().replace(", ", "-").replace(" ", "")
         trials.append(run_trial(cut, plan, source, model, subject, place, new_tokens=new_tokens, keep=keep))
         done, speech = cut.label, trials[-1].speech
     report(done, speech, "")
+    assert decision is not None
     healthy, broken = (tuple(t for t in trials if bool(t.cut.mistake) is wrong) for wrong in (False, True))
     return Story(subject, original, quantised, source, decision, healthy, broken)
 
 
 def _plan(experts: ExpertModel, cut: Cut) -> tuple[Decision, Plan]:
-    decision = select(experts, platform=PLATFORM, tp=cut.tp, ep=cut.ep, backend=BACKEND, gate_mode=cut.gate_mode)
+    decision = select(
+        experts, platform=cut.platform, tp=cut.tp, ep=cut.ep, backend=cut.backend, gate_mode=cut.gate_mode
+    )
     return decision, make_plan(experts, decision.recipe, tp=cut.tp, ep=cut.ep, allow_empty=True)
 
 
@@ -129,10 +152,15 @@ def _judge(story: Story) -> Iterator[Check]:
     yield Check("every byte of every rank is right", not wrong, ", ".join(wrong) or f"{total:,} bytes compared")
     digests = {t.proof.digest for t in trials}
     yield Check("all ways to cut hold the same logical content", len(digests) == 1, ", ".join(map(str, digests)))
-    off = max((abs(t.speech.perplexity / yardstick.perplexity - 1) for t in trials), default=1.0)
+    exact, own = ([t for t in trials if t.cut.exact is judged] for judged in (True, False))
+    off = max((abs(t.speech.perplexity / yardstick.perplexity - 1) for t in exact), default=1.0)
     yield Check("all have the perplexity of the dense MXFP4 model", off <= TOLERANCE, f"within {off:.1e}")
-    others = [t.cut.label for t in trials if t.speech.tokens != yardstick.tokens]
+    others = [t.cut.label for t in exact if t.speech.tokens != yardstick.tokens]
     yield Check("all say what the dense MXFP4 model says", not others, ", ".join(others) or "the same tokens")
+    for trial in own:
+        off = abs(trial.speech.perplexity / yardstick.perplexity - 1)
+        yield Check(f"{trial.cut.label} has nearly that perplexity", off <= ROUNDING, f"within {off:.1e}")
+        yield Check(f"{trial.cut.label} says {answer}", answer in trial.speech.text, trial.speech.text)
     for trial in story.broken:
         name, named = trial.cut.mistake.name if trial.cut.mistake else "", trial.mistakes_named
         yield Check(f"verify names the mistake {name}", named == {name}, ", ".join(sorted(named)) or "nothing")

@@ -21,12 +21,20 @@ from shardproof.verify import Proof, verify
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """What a trial does: ranks, gate mode, whether ranks without a block are asked for, and a mistake to put back."""
+    """What a trial does: ranks, gate mode, what to pack for, what runs it, and a mistake to put back."""
 
     tp: int = 1
     ep: int = 1
-    gate_mode: GateMode = "separated"
+    gate_mode: GateMode | None = "separated"
     mistake: Mistake | None = None
+    platform: str = "rocm:gfx950"
+    backend: str = "aiter"
+    implementation: str = "reference"
+
+    @property
+    def exact(self) -> bool:
+        """Whether the judge runs it, in float32; other kernels round activations."""
+        return self.implementation == "reference"
 
     @property
     def name(self) -> str:
@@ -37,7 +45,8 @@ class Cut:
     @property
     def label(self) -> str:
         """The name, with the gate mode where it is not the usual one and the mistake where there is one."""
-        mode = "" if self.gate_mode == "separated" else f", {self.gate_mode}"
+        mode = f", {self.gate_mode}" if self.gate_mode == "interleaved" else ""
+        mode += "" if self.exact else f", {self.implementation}"
         return f"{self.name}{mode}{f', {self.mistake.name}' if self.mistake else ''}"
 
 
@@ -74,7 +83,8 @@ class Trial:
         """JSON-ready form."""
         sizes = {"packed_bytes": self.packed_bytes, "waste_bytes": self.waste_bytes, "empty_ranks": self.empty_ranks}
         return {
-            "tp": self.cut.tp, "ep": self.cut.ep, "gate_mode": self.cut.gate_mode,
+            "tp": self.cut.tp, "ep": self.cut.ep, "gate_mode": self.cut.gate_mode, "backend": self.cut.backend,
+            "run_by": self.cut.implementation,
             "mistake": self.cut.mistake.name if self.cut.mistake else None,
             "intermediate": [self.plan.shapes[0].valid(rank) for rank in self.plan.ranks],
             "padded_intermediate": self.plan.shapes[0].intermediate, **sizes,
@@ -99,7 +109,8 @@ def run_trial(
     packed_at = time.perf_counter()
     proof = verify(folder, experts)
     verified_at = time.perf_counter()
-    replace_experts(model, [load(folder, rank.index) for rank in plan.ranks], implementation="reference", keep=True)
+    ranks_packed = [load(folder, rank.index) for rank in plan.ranks]
+    replace_experts(model, ranks_packed, implementation=cut.implementation, keep=True)
     speech = listen(model, subject, new_tokens)
     if not keep:
         shutil.rmtree(folder)

@@ -7,6 +7,7 @@ print(diagnose("layer3.safetensors", "DeepSeek-V4-Pro", rank=6, tp=8, recipe=rec
 from __future__ import annotations
 
 from shardproof.diagnose.api import diagnose, put_back
+from shardproof.diagnose.numbers import Activations
 from shardproof.diagnose.report import Diagnosis, Finding, LayerReport, Row
 
-__all__ = ["Diagnosis", "Finding", "LayerReport", "Row", "diagnose", "put_back"]
+__all__ = ["Activations", "Diagnosis", "Finding", "LayerReport", "Row", "diagnose", "put_back"]

@@ -12,6 +12,7 @@ from shardproof.backends import Recipe
 from shardproof.checkpoint import Checkpoint
 from shardproof.diagnose.examine import Examination
 from shardproof.diagnose.foreign import Foreign, read_dump
+from shardproof.diagnose.numbers import Activations
 from shardproof.diagnose.report import Diagnosis
 from shardproof.diagnose.settle import Hints
 from shardproof.errors import DiagnoseError
@@ -35,6 +36,7 @@ def diagnose(
     recipe: Recipe | None = None,
     most: int = 2,
     repair: str | Path | None = None,
+    activations: Activations | None = None,
 ) -> Diagnosis:
     """Say what the tensors of a dump are, where they differ from what a kernel needs, and why.
 
@@ -44,6 +46,7 @@ def diagnose(
     recipe      what the backend needs; without it the order that is found is taken as the needed one
     most        how many mistakes at once are looked for in one tensor
     repair      a safetensors file to write the tensors to, in the recipe's order
+    activations a layer's input and output, to hold against the reference forward (one layer in the dump)
 
     Raises DiagnoseError: dump, empty, names, too_little, layer, rank; and repair_lost or repair_backend.
     """
@@ -54,7 +57,7 @@ def diagnose(
     examinations = [
         Examination(model, group, hints, recipe, most=most) for group in _by_layer(tensors, hints)
     ]
-    reports = tuple(e.report() for e in examinations)
+    reports = tuple(e.report(activations) for e in examinations)
     if repair is not None:
         from shardproof.diagnose.repair import write_repaired
 
@@ -66,7 +69,8 @@ def _by_layer(tensors: Sequence[Foreign], hints: Hints) -> list[list[Foreign]]:
     if not tensors:
         raise DiagnoseError(
             "diagnose.names", "no tensor of the dump has the name of an expert weight",
-            needed="names with w13 or gate_up, w2 or down, and scale or bias", next_step="rename, e.g. w13.weight, w2.scale",
+            needed="names with w13 or gate_up, w2 or down, and scale or bias",
+            next_step="rename, e.g. w13.weight, w2.scale",
         )  # fmt: skip
     groups: dict[str | None, list[Foreign]] = {}
     for tensor in tensors:

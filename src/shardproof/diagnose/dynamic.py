@@ -21,7 +21,7 @@ def other_layout(slot: tuple[Stack, Field], identity: str) -> Mistake:
         sentence=f"the bytes are in {identity} where the kernel reads {{layout}}",
         explanation="The conversion was made for another kernel, or for another version of it.",
         issues=("vLLM #44893", "vLLM #46122", "vLLM #52240"),
-        repair="lay the tensor out for the backend that runs (`--repair` does), or run the kernel that reads this order",
+        repair="lay the tensor out for the backend that runs (`--repair` does), or run the kernel that reads it",
         layout=layout,
         fields=(slot[1],),
     )
@@ -32,7 +32,7 @@ def other_tp_rank(rank: Rank) -> Mistake:
     return Mistake(
         name="other_tp_rank",
         sentence=f"the slice is that of tensor-parallel rank {rank.tp_rank}, not of rank {{rank}}",
-        explanation="The rank that cut the checkpoint is not the rank that runs: process order and device order differ.",
+        explanation="The rank that cut the checkpoint is not the rank that runs.",
         issues=(),
         repair="pass the rank of the tensor-parallel group, not the local or global one",
         rank=lambda plan, _layer, own: plan.ranks[own.ep_rank * plan.tp + rank.tp_rank],

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from shardproof.diagnose.foreign import Foreign
 from shardproof.diagnose.pieces import PieceIndex, index_layer
-from shardproof.diagnose.recognise import read_weight
+from shardproof.diagnose.recognise import Known, read_weight
 from shardproof.experts import Field, Stack
 from shardproof.formats import ExpertModel
 
@@ -45,7 +45,9 @@ class LayerSearch:
             for stack, tensor in weights.items():
                 if not tensor.data.any():
                     continue
-                reading = read_weight(tensor, stack, layer.spec, index, needed=needed.get((stack, "weight")))
+                reading = read_weight(
+                    tensor, stack, layer.spec, index, Known(needed=needed.get((stack, "weight")))
+                )
                 if reading is not None and (best is None or reading.share > best[0]):
                     best = (reading.share, key)
             if best is not None and best[0] >= _ENOUGH:

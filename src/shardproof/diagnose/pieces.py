@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from shardproof.experts import PROJECTIONS, Projection
+from shardproof.experts import PROJECTIONS, ExpertSpec, Projection
 from shardproof.formats import ExpertModel
 from shardproof.mxfp4 import BLOCK, BLOCK_BYTES, Bytes
 
@@ -20,7 +20,7 @@ Keys = npt.NDArray[np.uint64]
 _LANES = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F))
 _SHIFT = np.uint64(29)
 _ROWS_INDEXED = 128  # of w1 and w3, at most this far apart that every shard of >= 32 rows holds one
-W2_ROWS = 8
+W2_ROWS = 24
 COLUMNS = 3
 
 
@@ -40,6 +40,11 @@ def sampled_columns(blocks: int) -> list[int]:
 def sampled_rows(rows: int) -> list[int]:
     """Rows of w2 that are indexed."""
     return sorted({int(r) for r in np.linspace(0, rows - 1, W2_ROWS)})
+
+
+def row_step(spec: ExpertSpec) -> int:
+    """Every how manieth row of w1 and w3 is indexed."""
+    return max(1, min(BLOCK, spec.intermediate // _ROWS_INDEXED or 1))
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,7 @@ def index_layer(model: ExpertModel, key: str, *, experts: list[int] | None = Non
     spec = layer.spec
     rows = max(spec.hidden, spec.intermediate)
     blocks = max(spec.hidden, spec.intermediate) // BLOCK
-    step = max(1, min(BLOCK, spec.intermediate // _ROWS_INDEXED or 1))
+    step = row_step(spec)
     parts: list[Bytes] = []
     places: list[Ints] = []
     for number, projection in enumerate(PROJECTIONS):

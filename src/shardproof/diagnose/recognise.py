@@ -2,100 +2,133 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from shardproof.diagnose.foreign import Foreign
-from shardproof.diagnose.pieces import Found, Ints, PieceIndex, sampled_columns, sampled_rows
+from shardproof.diagnose.pieces import Found, Ints, PieceIndex, row_step
+from shardproof.diagnose.reading import NEARLY, UNKNOWN, Reading
+from shardproof.diagnose.score import CODECS, Score, mode, rows_and_blocks, scores, words
 from shardproof.diagnose.trials import Trial, trials
 from shardproof.experts import ExpertSpec, Stack
 from shardproof.mistakes import Owners
-from shardproof.mxfp4 import BLOCK, BLOCK_BYTES, Bytes
+from shardproof.mxfp4 import BLOCK, Bytes
 
-UNKNOWN = -2
+_MET_IF_CERTAIN = 0.4
 _LEAST_SHARE = 0.5  # of the pieces that are known at all, those that stand where the trial says
 
 
-def _join_nibbles(pieces: Bytes) -> Bytes:
-    """Pieces [..., 16] in GGUF's order of nibbles to adjacent pairs."""
-    codes = np.concatenate([pieces & 15, pieces >> 4], axis=-1)
-    return np.asarray(codes[..., 0::2] | codes[..., 1::2] << 4, dtype=np.uint8)
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """What narrows a reading: sizes that are known, and the layout that the backend needs.
 
-
-CODECS: dict[str, Callable[[Bytes], Bytes]] = {
-    "": lambda pieces: pieces, "gguf_nibbles": _join_nibbles, "nibbles_swapped": lambda pieces: np.asarray(pieces << 4 | pieces >> 4, dtype=np.uint8),
-}  # fmt: skip
-"""What is undone before a piece is looked up, by the name of the mistake."""
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What one weight tensor holds.
-
-    identity, shape   its byte order, on canonical (E, N, bytes a row)
-    owners            global expert at each local place; None where it is zero, UNKNOWN where it is no expert's
-    start, stop       values [start, stop) of the intermediate axis that were met
-    share             of the sampled pieces that are in the checkpoint, how many stand where this reading says
-    met               how many pieces of the sample are in the checkpoint at all
-    in_order          share of rows that are [w1; w3] in ascending order
-    order             words for the order of rows
+    `experts` and `hidden` list possible counts and padded H, `inner` is the padded I and `least` its least value,
+    `usual` is the likeliest padded H; `fits` says whether the other tensors of the stack can have a shape.
     """
 
-    stack: Stack
-    identity: str
-    codec: str
-    shape: tuple[int, int, int]
-    owners: Owners
-    start: int | None
-    stop: int | None
-    share: float
-    met: float
-    in_order: float
-    order: str
+    needed: str | None = None
+    experts: Sequence[int] | None = None
+    hidden: Sequence[int] = ()
+    inner: int | None = None
+    least: int = 0
+    usual: int | None = None
+    fits: Callable[[tuple[int, int, int]], bool] = lambda _shape: True
+
+    def allows(self, trial: Trial, stack: Stack) -> bool:
+        """Whether a trial has such sizes."""
+        inner = trial.inner(stack)
+        return self.inner in {None, inner} and inner >= self.least and self.fits(trial.shape)
 
 
 @dataclass(frozen=True)
-class _Score:
-    good: int
-    share: float
-    met: float
-    in_order: float
-    found: Found
-    mask: np.ndarray
+class _Candidate:
+    trial: Trial
+    codec: str
+    score: Score
+    empty: int
+
+    def rank(self, stack: Stack, needed: str | None, usual: int) -> tuple[float, ...]:
+        """More pieces in place wins; then no empty expert, the needed layout, the order of rows, the usual size."""
+        aside = abs(self.trial.hidden(stack) - usual)
+        own = self.trial.identity == needed
+        return self.score.weight, -self.empty, own, round(self.score.in_order, 1), -aside, not self.codec
 
 
 def read_weight(
-    tensor: Foreign,
-    stack: Stack,
-    spec: ExpertSpec,
-    index: PieceIndex,
-    *,
-    needed: str | None,
-    experts: int | None = None,
+    tensor: Foreign, stack: Stack, spec: ExpertSpec, index: PieceIndex, known: Known | None = None
 ) -> Reading | None:
     """Find the reading under which most pieces stand where the checkpoint has them; None where none does."""
-    best: tuple[tuple[float, ...], Trial, str, _Score] | None = None
-    for trial in trials(stack, tensor.data.size, tensor.shape, spec, needed=needed, experts=experts):
-        sample = _sample_experts(tensor.data, trial.shape[0])[:1]
+    known = known or Known()
+    found = _candidates(tensor, stack, spec, index, known)
+    if not found:
+        return None
+    usual = known.usual or spec.hidden
+    best = _best(found, lambda c: c.rank(stack, known.needed, usual))
+    if best.score.share < _LEAST_SHARE:
+        return None
+    straight = _best(found, lambda c: (c.score.weight, round(c.score.in_order, 3)))
+    alike = tuple(
+        (c.trial.identity, c.trial.shape)
+        for c in found
+        if not c.codec
+        and c.trial.shape[0] == best.trial.shape[0]
+        and c.score.weight >= NEARLY * best.score.weight
+        and c.score.in_order >= NEARLY * best.score.in_order
+    )
+    reading = _reading(best.trial, best.codec, tensor.data, stack, spec, index)
+    same = straight.trial.shape == best.trial.shape
+    return replace(reading, alike=alike, straight=straight.trial.identity if same else "")
+
+
+def _candidates(
+    tensor: Foreign, stack: Stack, spec: ExpertSpec, index: PieceIndex, known: Known
+) -> list[_Candidate]:
+    """Every trial under which some piece stands in place; the search ends at one that cannot be bettered."""
+    found: list[_Candidate] = []
+    expected = 1.0 if stack == "w2" else 1.0 / row_step(spec)
+    kernel = tensor.data
+    for trial in trials(
+        stack, kernel.size, tensor.shape, spec,
+        needed=known.needed, experts=known.experts, hidden=known.hidden, usual=known.usual,
+    ):  # fmt: skip
+        sample = _sample_experts(kernel, trial.shape[0]) if known.allows(trial, stack) else []
         if not sample:
             continue
-        for codec, score in _scores(trial, tensor.data, stack, spec, index, sample):
-            rank = (score.good * score.share, round(score.in_order, 3), trial.identity == needed, not codec)
-            if score.good and (best is None or _better(rank, best[0])):
-                best = (rank, trial, codec, score)
-    if best is None or best[3].share < _LEAST_SHARE:
-        return None
-    _, trial, codec, _ = best
-    return _reading(trial, codec, tensor.data, stack, spec, index)
+        ends = sorted({*sample[:1], *sample[-1:]})  # the last one shows a wrong size of all before it
+        counted = known.experts is not None and len(known.experts) == 1
+        empty = 0 if counted else _empty(kernel, trial.shape[0])
+        for codec, score in scores(trial, kernel, stack, spec, index, ends):
+            if codec and any(c.score.share == 1.0 for c in found):
+                break
+            if score.good:
+                found.append(_Candidate(trial, codec, score, empty))
+                if not (codec or empty or trial.padded) and _certain(score, expected):
+                    return found
+    return found
 
 
-def _better(new: tuple[float, ...], old: tuple[float, ...]) -> bool:
-    """More pieces in place wins; within 2 % the order of rows decides, then the needed layout."""
-    if abs(new[0] - old[0]) > 0.02 * max(new[0], old[0]):
-        return new[0] > old[0]
-    return new[1:] > old[1:]
+def _best(found: Sequence[_Candidate], rank: Callable[[_Candidate], tuple[float, ...]]) -> _Candidate:
+    """The candidate of highest rank; the first number counts only where it differs by more than 2 %."""
+    best = found[0]
+    for candidate in found[1:]:
+        new, old = rank(candidate), rank(best)
+        much = abs(new[0] - old[0]) > (1 - NEARLY) * max(new[0], old[0])
+        if (new[0] > old[0]) if much else (new[1:] > old[1:]):
+            best = candidate
+    return best
+
+
+def _certain(score: Score, expected: float) -> bool:
+    """Every known piece stands where the trial says, and rows are in order: no other trial can be better."""
+    in_place = score.share == score.in_order == 1.0 and score.balance > _MET_IF_CERTAIN
+    return in_place and score.met > _MET_IF_CERTAIN * expected
+
+
+def _empty(kernel: Bytes, count: int) -> int:
+    """How many of `count` equal parts are zero (of every 257th byte): a sign of too many experts."""
+    return int((~kernel.reshape(count, -1)[:, ::257].any(axis=1)).sum()) if kernel.size % count == 0 else 0
 
 
 def _sample_experts(kernel: Bytes, count: int) -> list[int]:
@@ -106,79 +139,23 @@ def _sample_experts(kernel: Bytes, count: int) -> list[int]:
     return [e for e, _ in zip(found, range(3), strict=False)]
 
 
-def _rows_and_blocks(
-    stack: Stack, shape: tuple[int, int, int], spec: ExpertSpec
-) -> tuple[list[int], list[int]]:
-    _, rows, width = shape
-    blocks = width // BLOCK_BYTES
-    if stack == "w13":
-        return list(range(rows)), [b for b in sampled_columns(spec.hidden // BLOCK) if b < blocks]
-    return [r for r in sampled_rows(spec.hidden) if r < rows], list(range(blocks))
-
-
-def _scores(
-    trial: Trial, kernel: Bytes, stack: Stack, spec: ExpertSpec, index: PieceIndex, experts: Sequence[int]
-) -> Iterable[tuple[str, _Score]]:
-    rows, blocks = _rows_and_blocks(stack, trial.shape, spec)
-    pieces = trial.gather(kernel, experts, rows, blocks)
-    for codec, undo in CODECS.items():
-        yield (
-            codec,
-            _score(index.look_up(undo(pieces)), stack, trial.shape[1], np.array(rows), np.array(blocks)),
-        )
-
-
-def _mode(values: Ints) -> int:
-    found, counts = np.unique(values, return_counts=True)
-    return int(found[counts.argmax()])
-
-
-def _score(found: Found, stack: Stack, height: int, rows: Ints, blocks: Ints) -> _Score:
-    hit = found.hit & (found.projection == 2 if stack == "w2" else found.projection < 2)
-    total = int(found.hit.sum())
-    if not hit.any():
-        return _Score(0, 0.0, 0.0, 0.0, found, hit)
-    mask = hit.copy()
-    for local in range(mask.shape[0]):
-        if hit[local].any():
-            mask[local] &= found.expert[local] == _mode(found.expert[local][hit[local]])
-    shift = found.block - blocks
-    mask &= shift == (_mode(shift[hit]) if stack == "w2" else 0)
-    good = int(mask.sum())
-    return _Score(
-        good, good / total, total / mask.size, _in_order(found, mask, stack, height, rows), found, mask
-    )
-
-
-def _in_order(found: Found, mask: np.ndarray, stack: Stack, height: int, rows: Ints) -> float:
-    if not mask.any():
-        return 0.0
-    at = np.broadcast_to(rows[None, :, None], mask.shape)
-    if stack == "w2":
-        return float((found.row == at)[mask].mean())
-    half = height // 2
-    upper = at >= half
-    shift = found.row - np.where(upper, at - half, at)
-    same = (found.projection == upper) & (shift == _mode(shift[mask]))
-    return float(same[mask].mean())
-
-
 def _reading(
     trial: Trial, codec: str, kernel: Bytes, stack: Stack, spec: ExpertSpec, index: PieceIndex
 ) -> Reading:
     sample = _sample_experts(kernel, trial.shape[0])
-    score = dict(_scores(trial, kernel, stack, spec, index, sample))[codec]
-    rows, blocks = (np.array(x) for x in _rows_and_blocks(stack, trial.shape, spec))
+    score = dict(scores(trial, kernel, stack, spec, index, sample)).get(codec)
+    assert score is not None
+    rows, blocks = (np.array(x) for x in rows_and_blocks(stack, trial.shape, spec))
     found, mask = score.found, score.mask
     start = stop = None
     if mask.any() and stack == "w2":
         start, stop = int(found.block[mask].min()) * BLOCK, (int(found.block[mask].max()) + 1) * BLOCK
     elif mask.any():
         start, stop = _interval(found, mask, trial.shape[1], rows)
-    owners = _owners(trial, codec, kernel, index, found, mask, rows, blocks)
+    owners = _owners(trial, codec, kernel, index, mask, rows, blocks)
     return Reading(
         stack, trial.identity, codec, trial.shape, owners, start, stop, score.share, score.met, score.in_order,
-        _words(found, mask, stack, trial.shape[1], rows),
+        words(found, mask, stack, trial.shape[1], rows),
     )  # fmt: skip
 
 
@@ -188,7 +165,7 @@ def _interval(found: Found, mask: np.ndarray, height: int, rows: Ints) -> tuple[
     half = height // 2
     local = np.where(at >= half, at - half, at)
     shift = (found.row - local)[mask]
-    common = _mode(shift)
+    common = mode(shift)
     exact = bool((shift == common).mean() > 0.5)
     lowest, highest = int(found.row[mask].min()), int(found.row[mask].max()) + 1
     return (max(common, 0), highest) if exact else (lowest, highest)
@@ -199,7 +176,6 @@ def _owners(
     codec: str,
     kernel: Bytes,
     index: PieceIndex,
-    found: Found,
     mask: np.ndarray,
     rows: Ints,
     blocks: Ints,
@@ -213,29 +189,7 @@ def _owners(
         pieces = trial.gather(kernel, [local], rows[chosen].tolist(), keep.tolist())
         met = index.look_up(CODECS[codec](pieces))
         if met.hit.any():
-            owners.append(_mode(met.expert[met.hit]))
+            owners.append(mode(met.expert[met.hit]))
         else:
             owners.append(UNKNOWN if pieces.any() else None)
     return tuple(owners)
-
-
-def _words(found: Found, mask: np.ndarray, stack: Stack, height: int, rows: Ints) -> str:
-    """The order of w13's rows as seen after the layout was undone."""
-    if stack == "w2" or not mask.any():
-        return ""
-    best = mask.any(axis=2)
-    local = int(best.sum(axis=1).argmax())
-    at = rows[best[local]]
-    first = mask[local].argmax(axis=1)
-    projection = found.projection[local, np.arange(len(rows)), first][best[local]]
-    half = height // 2
-    if (projection == (at >= half)).all():
-        return "separated, gate first"
-    if (projection == (at < half)).all():
-        return "separated, up first"
-    for width in (1, 8, 16, 32, 64):
-        if (projection == at // width % 2).all():
-            return f"interleaved by {width}"
-        if (projection == 1 - at // width % 2).all():
-            return f"interleaved by {width}, up first"
-    return "mixed"

@@ -1,4 +1,4 @@
-"""Report: what a diagnosis says - a sentence to act on, findings, and a table - as text, as JSON, and without weights."""
+"""Report: what a diagnosis says - a sentence to act on, findings, a table - as text, JSON, or without weights."""
 
 from __future__ import annotations
 

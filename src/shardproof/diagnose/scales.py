@@ -35,8 +35,10 @@ def scale_bytes(tensor: Foreign) -> tuple[Foreign, str | None]:
     return tensor, None
 
 
-def scale_layout(scene: Scene, slot: tuple[Stack, Field], tensor: Foreign, *, name: Field = "scale") -> str:
-    """The catalogue's layout under which most bytes of a scale (or bias) tensor agree with the checkpoint."""
+def scale_layout(
+    scene: Scene, slot: tuple[Stack, Field], tensor: Foreign, *, name: Field = "scale"
+) -> tuple[str, float]:
+    """The catalogue's layout under which most bytes of a scale (or bias) tensor agree, and their share."""
     stack = slot[0]
     plan = scene.plan
     shape = plan.canonical_shape(scene.key, scene.rank, *slot)
@@ -53,4 +55,4 @@ def scale_layout(scene: Scene, slot: tuple[Stack, Field], tensor: Foreign, *, na
         score = (round(float((found == matrix).mean()), 4), layout.name.startswith(vendor))
         if score > best[:2]:
             best = (*score, layout.identity())
-    return best[2]
+    return best[2], max(best[0], 0.0)

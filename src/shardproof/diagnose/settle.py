@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from shardproof.backends import Recipe
 from shardproof.diagnose.foreign import Foreign
-from shardproof.diagnose.recognise import Reading
+from shardproof.diagnose.reading import Reading
 from shardproof.diagnose.trials import MOST_RANKS, trials
 from shardproof.errors import DiagnoseError, ShardproofError
 from shardproof.experts import ExpertSpec, Field, Stack
@@ -32,6 +32,15 @@ class Hints:
     policy: Policy | None = None
     placement: str = "linear"
 
+    def counts(self, experts: int) -> list[int] | None:
+        """How many experts a rank may hold; None where ep is not known."""
+        if self.ep is None or self.ep > experts:
+            return None
+        held = [len(row) for row in expert_owners(experts, self.ep, self.placement)]  # type: ignore[arg-type]
+        if self.rank is not None and self.tp is not None:
+            held = held[self.rank // self.tp :][:1] or held
+        return sorted(set(held), reverse=True)
+
 
 @dataclass(frozen=True)
 class Situation:
@@ -41,7 +50,7 @@ class Situation:
     plan: Plan
     rank: Rank
     recognised: tuple[str, ...]
-    slice_known: bool
+    also: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -50,6 +59,15 @@ class _Slice:
     tp_rank: int
     policy: Policy
     legal: bool = True
+    also: tuple[_Slice, ...] = ()
+
+    def __str__(self) -> str:
+        return f"rank {self.tp_rank} of tp {self.tp} ({self.policy})"
+
+
+def _unusual(spec: ExpertSpec, part: _Slice) -> tuple[bool, bool, bool, int]:
+    """Powers of two first, then even cuts before uneven ones, then the fewest ranks."""
+    return part.policy != "balanced", part.tp & (part.tp - 1) != 0, spec.blocks % part.tp != 0, part.tp
 
 
 def settle(
@@ -58,6 +76,12 @@ def settle(
 ) -> Situation:  # fmt: skip
     """Decide plan and rank. Raises DiagnoseError `diagnose.rank` for hints that contradict each other."""
     spec = model.layer(key).spec
+    if (
+        hints.rank is not None
+        and hints.tp is not None
+        and hints.rank >= hints.tp * (hints.ep or spec.experts)
+    ):
+        raise _no_rank(hints.rank, hints.tp, hints.ep or 1)
     count, inner, hidden = _sizes(spec, tensors, readings, hints, recipe)
     owners = _owner_map(readings)
     ep = hints.ep or max(1, -(-spec.experts // count))
@@ -76,13 +100,19 @@ def settle(
     )  # fmt: skip
     index = ep_rank * part.tp + part.tp_rank
     if index >= len(plan.ranks):
-        raise DiagnoseError(
-            "diagnose.rank", "no such rank", rank=index, needed=f"0..{len(plan.ranks) - 1} for tp {part.tp}, ep {ep}",
-            next_step="correct --rank, --tp or --ep",
-        )  # fmt: skip
+        raise _no_rank(index, part.tp, ep)
     given = {"tp": hints.tp, "rank": hints.rank, "ep": hints.ep, "layer": hints.layer, "backend": recipe}
     missing = tuple(name for name, value in given.items() if value is None)
-    return Situation(key, plan, plan.ranks[index], missing, bool(readings) or hints.tp is not None)
+    own = block_intervals(spec.blocks, part.tp, part.policy, allow_empty=True)[part.tp_rank]
+    also = tuple(str(s) for s in part.also if _interval(spec, s) == own and s.policy == "balanced")
+    return Situation(key, plan, plan.ranks[index], missing, also)
+
+
+def _no_rank(rank: int, tp: int, ep: int) -> DiagnoseError:
+    return DiagnoseError(
+        "diagnose.rank", "no such rank", rank=rank, needed=f"0..{tp * ep - 1} for tp {tp}, ep {ep}",
+        next_step="correct --rank, --tp or --ep",
+    )  # fmt: skip
 
 
 def _sizes(
@@ -107,7 +137,7 @@ def _sizes(
             continue
         needed = recipe.layouts.get((stack, "weight")) if recipe else "raw.weight@1"
         fits = [t.shape for t in trials(stack, tensor.data.size, tensor.shape, spec, needed=needed,
-                                        experts=count if hints.ep else None)]  # fmt: skip
+                                        experts=[count] if hints.ep else None)]  # fmt: skip
         whole = [(e, n // 2, 2 * w) if stack == "w13" else (e, 2 * w, n) for e, n, w in fits]
         near = sorted(whole, key=lambda s: (s[2] != hidden, s[0] != count, s[1] < longest, abs(s[1] - inner)))
         if near:
@@ -123,14 +153,18 @@ def _owner_map(readings: Mapping[Stack, Reading]) -> Owners:
 def _slice(spec: ExpertSpec, readings: Mapping[Stack, Reading], hints: Hints, inner: int) -> _Slice:
     if hints.tp is not None and hints.rank is not None:
         return _Slice(hints.tp, hints.rank % hints.tp, hints.policy or "balanced")
-    legal = list(_legal(spec, readings, hints, inner))
+    legal = sorted(_legal(spec, readings, hints, inner), key=lambda s: _unusual(spec, s))
     if legal:
-        return legal[0]
+        return replace(legal[0], also=tuple(legal[1:]))
     faulty = next(_faulty(spec, readings, hints, inner), None) if readings else None
     if faulty is not None:
         return faulty
     tp = hints.tp or 1
     return _Slice(tp, (hints.rank or 0) % tp, hints.policy or "balanced")
+
+
+def _interval(spec: ExpertSpec, part: _Slice) -> tuple[int, int]:
+    return block_intervals(spec.blocks, part.tp, part.policy, allow_empty=True)[part.tp_rank]
 
 
 def _tps(spec: ExpertSpec, hints: Hints) -> list[int]:
@@ -144,13 +178,13 @@ def _legal(spec: ExpertSpec, readings: Mapping[Stack, Reading], hints: Hints, in
     for policy in [hints.policy] if hints.policy else POLICIES:
         for tp in _tps(spec, hints):
             for rank, (a, b) in enumerate(block_intervals(spec.blocks, tp, policy, allow_empty=True)):
+                own = hints.rank is None or hints.rank % tp == rank
                 if (
-                    (b - a) * BLOCK <= inner
-                    and a < b
+                    own
+                    and 0 < (b - a) * BLOCK <= inner
                     and all(_holds(r, a * BLOCK, b * BLOCK) for r in readings.values())
                 ):
-                    if hints.rank is None or hints.rank % tp == rank:
-                        yield _Slice(tp, rank, policy)
+                    yield _Slice(tp, rank, policy)
 
 
 def _holds(reading: Reading, start: int, stop: int) -> bool:
@@ -236,7 +270,8 @@ def _recipe(
         if name == "weight" and reading is not None and _in_catalogue(reading.identity):
             identity = reading.identity
         layouts[stack, name] = identity
-    return Recipe("as found", layouts)
+    halves = any(name == "bias" and tensor.dtype == "BF16" for (_, name), tensor in tensors.items())
+    return Recipe("as found", layouts, bias_dtype="bfloat16" if halves else "float32")
 
 
 def _in_catalogue(identity: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -9,7 +10,7 @@ from functools import lru_cache
 import numpy as np
 
 from shardproof.errors import ShardproofError
-from shardproof.experts import ExpertSpec, Stack
+from shardproof.experts import ExpertSpec, Field, Stack
 from shardproof.layouts import Layout, Placed, catalogue, find
 from shardproof.layouts.placed import UNITS_PER_BYTE
 from shardproof.mxfp4 import BLOCK, BLOCK_BYTES, Bytes
@@ -44,6 +45,20 @@ class Trial:
         """Canonical shape."""
         return self.placed.shape
 
+    @property
+    def padded(self) -> bool:
+        """Whether the layout adds bytes, so that other shapes may fit the same size."""
+        experts, rows, columns = self.shape
+        return self.placed.nbytes != experts * rows * columns
+
+    def inner(self, stack: Stack) -> int:
+        """Padded I."""
+        return self.shape[1] // 2 if stack == "w13" else self.shape[2] * 2
+
+    def hidden(self, stack: Stack) -> int:
+        """Padded H."""
+        return self.shape[2] * 2 if stack == "w13" else self.shape[1]
+
     def gather(
         self, kernel: Bytes, experts: Sequence[int], rows: Sequence[int], blocks: Sequence[int]
     ) -> Bytes:
@@ -76,23 +91,31 @@ def trials(
     spec: ExpertSpec,
     *,
     needed: str | None,
-    experts: int | None,
+    experts: Sequence[int] | None,
+    hidden: Sequence[int] = (),
+    usual: int | None = None,
 ) -> Iterator[Trial]:
     """Every trial for a weight of `size` bytes; the needed layout comes first."""
-    counts = [experts] if experts else expert_counts(dims, spec)
+    counts = list(experts) if experts else expert_counts(dims, spec)
     known = [layout for layout in catalogue() if layout.field == "weight" and stack in layout.stacks]
     ids = [layout.identity() for layout in known] + [x.name for x in EXTRA if stack in x.stacks]
+    near = usual or spec.hidden
+    hiddens = sorted({-(-spec.hidden // a) * a for a in ALIGNMENTS}, key=lambda h: abs(h - near))
+    hiddens = list(hidden) or hiddens
     ordered = ([needed] if needed else []) + sorted(
         (i for i in ids if i != needed), key=lambda i: not i.startswith("raw")
     )
-    seen: set[tuple[str, tuple[int, int, int]]] = set()
+    seen: set[tuple[str, str, tuple[int, int, int]]] = set()
     for identity in ordered:
         layout, parameters = layout_of(identity)
         for count in counts:
-            for shape in _shapes(stack, size, count, spec, padded=bool(layout.pad) or "+" in layout.pattern):
-                if (identity, shape) in seen:
-                    continue
-                seen.add((identity, shape))
+            for shape in _shapes(
+                stack, size, count, spec, hiddens, padded=bool(layout.pad) or "+" in layout.pattern
+            ):
+                order = (layout.pattern, str((dict(layout.pad), parameters)), shape)
+                if order in seen:
+                    continue  # two names for one order
+                seen.add(order)
                 try:
                     placed = layout.place(shape, parameters)
                 except ShardproofError:
@@ -119,9 +142,8 @@ def shares(blocks: int) -> tuple[int, ...]:
 
 
 def _shapes(
-    stack: Stack, size: int, count: int, spec: ExpertSpec, *, padded: bool
+    stack: Stack, size: int, count: int, spec: ExpertSpec, hiddens: Sequence[int], *, padded: bool
 ) -> Iterator[tuple[int, int, int]]:
-    hiddens = sorted({-(-spec.hidden // a) * a for a in ALIGNMENTS})
     for hidden in hiddens:
         if padded:
             inner = {-(-s * BLOCK // a) * a for s in shares(spec.blocks) for a in ALIGNMENTS}
@@ -133,3 +155,21 @@ def _shapes(
         for inter in wanted:
             if 0 < inter <= spec.intermediate * 2 + ALIGNMENTS[-1] and (stack == "w13" or inter % BLOCK == 0):
                 yield (count, 2 * inter, hidden // 2) if stack == "w13" else (count, hidden, inter // 2)
+
+
+def possible(name: Field, stack: Stack, size: int, shape: tuple[int, int, int]) -> bool:
+    """Whether scales or biases of `size` bytes can stand beside weights of canonical shape (E, N, bytes a row)."""
+    experts, rows, width = shape
+    if name == "bias":
+        return size in {experts * rows * item for item in (2, 4, 8)}
+    return size in _scale_sizes(stack, (experts, rows, width // BLOCK_BYTES))
+
+
+@lru_cache(maxsize=4096)
+def _scale_sizes(stack: Stack, shape: tuple[int, int, int]) -> frozenset[int]:
+    sizes = set()
+    for layout in catalogue():
+        if layout.field == "scale" and stack in layout.stacks:
+            with contextlib.suppress(ShardproofError):
+                sizes.add(layout.place(shape).nbytes)
+    return frozenset(sizes)

@@ -18,7 +18,8 @@ from shardproof.diagnose.report import Finding
 from shardproof.mxfp4 import BLOCK_BYTES, Bytes, unpack_codes
 
 if TYPE_CHECKING:
-    from shardproof.diagnose.examine import Examination, Held
+    from shardproof.diagnose.held import Held
+    from shardproof.diagnose.intake import Intake
 
 Ints = npt.NDArray[np.int64]
 _UNITS = (("16 bytes", 16, 1), ("byte", 1, 1), ("nibble", 1, 2))
@@ -165,8 +166,8 @@ def _write(pieces: list[tuple[int, int, int]], row_units: int, rows: int, unit_b
     return f"e {' '.join(left)} -> e {' '.join(name for _, name in sorted(right, reverse=True))}{tail}"
 
 
-def describe_unknown(examination: Examination, held: Held) -> Finding:
-    """What can be said of a weight that no layout of the catalogue explains."""
+def describe_unknown(examination: Intake, held: Held, *, foreign: bool) -> Finding | None:
+    """What can be said of a weight that no layout of the catalogue explains; `foreign` if no piece of it was met."""
     experts, rows, columns = held.views.shape
     share = 0.0
     if held.tensor.data.size == experts * rows * columns:
@@ -177,10 +178,12 @@ def describe_unknown(examination: Examination, held: Held) -> Finding:
         if order is not None:
             return _unknown_order(order, held)
         share = _common_pieces(found, canonical.reshape(len(canonical), -1))
+    if not foreign:
+        return None
     return Finding(
         "other_checkpoint",
-        f"{100 * share:.3g} % of the tensor's 16-byte pieces are in this layer of the checkpoint: it comes from another "
-        "checkpoint, or was quantised differently",
+        f"{100 * share:.3g} % of the tensor's 16-byte pieces are in this layer of the checkpoint: it comes from "
+        "another checkpoint, or was quantised differently",
         (held.name,), explanation="Real weights are their own labels; almost none of these was found.",
         repair="give the checkpoint that the engine loaded; `shardproof inspect` shows what this one holds",
     )  # fmt: skip
@@ -197,9 +200,10 @@ def _unknown_order(order: Order, held: Held) -> Finding:
         shown = f"no pattern; the first addresses are {pairs}"
     return Finding(
         "unknown_order",
-        f"all bytes are there, in an order of no known kernel: {shown}; {100 * order.known:.4g} % of the units were placed",
+        f"all bytes are there, in an order of no known kernel: {shown}; "
+        f"{100 * order.known:.4g} % of the units were placed",
         (held.name,), explanation="The map from addresses to elements was found from the content itself.",
-        repair="if a kernel reads this order, add it to the catalogue as one line; else lay out for the kernel that runs",
+        repair="if a kernel reads this order, add it to the catalogue; else lay out for the kernel that runs",
     )  # fmt: skip
 
 

@@ -42,7 +42,7 @@ SCALE = register(
         pattern="e (n 8a 8b) k -> e k n b a",
         summary="[K/32, N], columns permuted inside 64",
         source=f"transform_humming_weight_scale; {_HUMMING}",
-        held_against=("vendor bytes", "index formula"),
+        held_against=("vendor kernel", "vendor bytes", "index formula"),
         golden=("humming_w4a16_scale_*",),
     )
 )

@@ -36,7 +36,7 @@ WEIGHT = register(
         pattern="e (n 4j 2a 8t) (k 2c 4u 2d) -> e k n t u j d a c",
         summary="16 (k) x 64 (n) tiles of 32-bit words, one mma fragment a thread, codes k-pairs apart",
         source=f"gptq_marlin_repack(num_bits=4), its torch reference; {_VLLM}",
-        held_against=("vendor bytes", "index formula"),
+        held_against=("vendor kernel", "vendor bytes", "index formula"),
         golden=("marlin_a16_*",),
     )
 )
@@ -47,7 +47,7 @@ SCALE = register(
         pattern="e (n 2a 2b 2c 8d) k -> e k n d a c b",
         summary="[K/32, N], columns permuted inside 64, the middle two of each four swapped",
         source=f"marlin_permute_scales, mxfp4_marlin_process_scales; {_VLLM}",
-        held_against=("vendor bytes", "index formula"),
+        held_against=("vendor kernel", "vendor bytes", "index formula"),
         golden=("marlin_a16_*",),
         defects=(FLOAT16,),
     )

@@ -2,20 +2,22 @@
 
 A digit whose strides are whole bytes on both sides becomes an axis of a strided view. The others - positions
 inside a byte, and digits that go through a table - are enumerated: each source byte that they name contributes
-to a few destination bytes through a table of 256 values. Nothing is ever widened to one element a nibble or bit.
+to a few destination bytes through a table of 256 values (on the way back, each half word through one of 65,536:
+`spread`). Nothing is ever widened to one element a nibble or bit.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from shardproof.errors import LayoutError
+from shardproof.layouts.spread import Spread, spreads
 from shardproof.mxfp4 import Bytes
 
 BITS = {"byte": 8, "nibble": 4, "bit": 1}
@@ -67,19 +69,25 @@ class Copy:
                 views.append(Dim(outer.size, outer.source // per_byte, outer.target // per_byte))
             if inner.size > 1:
                 listed.append(Choice(tuple((i * inner.source, i * inner.target) for i in range(inner.size))))
+        self._spreads: list[Spread] | None = None
         if any(len(choice.offsets) > 1 for choice in listed):
-            for dim in [d for d in views if 0 < d.target * d.size <= _WORD]:  # so that whole words are written
-                views.remove(dim)
-                steps = [(i * dim.source * per_byte, i * dim.target * per_byte) for i in range(dim.size)]
-                listed.append(Choice(tuple(steps)))
+            rest, more = _enumerated(views, per_byte, lambda d: d.source)
+            self._spreads = (
+                None if unit == "byte" else spreads(_pairs([*listed, *more], self._bits, per_byte), self._bits)
+            )
+            if self._spreads is None:
+                rest, more = _enumerated(views, per_byte, lambda d: d.target)
+            views, listed = rest, [*listed, *more]
         self._views = sorted(views, key=lambda d: (-abs(d.target), -abs(d.source)))
-        self._moves = _compile(listed, self._bits, per_byte)
+        self._moves = _compile(listed, self._bits, per_byte) if self._spreads is None else []
 
     def run(self, source: Bytes, target: Bytes, lead: Dim, source_at: int, target_at: int) -> None:
         """Move `lead.size` leading blocks; `lead` strides and the two starts are in bytes."""
         dims = [lead, *self._views]
+        shape = [d.size for d in dims]
+        for word in self._spreads or ():
+            self._spread(word, source, target, dims, source_at, target_at)
         for move in self._moves:
-            shape = [d.size for d in dims]
             read = _view(source, source_at + move.source, shape, [d.source for d in dims])
             start, steps = target_at + move.target, [d.target for d in dims]
             if move.table is None:
@@ -94,6 +102,28 @@ class Copy:
                     write &= words.dtype.type(move.keep)
                 write |= words
 
+    @staticmethod
+    def _spread(
+        word: Spread, source: Bytes, target: Bytes, dims: Sequence[Dim], source_at: int, target_at: int
+    ) -> None:
+        shape = [d.size for d in dims]
+        read, write = [d.source for d in dims], [d.target for d in dims]
+        result = None
+        for half, table in enumerate(word.tables):
+            part = table.take(_view(source, source_at + word.source + 2 * half, shape, read, np.uint16))
+            result = part if result is None else np.bitwise_or(result, part, out=result)
+        assert result is not None
+        as_bytes = result.view(np.uint8).reshape(*shape, len(word.targets))
+        for i, at in enumerate(word.targets):
+            _view(target, target_at + at, shape, write)[...] = as_bytes[..., i]
+
+
+def _enumerated(views: Sequence[Dim], per_byte: int, stride: Callable[[Dim], int]) -> tuple[list[Dim], list[Choice]]:
+    """Take the digits that lie inside a word on one side from the views, so that whole words are moved."""
+    small = [dim for dim in views if 0 < stride(dim) * dim.size <= _WORD]
+    steps = [tuple((i * d.source * per_byte, i * d.target * per_byte) for i in range(d.size)) for d in small]
+    return [dim for dim in views if dim not in small], [Choice(offsets) for offsets in steps]
+
 
 def _split(dim: Dim, per_byte: int) -> tuple[Dim, Dim]:
     """Split a digit into an outer part whose strides are whole bytes on both sides and the rest."""
@@ -104,13 +134,19 @@ def _split(dim: Dim, per_byte: int) -> tuple[Dim, Dim]:
     return Dim(1, 0, 0), dim
 
 
-def _compile(choices: Sequence[Choice], bits: int, per_byte: int) -> list[Move]:
-    """Enumerate the choices; one move for each pair of source byte and target word that share bits."""
+def _pairs(choices: Sequence[Choice], bits: int, per_byte: int) -> dict[tuple[int, int], list[tuple[int, int]]]:
+    """Enumerate the choices: which bits each pair of a source and a target byte shares."""
     pairs: dict[tuple[int, int], list[tuple[int, int]]] = {}
     for picked in itertools.product(*(c.offsets for c in choices)):
         source, target = sum(p[0] for p in picked), sum(p[1] for p in picked)
         key = (source // per_byte, target // per_byte)
         pairs.setdefault(key, []).append((source % per_byte * bits, target % per_byte * bits))
+    return pairs
+
+
+def _compile(choices: Sequence[Choice], bits: int, per_byte: int) -> list[Move]:
+    """One move for each pair of source byte and target word that share bits."""
+    pairs = _pairs(choices, bits, per_byte)
     if all(len(shifts) == per_byte and all(a == b for a, b in shifts) for shifts in pairs.values()):
         return [Move(source, target, None, None) for source, target in pairs]
     width = _word_width({target for _, target in pairs})

@@ -82,7 +82,7 @@ HOPPER_VALUE = register(
         tables={"word": HOPPER_WORD},
         summary="32-bit words that hold the 8 codes of one wgmma fragment, bits permuted for a cheap upcast",
         source=f"HopperMXValueLayout(mma_version=3); {_OLD}",
-        held_against=("vendor bytes", "index formula"),
+        held_against=("vendor kernel", "vendor bytes", "index formula"),
         golden=("tk351_hopper_value_*",),
         defects=(K_BOUND,),
     )
@@ -105,7 +105,7 @@ HOPPER_SCALE = register(
         parameters={"num_warps": 8, "kpad": 4},
         summary="scales beside the warps that use them; vLLM pads K to 4 blocks (kpad), the library itself to 2",
         source=f"HopperMXScaleLayout(num_warps); {_OLD} and {_NEW}",
-        held_against=("vendor bytes", "index formula"),
+        held_against=("vendor kernel", "vendor bytes", "index formula"),
         golden=("tk351_hopper_scale_*", "tknew_hopper_scale_*"),
     )
 )
@@ -202,7 +202,7 @@ INTERLEAVED = tuple(
             "interleaved",
             f"{layout.name}_interleaved",
             golden=(bytes_of := _INTERLEAVED_BYTES.get(layout.identity(), ())),
-            held_against=("vendor bytes", "index formula") if bytes_of else ("index formula",),
+            held_against=("vendor kernel", "vendor bytes", "index formula") if bytes_of else ("index formula",),
         )
     )
     for layout in (

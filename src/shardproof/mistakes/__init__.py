@@ -5,6 +5,6 @@ from shardproof.mistakes.mistake import Mistake, Owners, find_mistake, museum, r
 from shardproof.mistakes.scene import ReadCut, Scene, declared_fill
 
 __all__ = [
-    "Explanation", "Mistake", "Owners", "ReadCut", "Scene", "Views", "changes", "declared_fill", "explain", "find_mistake",
-    "matches", "museum", "register", "stands_alone",
+    "Explanation", "Mistake", "Owners", "ReadCut", "Scene", "Views", "changes", "declared_fill", "explain",
+    "find_mistake", "matches", "museum", "register", "stands_alone",
 ]  # fmt: skip

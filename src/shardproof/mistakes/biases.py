@@ -30,3 +30,14 @@ BIAS_ON_EVERY_RANK = register(
         cuts=_on_every_rank,
     )
 )
+BIAS_DTYPE = register(
+    Mistake(
+        name="bias_dtype",
+        sentence="the bias is {found}, the kernel takes {needed}",
+        explanation="A kernel that reads bfloat16 bytes as float32 (or the reverse) adds other numbers to every row.",
+        issues=("vLLM #42595",),
+        repair="convert the bias by value to the dtype that the kernel takes",
+        fields=("bias",),
+
+    )
+)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypeAlias
@@ -15,11 +15,13 @@ from shardproof.experts import Field, Stack
 from shardproof.layouts import Layout, find
 from shardproof.layouts.notation import Place
 from shardproof.mistakes.mistake import Mistake
-from shardproof.mistakes.scene import Scene, declared_fill
-from shardproof.mxfp4 import Bytes
+from shardproof.mistakes.scene import Scene
+from shardproof.mxfp4 import SCALE_NAN, Bytes
 
 Slot: TypeAlias = tuple[Stack, Field]
 _HARMLESS = (0, 1, 127)
+_SMALL = 1 << 22
+_TELLING = 0.25  # of the bytes must be content other than zero, before padding may hold anything
 
 
 @dataclass(frozen=True)
@@ -49,9 +51,14 @@ def changes(scene: Scene, slot: Slot, mistake: Mistake, sample: Sequence[int] = 
     if slot[1] not in mistake.fields:
         return False
     try:
-        if mistake.write is not None or scene.layout(*slot, (mistake,)) != scene.layout(*slot):
+        if mistake.write is not None:
+            size = len(scene.experts()) * scene.matrix(0, *slot).nbytes
+            return size > _SMALL or not np.array_equal(scene.kernel(*slot, (mistake,)), scene.kernel(*slot))
+        if scene.layout(*slot, (mistake,)) != scene.layout(*slot):
             return True
-        return any(not np.array_equal(scene.matrix(e, *slot, (mistake,)), scene.matrix(e, *slot)) for e in sample)
+        return any(
+            not np.array_equal(scene.matrix(e, *slot, (mistake,)), scene.matrix(e, *slot)) for e in sample
+        )
     except (ShardproofError, ValueError, IndexError):
         return False
 
@@ -137,15 +144,21 @@ class _Search:
     def best(self, most: int, first: Sequence[tuple[Mistake, ...]]) -> Explanation | None:
         """The first combination that holds: those of `first`, then single mistakes, then pairs, and so on."""
         kept = [tuple(m for m in combo if changes(self.scene, self.slot, m, self.sample)) for combo in first]
-        held = [combo for combo in dict.fromkeys(kept) if combo and self.holds(combo)]
+        held = self._exactest([combo for combo in dict.fromkeys(kept) if combo])
         if held:
             return Explanation(held[0], tuple(c for c in held[1:] if len(c) == len(held[0])))
         known = [m for m in self.candidates if changes(self.scene, self.slot, m, self.sample)]
         for count in range(1, most + 1):
-            found = [combo for combo in _combos(known, count) if self.holds(combo)]
+            found = self._exactest(_combos(known, count))
             if found:
                 return Explanation(found[0], tuple(found[1:]))
         return None
+
+    def _exactest(self, combos: Iterable[tuple[Mistake, ...]]) -> list[tuple[Mistake, ...]]:
+        """The combinations that hold; only those with the right padding too, where there are such."""
+        held = [(combo, how) for combo in combos if (how := self.holds(combo))]
+        best = max((how for _, how in held), default=0)
+        return [combo for combo, how in held if how == best]
 
     def _matrix_now(self, local: int, mistakes: tuple[Mistake, ...]) -> Bytes:
         return self.scene.matrix(local, *self.slot, mistakes)
@@ -153,26 +166,31 @@ class _Search:
     def _content_now(self, local: int, mistakes: tuple[Mistake, ...]) -> np.ndarray:
         return self.scene.content(local, *self.slot, mistakes)
 
-    def holds(self, mistakes: tuple[Mistake, ...]) -> bool:
-        """Whether these mistakes give the bytes of every expert in the sample."""
+    def holds(self, mistakes: tuple[Mistake, ...]) -> int:
+        """Whether these mistakes give the bytes of every expert in the sample: 2 with padding, 1 without, else 0."""
         try:
             identity = self.scene.layout(*self.slot, mistakes)
             readers = [m for m in mistakes if m.read is not None]
-            return all(self._same(local, mistakes, identity, readers) for local in self.sample)
+            worst = 2
+            for local in self.sample:
+                worst = min(worst, self._same(local, mistakes, identity, readers))
+                if not worst:
+                    break
         except (ShardproofError, ValueError, IndexError):
-            return False
+            return 0
+        return worst
 
-    def _same(self, local: int, mistakes: tuple[Mistake, ...], identity: str, readers: list[Mistake]) -> bool:
+    def _same(self, local: int, mistakes: tuple[Mistake, ...], identity: str, readers: list[Mistake]) -> int:
         found = self.views.expert(local, identity, readers[0] if readers else None)
         if found is None:
-            return False
-        changes = tuple(m for m in mistakes if m.layout is None and m.write is None)
-        matrix = self._matrix(local, changes)
+            return 0
+        changing = tuple(m for m in mistakes if m.layout is None and m.write is None)
+        matrix = self._matrix(local, changing)
         if np.array_equal(found, matrix):
-            return True
+            return 2
         if self.exact:
-            return False
-        return matches(found, matrix, self._content(local, changes), self.slot[1])
+            return 0
+        return int(matches(found, matrix, self._content(local, changing), self.slot[1]))
 
 
 def _combos(known: Sequence[Mistake], count: int) -> Iterator[tuple[Mistake, ...]]:
@@ -186,7 +204,7 @@ def _combos(known: Sequence[Mistake], count: int) -> Iterator[tuple[Mistake, ...
 def matches(found: Bytes, matrix: Bytes, content: np.ndarray, name: Field) -> bool:
     """Whether content agrees and padding could be padding: one harmless value, or what was predicted.
 
-    Padding of other values counts too where at least half of the matrix is content that agrees.
+    Padding of other values counts too where enough of the matrix is content that agrees.
     """
     if found.shape != matrix.shape or not (found == matrix)[content].all():
         return False
@@ -194,9 +212,9 @@ def matches(found: Bytes, matrix: Bytes, content: np.ndarray, name: Field) -> bo
     if not padding.size:
         return True
     first = int(padding[0])
-    if (padding == first).all() and first in {*_HARMLESS, declared_fill(name)}:
-        return bool(content.any()) or first in {0, declared_fill(name)}
-    return bool(content.mean() >= 0.5)
+    if (padding == first).all() and (first in _HARMLESS or (name == "scale" and first == SCALE_NAN)):
+        return bool(content.any()) or name == "scale" or first == 0
+    return bool((content & (matrix != 0)).mean() >= _TELLING)
 
 
 def _exclude(a: Mistake, b: Mistake) -> bool:

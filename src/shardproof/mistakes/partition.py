@@ -146,3 +146,19 @@ PADDING_DOUBLED = register(
         cuts=_live_rows,
     )
 )
+BLOCK_FROM_SHAPE = register(
+    Mistake(
+        name="block_from_shape",
+        sentence=(
+            "the scales of values {columns} are another block's: the block size was taken from the shard's shape, "
+            "{size} values / {scales} scales = {block}, instead of 32"
+        ),
+        explanation=(
+            "Weights were cut in the middle of a 32-value block, scale columns were dealt whole, and the dequantiser "
+            "divided one size by the other. It shows in dequantised weights only."
+        ),
+        issues=("transformers 5.23 and 5.24, tensor-parallel DeepSeek-V4",),
+        repair="choose tp so that moe_intermediate_size / tp is a multiple of 32, or cut in whole blocks",
+        fields=("weight",),
+    )
+)

@@ -124,6 +124,7 @@ TRANSPOSED = register(
         explanation="A transposed view was made contiguous, or a kernel that wants [K, N] got [N, K].",
         issues=("MoE-Infinity #136",),
         repair="keep K contiguous",
+        fields=("weight", "scale"),
         canonical=_transposed,
     )
 )

@@ -65,7 +65,7 @@ SCALES_AS_NUMBERS = register(
     Mistake(
         name="scales_as_numbers",
         sentence="scale bytes were stored as numbers: byte 120 became 120.0",
-        explanation="Bytes were viewed as uint8 and then copied into a floating tensor, which converted them to numbers.",
+        explanation="Bytes viewed as uint8 were copied into a floating tensor, which converted them to numbers.",
         issues=("vLLM #43416", "vLLM #51946"),
         repair="view the byte as float8_e8m0fnu first, so that 120 becomes 2**-7; or keep bytes",
         fields=("scale",),

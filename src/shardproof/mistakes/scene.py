@@ -86,7 +86,8 @@ class Scene:
         for mistake in mistakes:
             if mistake.layout is not None:
                 identity = mistake.layout(self.plan, stack, name)
-        return identity
+        layout, parameters = find(identity)
+        return layout.identity(parameters)
 
     def kernel(self, stack: Stack, name: Field, mistakes: Mistakes = ()) -> Bytes:
         """All experts in kernel order, flat uint8."""

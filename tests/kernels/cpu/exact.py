@@ -50,7 +50,9 @@ class Case:
         return self.experts(**options).forward(self.x, self.ids, self.weights, out)
 
 
-def random_case(rng, e, h, i, m, k, *, low=119, high=124, bias=False, activation=None, before=False, holes=False):
+def random_case(
+    rng, e, h, i, m, k, *, low=119, high=124, bias=False, activation=None, before=False, holes=False
+):
     """Random codes, scales 2**(low-127) to 2**(high-128), normal x, random experts (with repeats)."""
     ids = rng.integers(-1 if holes else 0, e, (m, k)).astype(rng.choice([np.int32, np.int64]))
     return Case(
@@ -91,7 +93,7 @@ def _block_error(v, step):
 
 def layer(case, step=None):
     """The float64 result [M, H]; with `step` (silu, no bias) also the largest allowed error of each element."""
-    e, h, i = case.sizes
+    _, h, i = case.sizes
     w13, w2 = decode(case.w13, case.s13).astype(np.float64), decode(case.w2, case.s2).astype(np.float64)
     out, bound = np.zeros((len(case.x), h)), np.zeros((len(case.x), h))
     ulp = 2.0**-23

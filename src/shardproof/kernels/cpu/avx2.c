@@ -1,10 +1,14 @@
-/* AVX2: a group's 16 rows are two registers, its halves (gate and up rows in w13). Activations are stored as
+/* AVX2: a group's 16 rows are two registers, its halves (gate and up rows in w13). Decoded tiles take activations as
  * q + 128, because vpmaddubsw takes its unsigned operand from a register and its signed one from memory. */
 #if defined(__x86_64__)
-#pragma GCC target("avx2,fma,f16c,bmi2")
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,bmi2"))), apply_to = function)
+#else
+#pragma GCC target("avx2,fma,bmi2")
+#endif
 #include <immintrin.h>
 
-#define ACT_XOR 128
+#define MANY_FLIP 128
 #include "tiles.h"
 #include "widths.h"
 
@@ -39,10 +43,10 @@ INLINE __m256 accumulate(__m256i sum, __m256 scale, __m256 row_scale, __m256 acc
     return _mm256_fmadd_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(sum), scale), row_scale, acc);
 }
 
-/* One or two tokens straight from packed bytes: weights unsigned (+12), activations signed again. */
+/* One or two tokens straight from packed bytes: weights unsigned (+12), activations signed. */
 INLINE void few8_tile(const int T, const uint8_t *pw, const uint8_t *ps, int64_t blocks, const uint8_t *const *rows,
                       float *out) {
-    const __m256i table = offset_table(), flip = _mm256_set1_epi8((char)128);
+    const __m256i table = offset_table();
     __m256 acc[2][2];
     UNROLL for (int t = 0; t < T; t++) acc[t][0] = acc[t][1] = _mm256_setzero_ps();
     for (int64_t b = 0; b < blocks; b++, pw += TILE_BYTES, ps += ROWS) {
@@ -59,7 +63,7 @@ INLINE void few8_tile(const int T, const uint8_t *pw, const uint8_t *ps, int64_t
                     const int8_t *q = ((const sp_block8 *)(const void *)rows[t])[b].q + 16 * odd;
                     __m256i p[4];
                     UNROLL for (int j = 0; j < 4; j++) {
-                        p[j] = _mm256_maddubs_epi16(w[j], _mm256_xor_si256(word(q + 4 * j), flip));
+                        p[j] = _mm256_maddubs_epi16(w[j], word(q + 4 * j));
                     }
                     const __m256i s = pair_sums(p[0], p[1], p[2], p[3]);
                     sum[t][half] = odd ? _mm256_add_epi32(sum[t][half], s) : s;
@@ -77,6 +81,52 @@ INLINE void few8_tile(const int T, const uint8_t *pw, const uint8_t *ps, int64_t
     }
     UNROLL for (int t = 0; t < T; t++) {
         UNROLL for (int half = 0; half < 2; half++) _mm256_storeu_ps(out + t * ROWS + 8 * half, acc[t][half]);
+    }
+}
+
+/* Three or four tokens: one half of the rows after the other, so that sums and weights fit into 16 registers. */
+INLINE void half8_tile(const int T, const int half, const uint8_t *pw, const uint8_t *ps, int64_t blocks,
+                       const uint8_t *const *rows, float *out) {
+    const __m256i table = offset_table();
+    __m256 acc[4];
+    UNROLL for (int t = 0; t < T; t++) acc[t] = _mm256_setzero_ps();
+    for (int64_t b = 0; b < blocks; b++, pw += TILE_BYTES, ps += ROWS) {
+        if (half == 0) {
+            UNROLL for (int j = 0; j < 4; j++) _mm_prefetch((const char *)pw + PREFETCH + 64 * j, _MM_HINT_T0);
+        }
+        __m256i sum[4], r[4];
+        UNROLL for (int j = 0; j < 4; j++) r[j] = load(pw + 64 * j + 32 * half);
+        UNROLL for (int odd = 0; odd < 2; odd++) {
+            __m256i w[4];
+            UNROLL for (int j = 0; j < 4; j++) {
+                w[j] = _mm256_shuffle_epi8(table, odd ? high_nibbles(r[j]) : low_nibbles(r[j]));
+            }
+            UNROLL for (int t = 0; t < T; t++) {
+                const int8_t *q = ((const sp_block8 *)(const void *)rows[t])[b].q + 16 * odd;
+                __m256i p[4];
+                UNROLL for (int j = 0; j < 4; j++) {
+                    p[j] = _mm256_maddubs_epi16(w[j], word(q + 4 * j));
+                }
+                const __m256i s = pair_sums(p[0], p[1], p[2], p[3]);
+                sum[t] = odd ? _mm256_add_epi32(sum[t], s) : s;
+            }
+        }
+        const __m256 row_scale = row_scales(ps + 8 * half);
+        UNROLL for (int t = 0; t < T; t++) {
+            const sp_block8 *a = (const sp_block8 *)(const void *)rows[t] + b;
+            const __m256i s = _mm256_add_epi32(sum[t], _mm256_set1_epi32(a->correction));
+            acc[t] = accumulate(s, _mm256_set1_ps(a->scale), row_scale, acc[t]);
+        }
+    }
+    UNROLL for (int t = 0; t < T; t++) _mm256_storeu_ps(out + t * ROWS + 8 * half, acc[t]);
+}
+INLINE void few8_wide(const int T, const uint8_t *pw, const uint8_t *ps, int64_t blocks, const uint8_t *const *rows,
+                      float *out) {
+    if (T <= 2) {
+        few8_tile(T, pw, ps, blocks, rows, out);
+    } else {
+        half8_tile(T, 0, pw, ps, blocks, rows, out);
+        half8_tile(T, 1, pw, ps, blocks, rows, out);
     }
 }
 
@@ -142,7 +192,7 @@ INLINE void many8_tile(const int T, const void *scratch, int64_t blocks, const u
 
 #include "avx2_wide.h"
 
-FEW_BY_WIDTH(few8, few8_tile, WIDTHS_2)
+FEW_BY_WIDTH(few8, few8_wide, WIDTHS_4)
 FEW_BY_WIDTH(few16, few16_tile, WIDTHS_2)
 FEW_BY_WIDTH(few_float, few_float_tile, WIDTHS_2)
 MANY_BY_WIDTH(many8, many8_tile, WIDTHS_4)
@@ -156,8 +206,8 @@ MANY_BY_WIDTH(many_float, many_float_tile, WIDTHS_4)
 #define FEW_F few_float
 #define FEW_WIDTH_F 2
 #define FEW_LIMIT_F 2
-#define FEW_WIDTH_8 2
-#define FEW_LIMIT_8 2
+#define FEW_WIDTH_8 4
+#define FEW_LIMIT_8 8
 #define UNPACK_8 unpack8
 #define UNPACK_16 unpack16
 #define UNPACK_F unpack_float
@@ -173,6 +223,9 @@ MANY_BY_WIDTH(many_float, many_float_tile, WIDTHS_4)
 #define VARIANT sp_avx2
 #define VARIANT_NAME "avx2"
 #include "variant.h"
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
 #else
 typedef int sp_no_avx2;
 #endif

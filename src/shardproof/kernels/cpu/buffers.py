@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -21,7 +23,7 @@ DTYPE_CODES = {"float32": 0, "bfloat16": 1, "float16": 2}
 """The codes of moe.h for tensors in and out."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Buffer:
     """One tensor as C sees it: strides in elements; `owner` keeps the memory alive."""
 
@@ -35,7 +37,7 @@ class Buffer:
     @property
     def size(self) -> int:
         """Number of elements."""
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)
 
     @property
     def code(self) -> int:
@@ -60,6 +62,16 @@ class Buffer:
         return True
 
 
+@functools.cache
+def _dtype_name(dtype: np.dtype[Any]) -> str:
+    return "bfloat16" if dtype == ml_dtypes.bfloat16 else dtype.name
+
+
+@functools.cache
+def _torch_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 def view(tensor: object, name: str) -> Buffer:
     """Look at a NumPy array or torch CPU tensor.
 
@@ -69,8 +81,7 @@ def view(tensor: object, name: str) -> Buffer:
     if torch is not None and isinstance(tensor, torch.Tensor):
         return _torch_view(tensor, name, torch)
     if isinstance(tensor, np.ndarray):
-        item = tensor.itemsize
-        dtype = "bfloat16" if tensor.dtype == ml_dtypes.bfloat16 else tensor.dtype.name
+        item, dtype = tensor.itemsize, _dtype_name(tensor.dtype)
         strides = tuple(s // item for s in tensor.strides)
         if any(s % item for s in tensor.strides) or not tensor.dtype.isnative:
             raise KernelError(
@@ -79,7 +90,7 @@ def view(tensor: object, name: str) -> Buffer:
                 tensor=name,
                 found=f"strides {tensor.strides} of {tensor.dtype.str}",
             )
-        return Buffer(tensor.__array_interface__["data"][0], dtype, tensor.shape, strides, item, tensor)
+        return Buffer(tensor.ctypes.data, dtype, tensor.shape, strides, item, tensor)
     raise KernelError(
         "kernel.dtype",
         "not a tensor",
@@ -108,8 +119,10 @@ def _torch_view(tensor: Any, name: str, torch: Any) -> Buffer:
             needed="a tensor without gradient",
             next_step="run under torch.no_grad() or torch.inference_mode()",
         )
-    dtype = str(tensor.dtype).removeprefix("torch.")
-    return Buffer(tensor.data_ptr(), dtype, tuple(tensor.shape), tensor.stride(), tensor.element_size(), tensor)
+    dtype = _torch_name(tensor.dtype)
+    return Buffer(
+        tensor.data_ptr(), dtype, tuple(tensor.shape), tensor.stride(), tensor.element_size(), tensor
+    )
 
 
 def _expect(buffer: Buffer, name: str, dtypes: tuple[str, ...]) -> None:

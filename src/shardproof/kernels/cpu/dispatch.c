@@ -6,7 +6,10 @@ static const sp_variant *const variants[] = {
 #if defined(__x86_64__)
     &sp_avx2, &sp_avx512, &sp_avx512vnni,
 #elif defined(__aarch64__)
-    &sp_neon, &sp_dotprod,
+    &sp_neon,
+#if SP_HAS_DOTPROD
+    &sp_dotprod,
+#endif
 #endif
 };
 enum { COUNT = sizeof variants / sizeof variants[0] };
@@ -35,10 +38,11 @@ int sp_isa_usable(int isa) {
 #include <sys/auxv.h>
 #define HWCAP_ASIMDDP_BIT (1ul << 20)
 int sp_isa_usable(int isa) {
-    return isa == 0 || isa == 1 || (isa == 2 && (getauxval(AT_HWCAP) & HWCAP_ASIMDDP_BIT) != 0);
+    if (isa < 0 || isa >= COUNT) return 0;
+    return isa < 2 || (getauxval(AT_HWCAP) & HWCAP_ASIMDDP_BIT) != 0;
 }
 #elif defined(__aarch64__) && defined(__APPLE__)
-int sp_isa_usable(int isa) { return isa >= 0 && isa <= 2; } /* every Apple CPU of this kind has dotprod */
+int sp_isa_usable(int isa) { return isa >= 0 && isa < COUNT; } /* every Apple CPU of this kind has dotprod */
 #else
 int sp_isa_usable(int isa) { return isa == 0; }
 #endif

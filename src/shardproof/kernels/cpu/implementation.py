@@ -25,6 +25,9 @@ LAYOUTS: dict[tuple[Stack, Field], str] = {
     ("w2", "scale"): "shardproof.cpu_w2_scale@1",
 }
 
+_READ = ("torch.float32", "torch.bfloat16", "torch.float16")
+"""Dtypes that the kernels read themselves; the sum is float32 in any case."""
+
 
 class _CpuKernels(Implementation):
     precision: Precision
@@ -61,8 +64,10 @@ class _CpuKernels(Implementation):
         )  # fmt: skip
 
         def run(x: Tensor, topk_ids: Tensor, topk_weights: Tensor) -> Tensor:
-            given = x.float().contiguous(), topk_ids.contiguous(), topk_weights.float().contiguous()
-            return cast("Tensor", experts.forward(*given))
+            x = (x if str(x.dtype) in _READ else x.float()).contiguous()
+            weights = topk_weights.float().contiguous()
+            out = weights.new_empty(x.shape)
+            return cast("Tensor", experts.forward(x, topk_ids.contiguous(), weights, out))
 
         return run
 

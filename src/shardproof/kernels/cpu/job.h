@@ -16,7 +16,7 @@
 #define SCRATCH_BYTES (40 * 1024)
 
 /* One block of 32 quantised activations. int8 order: the 16 even k, then the 16 odd k (low and high nibbles);
- * some variants store q + 128. int16 order: see quantise.h. float32 blocks are 32 plain floats. */
+ * q + 128 where a variant flips. int16 order: see quantise.h. float32 blocks are 32 plain floats. */
 typedef struct {
     int8_t q[32];
     float scale;        /* half the step, because weights are decoded as twice E2M1 */
@@ -46,6 +46,7 @@ typedef struct {
     int32_t *expert_of;              /* [active] */
     int64_t *begin;                  /* [active + 1] into pairs */
     uint8_t *x_rows, *h_rows;        /* quantised activations of tokens and of pairs */
+    uint8_t *x_flipped;              /* x_rows again as q + 128 where the variant flips, else x_rows itself */
     int64_t x_stride, h_stride;
     int64_t down_groups;             /* 16-row groups in one item of the last stage */
     float *sums;                     /* [slots][tokens][16 * down_groups] */
@@ -58,6 +59,7 @@ typedef struct {
 
 typedef struct sp_variant {
     const char *name;
+    int flips; /* its decoded int8 tiles want activations as q + 128; packed bytes always take q */
     void (*quantise)(const sp_job *, int64_t token);
     void (*gate_up)(const sp_job *, int64_t item, sp_slot *);
     void (*down)(const sp_job *, int64_t item, sp_slot *, float *sums);
@@ -68,6 +70,10 @@ extern const sp_variant sp_portable;
 #if defined(__x86_64__)
 extern const sp_variant sp_avx2, sp_avx512, sp_avx512vnni;
 #elif defined(__aarch64__)
+/* clang's arm_neon.h has the dot products only where the whole build may use them (-march; Apple's default). */
+#if !defined(__clang__) || defined(__ARM_FEATURE_DOTPROD)
+#define SP_HAS_DOTPROD 1
+#endif
 extern const sp_variant sp_neon, sp_dotprod;
 #endif
 

@@ -151,6 +151,10 @@ static int64_t lay_out(sp_job *job, uint8_t *base, int64_t tokens, int64_t **cou
     job->slots = carve(base, &size, job->slot_count * (int64_t)sizeof(sp_slot));
     job->sums = carve(base, &size, job->slot_count * tokens * job->down_groups * ROWS * (int64_t)sizeof(float));
     job->x_rows = carve(base, &size, tokens * job->x_stride);
+    job->x_flipped = job->x_rows;
+    if (job->variant->flips && layer->precision == SP_INT8) {
+        job->x_flipped = carve(base, &size, tokens * job->x_stride);
+    }
     job->h_rows = carve(base, &size, pairs * job->h_stride);
     job->token_of = carve(base, &size, pairs * (int64_t)sizeof(int32_t));
     job->weight_of = carve(base, &size, pairs * (int64_t)sizeof(float));

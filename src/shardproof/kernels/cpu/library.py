@@ -69,7 +69,10 @@ def library() -> ctypes.CDLL:
     loaded.sp_isa_name.restype = ctypes.c_char_p
     loaded.sp_set_executor.argtypes = (ctypes.c_void_p,)
     loaded.sp_set_executor.restype = None
-    loaded.sp_read.argtypes, loaded.sp_read.restype = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int), ctypes.c_uint64
+    loaded.sp_read.argtypes, loaded.sp_read.restype = (
+        (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int),
+        ctypes.c_uint64,
+    )
     loaded.sp_workspace_bytes.restype = ctypes.c_int64
     return loaded
 

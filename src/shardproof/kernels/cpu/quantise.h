@@ -4,8 +4,8 @@
 
 #include "job.h"
 
-#ifndef ACT_XOR
-#define ACT_XOR 0 /* 128 where a variant wants unsigned int8 activations */
+#ifndef MANY_FLIP
+#define MANY_FLIP 0 /* 128 where a variant's decoded tiles want int8 activations as q + 128 */
 #endif
 
 static inline uint32_t bits_of(float f) {
@@ -39,9 +39,9 @@ static inline float steps_per_unit(float amax, float steps, float *lift) {
     return steps / (amax * *lift);
 }
 
-static void quantise8(const float *x, sp_block8 *block) {
+static void quantise8(const float *x, sp_block8 *block, int flip) {
     const uint32_t top = magnitude_bits(x);
-    memset(block->q, ACT_XOR, sizeof block->q);
+    memset(block->q, flip, sizeof block->q);
     block->correction = 0;
     if (top == 0 || top >= 0x7f800000u) { /* NaN and inf poison exactly this token's sums */
         block->scale = top == 0 ? 0.0f : float_of(0x7fc00000u);
@@ -56,8 +56,8 @@ static void quantise8(const float *x, sp_block8 *block) {
         sum += v[i];
     }
     for (int i = 0; i < 16; i++) {
-        block->q[i] = (int8_t)(v[2 * i] ^ ACT_XOR);
-        block->q[16 + i] = (int8_t)(v[2 * i + 1] ^ ACT_XOR);
+        block->q[i] = (int8_t)(v[2 * i] ^ flip);
+        block->q[16 + i] = (int8_t)(v[2 * i + 1] ^ flip);
     }
     block->scale = amax / 127.0f * 0.5f;
     block->correction = -12 * sum;
@@ -86,9 +86,9 @@ static void quantise16(const float *x, sp_block16 *block) {
     block->scale = amax / 32767.0f * 0.5f;
 }
 
-static void quantise_block(int precision, const float *x, uint8_t *block) {
+static void quantise_block(int precision, const float *x, uint8_t *block, int flip) {
     if (precision == SP_INT8) {
-        quantise8(x, (sp_block8 *)(void *)block);
+        quantise8(x, (sp_block8 *)(void *)block, flip);
     } else if (precision == SP_INT16) {
         quantise16(x, (sp_block16 *)(void *)block);
     } else {
@@ -143,15 +143,24 @@ static void store_values(int dtype, void *row, int64_t at, const float *from, in
     }
 }
 
+/* The same block as q + 128. */
+static void flip_block(const uint8_t *from, uint8_t *to) {
+    memcpy(to, from, sizeof(sp_block8));
+    for (int i = 0; i < BLOCK; i++) to[i] ^= 128;
+}
+
 static void quantise_token(const sp_job *job, int64_t token) {
     const sp_call *call = job->call;
     const int64_t width = call->x_dtype == SP_F32 ? 4 : 2;
     const uint8_t *row = (const uint8_t *)call->x + (job->first + token) * call->x_stride * width;
     const int precision = job->layer->precision;
-    uint8_t *to = job->x_rows + token * job->x_stride;
+    uint8_t *to = job->x_rows + token * job->x_stride, *flipped = job->x_flipped + token * job->x_stride;
     float x[BLOCK];
-    for (int64_t k = 0; k < job->layer->hidden; k += BLOCK, to += sp_block_bytes(precision)) {
+    for (int64_t k = 0; k < job->layer->hidden; k += BLOCK) {
         load_block(call->x_dtype, row, k, x);
-        quantise_block(precision, x, to);
+        quantise_block(precision, x, to, 0);
+        if (flipped != to) flip_block(to, flipped);
+        to += sp_block_bytes(precision);
+        flipped += sp_block_bytes(precision);
     }
 }

@@ -47,7 +47,9 @@ def physical_cores(cpus: frozenset[int], topology: Path) -> int:
     for cpu in cpus:
         folder = topology / f"cpu{cpu}" / "topology"
         try:
-            cores.add(tuple((folder / name).read_text().strip() for name in ("physical_package_id", "core_id")))
+            cores.add(
+                tuple((folder / name).read_text().strip() for name in ("physical_package_id", "core_id"))
+            )
         except OSError:
             cores.add((f"cpu{cpu}",))
     return len(cores)
@@ -82,17 +84,33 @@ def _executor(torch_file: str | None) -> int | None:
     return None
 
 
-_process = (0, False)
+def _is_forked() -> bool:
+    """True in a child that multiprocessing forked before this module was imported."""
+    processes = sys.modules.get("multiprocessing.process")
+    return processes is not None and type(processes.current_process()).__name__ == "ForkProcess"
+
+
+class _State:
+    """What this process knows; a forked child is told so by the hook below."""
+
+    forked = _is_forked()
+    seen: object = None
+
+
+def _after_fork_in_child() -> None:
+    _State.forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def choose_executor() -> None:
-    """Use torch's threads if torch is loaded; after a fork the child keeps the library's own."""
-    global _process  # noqa: PLW0603 - one pool per process is the point
+    """Use torch's threads if torch is loaded; a forked child keeps the library's own.
+
+    There torch's OpenMP team, if the parent ever used it, lists threads that the child does not have.
+    """
     torch = sys.modules.get("torch")
-    state = (os.getpid(), torch is not None)
-    if state == _process:
-        return
-    born_here = _process[0] in {0, state[0]}
-    if born_here:
+    if torch is not _State.seen and not _State.forked:
         library().sp_set_executor(_executor(getattr(torch, "__file__", None)))
-        _process = state
+        _State.seen = torch

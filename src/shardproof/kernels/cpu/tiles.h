@@ -44,8 +44,8 @@ __attribute__((unused)) static void plain_int8(int tokens, const void *scratch, 
         for (int64_t b = 0; b < blocks; b++, a++, tile++) {
             int8_t x[BLOCK]; /* columns in order */
             for (int i = 0; i < 16; i++) {
-                x[2 * i] = (int8_t)(a->q[i] ^ ACT_XOR);
-                x[2 * i + 1] = (int8_t)(a->q[16 + i] ^ ACT_XOR);
+                x[2 * i] = a->q[i];
+                x[2 * i + 1] = a->q[16 + i];
             }
             for (int r = 0; r < ROWS; r++) {
                 int32_t sum = 0;

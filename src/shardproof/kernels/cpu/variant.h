@@ -98,7 +98,9 @@ static void stage_gate_up(const sp_job *job, int64_t item, sp_slot *slot) {
     const int64_t groups = layer->inter / 8, end = job->begin[index + 1];
     for (int64_t pair = job->begin[index]; pair < end;) {
         const int n = next_tokens(end - pair);
-        for (int t = 0; t < n; t++) slot->rows[t] = job->x_rows + job->token_of[pair + t] * job->x_stride;
+        const int direct = n <= plans[layer->precision].few_limit;
+        const uint8_t *x_rows = direct ? job->x_rows : job->x_flipped;
+        for (int t = 0; t < n; t++) slot->rows[t] = x_rows + job->token_of[pair + t] * job->x_stride;
         for (int part = 0; part < 4; part++) {
             const int64_t group = block * 4 + part, at = (expert * groups + group) * x_blocks;
             group_product(layer->precision, layer->w13 + at * TILE_BYTES, layer->s13 + at * ROWS, x_blocks, n, slot);
@@ -110,7 +112,7 @@ static void stage_gate_up(const sp_job *job, int64_t item, sp_slot *slot) {
                 for (int i = 0; i < BLOCK; i++) h[i] *= job->weight_of[pair];
             }
             uint8_t *to = job->h_rows + pair * job->h_stride + block * sp_block_bytes(layer->precision);
-            quantise_block(layer->precision, h, to);
+            quantise_block(layer->precision, h, to, direct ? 0 : MANY_FLIP);
         }
     }
 }
@@ -157,4 +159,4 @@ static void stage_down(const sp_job *job, int64_t item, sp_slot *slot, float *su
     }
 }
 
-const sp_variant VARIANT = {VARIANT_NAME, quantise_token, stage_gate_up, stage_down};
+const sp_variant VARIANT = {VARIANT_NAME, MANY_FLIP != 0, quantise_token, stage_gate_up, stage_down};

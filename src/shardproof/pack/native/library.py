@@ -16,6 +16,8 @@ _SIZES = 0
 for _size in (ctypes.sizeof(ProgramStruct), CUT.itemsize, JOB.itemsize, PART.itemsize):
     _SIZES = _SIZES * 1000 + _size
 
+_OTHER_VERSION = "it was built from another version of shardproof: build it again"
+
 ENGINE = "SHARDPROOF_ENGINE"
 """Environment: `numpy` leaves the native engine alone, `portable` uses it without AVX2; default is the fastest."""
 
@@ -29,9 +31,11 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
         found = ctypes.CDLL(str(built[0]))
     except OSError as reason:
         return None, f"it cannot be loaded: {reason}"
+    if not hasattr(found, "sp_sizes"):
+        return None, _OTHER_VERSION
     found.sp_sizes.restype = ctypes.c_int64
     if found.sp_sizes() != _SIZES:
-        return None, "it was built from another version of shardproof: build it again"
+        return None, _OTHER_VERSION
     found.sp_work.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
     found.sp_work.restype = None
     found.sp_guard.argtypes = [ctypes.c_int]

@@ -1,0 +1,198 @@
+"""Builds the CUDA kernels at run time through NVRTC and keeps the machine code on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from shardproof.errors import BackendError
+
+SOURCES = Path(__file__).parent / "csrc"
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """One geometry of the layer kernel; the fields are the macros of csrc/params.cuh.
+
+    `wgs` consumer warpgroups, each with `mw` tiles of 64 weight rows, `kw` of them sharing a tile by
+    splitting K; `widths` are the token counts that are compiled, ascending; `w_depth` and `x_depth` stages
+    of weights and tokens; `each` chunks of 64 values a warpgroup and stage; `narrow` takes warp-wide
+    products; `overlap` unpacks weights while products run, `pair` chunks at a time; `once` lets weights
+    leave the L2 cache first; `activation` is 0 silu, 1 swiglu_oai, 2 situ.
+    """
+
+    name: str
+    wgs: int
+    mw: int
+    kw: int
+    widths: tuple[int, ...]
+    w_depth: int
+    x_depth: int
+    each: int = 2
+    fp8: bool = False
+    narrow: bool = False
+    overlap: bool = False
+    pair: int = 1
+    once: bool = True
+    activation: int = 0
+    consumer_regs: int = 0
+    producer_regs: int = 0
+
+    @property
+    def nmax(self) -> int:
+        """Tokens a tile at most."""
+        return self.widths[-1]
+
+    @property
+    def threads(self) -> int:
+        """Threads a block: the consumers and one warpgroup of producers."""
+        return self.wgs * 128 + 128
+
+    @property
+    def chunks(self) -> int:
+        """64-value chunks of K a stage."""
+        return self.kw * self.each
+
+    @property
+    def row64(self) -> int:
+        """64-row groups of a block tile."""
+        return self.wgs // self.kw * self.mw
+
+    @property
+    def shared_bytes(self) -> int:
+        """Dynamic shared memory of a launch: `Shared::END_SMALL` of csrc/params.cuh."""
+        step = 2 if self.fp8 else 1
+        atoms = self.chunks // step
+        x = self.x_depth * atoms * self.nmax * 128
+        w = self.w_depth * self.row64 * self.chunks * (2048 + 128)
+        xs = self.x_depth * atoms * self.nmax * 4 if self.fp8 else 0
+        groups = self.wgs // self.kw
+        split = groups * 2 * (self.kw - 1) * (self.nmax // 2) * 512
+        staged = max(self.wgs * self.nmax * 128, self.nmax * self.row64 * 64)
+        meta = 4 * self.nmax * 12 + 4 * 32 + 160
+        barriers = 16 * (self.w_depth + self.x_depth) + 16 * 4 + 32 * groups + 16
+        return x + w + xs + (split if self.kw > 1 else staged) + meta + barriers + 512 * 20
+
+    @property
+    def macros(self) -> list[str]:
+        """The compiler's -D options."""
+        values = {
+            "WGS": self.wgs,
+            "MW": self.mw,
+            "KW": self.kw,
+            "NMAX": self.nmax,
+            **{f"N{i}": n for i, n in enumerate((*self.widths, 0, 0, 0)[:4])},
+            "W_DEPTH": self.w_depth,
+            "X_DEPTH": self.x_depth,
+            "EACH": self.each,
+            "FP8": int(self.fp8),
+            "NARROW": int(self.narrow),
+            "OVERLAP": int(self.overlap),
+            "PAIR": self.pair,
+            "ONCE": int(self.once),
+            "ACTIVATION": self.activation,
+        }
+        if self.consumer_regs:
+            values |= {"CONSUMER_REGS": self.consumer_regs, "PRODUCER_REGS": self.producer_regs}
+        return [f"-D{k}={v}" for k, v in values.items()]
+
+
+def _mma(n: int, kind: str, k: int, types: str, trans: str) -> str:
+    outs = ", ".join(f"%{i}" for i in range(n // 2))
+    a = n // 2
+    args = ", ".join(f'"+f"(d[{i}])' for i in range(n // 2))
+    keep = f"setp.ne.b32 p, %{a + 5}, 0;"
+    text = (
+        f"{{.reg .pred p; {keep} wgmma.mma_async.sync.aligned.m64n{n}k{k}.f32.{types} {{{outs}}}, "
+        f"{{%{a}, %{a + 1}, %{a + 2}, %{a + 3}}}, %{a + 4}, p, 1, 1{trans};}}"
+    )
+    return (
+        f"  static DEV void {kind}(float* d, u32 a0, u32 a1, u32 a2, u32 a3, u64 b, int keep = 1) {{\n"
+        f'    asm volatile("{text}" : {args}'
+        ' : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(keep));\n  }\n'
+    )
+
+
+def mma_text(build: Build) -> str:
+    """`Mma<N>` for every width: 64 weight rows from registers times N tokens from shared memory."""
+    text = ["template <int N> struct Mma;\n"]
+    for n in build.widths:
+        body = _mma(n, "e4m3", 32, "e4m3.e4m3", "") if build.fp8 else _mma(n, "bf16", 16, "bf16.bf16", ", 0")
+        text.append(f"template <> struct Mma<{n}> {{\n{body}}};\n")
+    return "".join(text)
+
+
+def source_text(entry: str, build: Build) -> str:
+    """One translation unit: the csrc files as they include each other, once each, and the wgmma text."""
+    seen: set[str] = set()
+
+    def expand(name: str) -> str:
+        if name in seen:
+            return ""
+        seen.add(name)
+        lines = []
+        for line in (SOURCES / name).read_text().splitlines():
+            if line.startswith('#include "'):
+                lines.append(expand(line.split('"')[1]))
+            elif line.startswith("// Mma<N> comes from"):
+                lines.append(mma_text(build))
+            elif line != "#pragma once":
+                lines.append(line)
+        return "\n".join(lines)
+
+    return expand(entry) + "\n"
+
+
+def cache_folder() -> Path:
+    """Where compiled kernels are kept: SHARDPROOF_CACHE, else the user's cache folder."""
+    root = os.environ.get("SHARDPROOF_CACHE")
+    return Path(root) if root else Path.home() / ".cache" / "shardproof"
+
+
+def _nvrtc(source: str, options: list[str]) -> bytes:
+    from cuda.bindings import nvrtc
+
+    def check(result: tuple[object, ...]) -> object:
+        if int(result[0]) != 0:  # type: ignore[call-overload]
+            raise BackendError(
+                "backend.compile",
+                "NVRTC refused the kernel",
+                found=str(result[0]),
+                needed="CUDA 12.4 or later",
+            )
+        return result[1] if len(result) > 1 else None
+
+    program = check(nvrtc.nvrtcCreateProgram(source.encode(), b"shardproof.cu", 0, [], []))
+    encoded = [o.encode() for o in options]
+    status = nvrtc.nvrtcCompileProgram(program, len(encoded), encoded)
+    if int(status[0]) != 0:
+        log = b" " * int(check(nvrtc.nvrtcGetProgramLogSize(program)))  # type: ignore[call-overload]
+        check(nvrtc.nvrtcGetProgramLog(program, log))
+        raise BackendError(
+            "backend.compile",
+            "the kernel does not compile",
+            found=log.decode()[-2000:],
+            needed="CUDA 12.4 or later",
+        )
+    code: bytes = b" " * int(check(nvrtc.nvrtcGetCUBINSize(program)))  # type: ignore[call-overload]
+    check(nvrtc.nvrtcGetCUBIN(program, code))
+    return code
+
+
+def machine_code(entry: str, build: Build, arch: str = "sm_90a") -> bytes:
+    """The cubin of `entry` for `build`, from the cache or from NVRTC (a few seconds)."""
+    source = source_text(entry, build)
+    options = [f"-arch={arch}", "-std=c++17", "-default-device", *build.macros]
+    key = hashlib.sha256("\0".join([source, *options]).encode()).hexdigest()[:24]
+    path = cache_folder() / f"{Path(entry).stem}-{build.name}-{build.activation}-{key}.cubin"
+    if path.is_file():
+        return path.read_bytes()
+    code = _nvrtc(source, options)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as f:
+        f.write(code)
+    Path(f.name).replace(path)
+    return code

@@ -1,0 +1,28 @@
+// One 32-bit word holds 8 codes of one weight row and one block of 32: nibble 4z + 2d + f is k = 16d + 8f + 2q + z
+// for lane quarter q. Its codes become 4 bf16x2 (d, f) or 2 e4m3x4 (z) registers of the A operand.
+#pragma once
+#include "ptx.cuh"
+
+// code * 2^-126 in bf16 bits: sign and magnitude in place. The block's multiplier carries 2^126. Left shifts are
+// multiplications here: they run on another pipe than the logic, which is the busiest.
+DEV void place_bf16(u32 w, const u32 (&powers)[5], u32* r) {
+  const u32 S = 0x80008000u, MAG = 0x01c001c0u;
+  r[0] = ((w * powers[0]) & S) | ((w * powers[2]) & MAG);
+  r[1] = ((w * powers[1]) & S) | ((w * powers[4]) & MAG);
+  r[2] = ((w * powers[3]) & S) | ((w >> 2) & MAG);
+  r[3] = (w & S) | ((w >> 6) & MAG);
+}
+// Byte `i` of `scales` is the exponent field of a bf16 power of two; returns it in both halves.
+DEV u32 bf16_multiplier(u32 scales, int i) { return select_bytes(scales, 0, 0x4040u | (i << 8) | i) << 7; }
+
+// `table` holds the e4m3 bytes of the eight magnitudes times the block's power of two: exact, by construction.
+DEV void place_e4m3(u32 w, uint2 table, u32& z0, u32& z1) {
+  u32 magnitude = w & 0x77777777u;
+  z0 = select_bytes(table.x, table.y, magnitude);
+  z1 = select_bytes(table.x, table.y, magnitude >> 16);
+}
+DEV u32 sign_e4m3(u32 w, u32 magnitudes, int z, u32 sixteen) {
+  u32 r = magnitudes | (select_bytes(w * sixteen, w, z ? 0x7362 : 0x5140) & 0x80808080u);
+  asm volatile("" : "+r"(r));
+  return r;
+}

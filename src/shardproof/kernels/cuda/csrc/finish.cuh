@@ -1,0 +1,284 @@
+// Epilogues: w13 accumulators to activations, w2 accumulators to routed rows, routed rows to the output.
+#pragma once
+#include "activation.cuh"
+#include "consume.cuh"
+#include "quant.cuh"
+
+// Scales of rows b and b + 8 of each of this thread's row groups: read before the main loop, used after it.
+struct RowScales {
+  float scale[MW][2];
+};
+DEV long first_row(const Gemm& g, const Tile& t, const Pipe& q, int m) {
+  int row64 = min(t.row_tile * ROW64 + q.group / KW * MW + m, g.row64s - 1);
+  return ((long)t.expert * g.row64s + row64) * 64 + q.warp * 16 + (q.lane >> 2);
+}
+DEV RowScales row_scales(const Gemm& g, const Tile& t, const Pipe& q) {
+  RowScales f;
+#pragma unroll
+  for (int m = 0; m < MW; ++m) {
+    const float* at = g.row_scale + first_row(g, t, q, m);
+    f.scale[m][0] = at[0];
+    f.scale[m][1] = at[8];
+  }
+  return f;
+}
+
+struct RowFactors {
+  float scale[2], bias[2];
+};
+DEV RowFactors row_factors(const Gemm& g, const Tile& t, const Pipe& q, const RowScales& s, int m) {
+  RowFactors f = {{s.scale[m][0], s.scale[m][1]}, {0.f, 0.f}};
+  if (g.bias) {
+    const float* at = g.bias + first_row(g, t, q, m);
+    f.bias[0] = at[0];
+    f.bias[1] = at[8];
+  }
+  return f;
+}
+
+// The warpgroups that share rows take turns at finishing a tile; the others leave their sums and go on.
+DEV int finisher(const Pipe& q) { return q.done % KW; }
+DEV u32 sums(const Pipe& q) {
+  return q.base + Shared::OUT + (2 * (q.group / KW) + (q.done & 1)) * SHARES + (threadIdx.x & 127) * 4;
+}
+DEV u32 sum_bar(const Pipe& q, int bars) { return q.base + bars + 8 * (2 * (q.group / KW) + (q.done & 1)); }
+
+template <int N>
+DEV void leave_share(const Pipe& q, const float* acc) {
+  bar_wait(sum_bar(q, Shared::SUM_EMPTY), (q.done >> 1 & 1) ^ 1);
+  u32 at = sums(q) + (q.group % KW - finisher(q) + KW - 1) % KW * (NMAX / 2) * 512;
+#pragma unroll
+  for (int i = 0; i < N / 2; ++i) asm volatile("st.shared.f32 [%0], %1;" ::"r"(at + i * 512), "f"(acc[i]) : "memory");
+  release(sum_bar(q, Shared::SUM_FULL), q.lane);
+}
+
+// Adds the shares in the order of the warpgroups, whoever finishes: the result is the same in every run.
+template <int N>
+DEV void add_shares(const Pipe& q, float* acc) {
+  int mine = q.group % KW;
+  u32 at = sums(q);
+  // Without the first wait a finisher two tiles ahead of a slow warpgroup would take the phase before for its own.
+  bar_wait(sum_bar(q, Shared::SUM_EMPTY), (q.done >> 1 & 1) ^ 1);
+  bar_wait(sum_bar(q, Shared::SUM_FULL), q.done >> 1 & 1);
+#pragma unroll
+  for (int i = 0; i < N / 2; ++i) {
+    float sum = 0.f;
+#pragma unroll
+    for (int g = 0; g < KW; ++g) {
+      int slot = (g - mine + KW - 1) % KW;
+      sum += g == mine ? acc[i] : __uint_as_float(load_shared4(at + (slot * (NMAX / 2) + i) * 512));
+    }
+    acc[i] = sum;
+  }
+  release(sum_bar(q, Shared::SUM_EMPTY), q.lane);
+}
+
+// Token weights of this thread: tokens 8j + 2q and 8j + 2q + 1.
+DEV float2 token_weights(const u8* smem, int slot, int j, int lane) {
+  return ((const float2*)(smem + Shared::WEIGHT))[(slot * NMAX + 8 * j) / 2 + (lane & 3)];
+}
+
+// One 64-row group of w13: gate rows in acc[4j], acc[4j+1], their up rows in acc[4j+2], acc[4j+3].
+template <int N>
+DEV void activate_group(const Params& p, const Tile& t, const RowFactors& f, const u8* smem, int slot, int lane,
+                        float* acc) {
+#pragma unroll
+  for (int j = 0; j < N / 8; ++j) {
+    float2 w = make_float2(1.f, 1.f);
+    if (p.weight_first) w = token_weights(smem, slot, j, lane);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      float g = acc[4 * j + i] * f.scale[0] + f.bias[0], u = acc[4 * j + 2 + i] * f.scale[1] + f.bias[1];
+      acc[4 * j + i] = activate(p, g, u) * (i ? w.y : w.x);
+    }
+  }
+}
+
+template <int N>
+DEV void scale_group(const Params& p, const RowFactors& f, const u8* smem, int slot, int lane, float* acc) {
+#pragma unroll
+  for (int j = 0; j < N / 8; ++j) {
+    float2 w = make_float2(1.f, 1.f);
+    if (!p.weight_first) w = token_weights(smem, slot, j, lane);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) acc[4 * j + i] = (acc[4 * j + i] * f.scale[i >> 1] + f.bias[i >> 1]) * (i & 1 ? w.y : w.x);
+  }
+}
+
+// ---- few tokens: straight from registers
+template <int N>
+DEV void store_direct(const Params& p, const Tile& t, const Pipe& q, int row64, const u8* smem, int slot,
+                      const float* acc) {
+  const int* flat = (const int*)(smem + Shared::FLAT) + slot * NMAX;
+  int row = q.warp * (t.phase ? 16 : 8) + (q.lane >> 2);
+#pragma unroll
+  for (int j = 0; j < N / 8; ++j)
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      int token = 8 * j + 2 * (q.lane & 3) + i;
+      if (token >= t.count) continue;
+      if (t.phase == 0) {
+        ((u16*)p.h)[(long)(t.start + token) * p.h_pitch + row64 * 32 + row] = pack_bf16(acc[4 * j + i], 0.f) & 0xffff;
+      } else {
+        float* y = (float*)p.y + (long)flat[token] * p.y_pitch + row64 * 64 + row;
+        y[0] = acc[4 * j + i];
+        y[8] = acc[4 * j + 2 + i];
+      }
+    }
+}
+
+// ---- many tokens: through shared memory, in 16-byte runs
+// [token][chunk] with the chunk index rotated by the token, so that eight tokens spread over the banks.
+template <int ROW_BYTES>
+DEV u32 staged(u32 base, int token, int chunk) { return base + token * ROW_BYTES + ((chunk ^ (token & 7)) << 4); }
+
+constexpr int OWN = MW * 32;      // activations one warpgroup makes a token
+template <int N>
+DEV void stage_own(const Pipe& q, int m, const float* acc) {
+  u32 out = q.base + Shared::OUT + q.group * NMAX * 128;
+#pragma unroll
+  for (int j = 0; j < N / 8; ++j)
+    store_matrix1(staged<128>(out, 8 * j + (q.lane & 7), 4 * m + q.warp), pack_bf16(acc[4 * j], acc[4 * j + 1]));
+}
+
+DEV void write_own(const Params& p, const Tile& t, const Pipe& q) {
+  constexpr int RUNS = OWN / 8;
+  u32 out = q.base + Shared::OUT + q.group * NMAX * 128;
+  int thread = threadIdx.x & 127, run = thread % RUNS, column = t.row_tile * HOUT + q.group * OWN + run * 8;
+  if (column >= p.h_pitch) return;
+  for (int token = thread / RUNS; token < t.count; token += 128 / RUNS)
+    *(uint4*)((u16*)p.h + (long)(t.start + token) * p.h_pitch + column) = load_shared16(staged<128>(out, token, run));
+}
+
+template <int N>
+DEV void stage_activations(const Pipe& q, int row64, const float* acc) {
+  u32 out = q.base + Shared::OUT;
+#pragma unroll
+  for (int j = 0; j < N / 8; ++j)
+    store_matrix1(staged<HOUT * 2>(out, 8 * j + (q.lane & 7), 4 * row64 + q.warp), pack_bf16(acc[4 * j], acc[4 * j + 1]));
+}
+
+DEV void write_activations(const Params& p, const Tile& t, u32 out) {
+  constexpr int RUNS = HOUT / 8;
+  for (int i = threadIdx.x; i < (t.count + 1) / 2 * 2 * RUNS; i += CONSUMERS) {
+    int token = i / RUNS, run = i % RUNS, column = t.row_tile * HOUT + run * 8;
+    uint4 v = load_shared16(staged<HOUT * 2>(out, token, run));
+    long slot = t.start + token;
+#if FP8
+    if (column >= p.intermediate) v = make_uint4(0, 0, 0, 0);
+    int e = scale_exponent(block_amax(v));
+    uint2 q8 = transpose_block32(quantise8(v, e));
+    if (token >= t.count || column >= p.h_pitch) continue;
+    *(uint2*)((u8*)p.h + slot * p.h_pitch + column) = q8;
+    if (run == 0) p.hs[(long)(column / 128) * (p.tokens * p.top_k) + slot] = exp2_int(e);
+#else
+    if (p.round_h) v = round8(v, scale_exponent(block_amax(v)));
+    if (token < t.count && column < p.h_pitch) *(uint4*)((u16*)p.h + slot * p.h_pitch + column) = v;
+#endif
+  }
+}
+
+// One 64-row group of w2: staged by its warpgroup alone, then written as 128-byte rows.
+template <int N>
+DEV void write_rows(const Params& p, const Tile& t, const Pipe& q, int row64, bool again, const u8* smem, int slot,
+                    const float* acc) {
+  u32 out = q.base + Shared::OUT + q.group * NMAX * 128;
+  int thread = threadIdx.x & 127;
+  if (again) named_sync(4 + q.group, 128);
+#pragma unroll
+  for (int j = 0; j < N / 8; ++j)
+    store_matrix2(staged<128>(out, 8 * j + (q.lane & 7), 2 * q.warp + ((q.lane >> 3) & 1)), pack_bf16(acc[4 * j], acc[4 * j + 1]),
+                  pack_bf16(acc[4 * j + 2], acc[4 * j + 3]));
+  named_sync(4 + q.group, 128);
+  const int* flat = (const int*)(smem + Shared::FLAT) + slot * NMAX;
+  int column = row64 * 64 + (thread & 7) * 8;
+  if (column >= p.y_pitch) return;
+  for (int token = thread >> 3; token < t.count; token += 16)
+    *(uint4*)((u16*)p.y + (long)flat[token] * p.y_pitch + column) = load_shared16(staged<128>(out, token, thread & 7));
+}
+
+// This warpgroup's stores of a tile are done: count it.
+DEV void publish(const Params& p, const Tile& t, const Pipe& q) {
+  int* counter = t.phase ? p.sync + 1 : p.sync + 4 + t.token_tile;
+  named_sync(4 + q.group, 128);
+  if ((threadIdx.x & 127) == 0) {
+    __threadfence();
+    add_release(counter, 1);
+  }
+}
+
+template <int N>
+DEV void finish_shared(const Params& p, const Tile& t, const Pipe& q, const RowScales& s, const u8* smem, float* acc) {
+  if (q.group % KW != finisher(q)) return leave_share<N>(q, acc);
+  int row64 = t.row_tile * ROW64 + q.group / KW;
+  RowFactors f = row_factors(p.gemm[t.phase], t, q, s, 0);
+  add_shares<N>(q, acc);
+  if (t.phase == 0) activate_group<N>(p, t, f, smem, q.tile.at, q.lane, acc);
+  else scale_group<N>(p, f, smem, q.tile.at, q.lane, acc);
+  if (row64 < p.gemm[t.phase].row64s) store_direct<N>(p, t, q, row64, smem, q.tile.at, acc);
+  publish(p, t, q);
+}
+
+template <int N>
+DEV void finish_tile(const Params& p, const Tile& t, const Pipe& q, const RowScales& s, const u8* smem,
+                     float (&acc)[MW][NMAX / 2]) {
+  const int slot = q.tile.at;
+  if (KW > 1) return finish_shared<N>(p, t, q, s, smem, acc[0]);
+  bool together = FP8 || p.round_h;                   // 128 activations share a scale: all warpgroups make one
+#pragma unroll
+  for (int m = 0; m < MW; ++m) {
+    int local = q.group * MW + m, row64 = t.row_tile * ROW64 + local;
+    RowFactors f = row_factors(p.gemm[t.phase], t, q, s, m);
+    if (t.phase) {
+      scale_group<N>(p, f, smem, slot, q.lane, acc[m]);
+      write_rows<N>(p, t, q, row64, m > 0, smem, slot, acc[m]);
+      continue;
+    }
+    activate_group<N>(p, t, f, smem, slot, q.lane, acc[m]);
+    if (together) stage_activations<N>(q, local, acc[m]);
+    else stage_own<N>(q, m, acc[m]);
+  }
+  if (t.phase == 0 && together) {
+    named_sync(1, CONSUMERS);
+    write_activations(p, t, q.base + Shared::OUT);
+    named_sync(1, CONSUMERS);
+  } else if (t.phase == 0) {
+    named_sync(4 + q.group, 128);
+    write_own(p, t, q);
+  }
+  publish(p, t, q);
+}
+
+// Eight columns of up to eight routed rows of a token, from slot `first` on: all loads before the first sum.
+DEV void add_rows(const Params& p, long first, int count, int column, float (&sum)[8]) {
+  constexpr int WORDS = KW > 1 ? 8 : 4;
+  u32 v[8][WORDS];
+#pragma unroll
+  for (int j = 0; j < 8; ++j) {
+    bool ok = j < count && local_expert(p, p.ids[first + j]) >= 0;
+    const u8* y = (const u8*)p.y + ((first + j) * p.y_pitch + column) * (WORDS / 2);
+#pragma unroll
+    for (int c = 0; c < WORDS; c += 4) {
+      uint4 a = ok ? load_global16(y + 4 * c) : make_uint4(0, 0, 0, 0);
+      v[j][c] = a.x, v[j][c + 1] = a.y, v[j][c + 2] = a.z, v[j][c + 3] = a.w;
+    }
+  }
+#pragma unroll
+  for (int j = 0; j < 8; ++j)
+#pragma unroll
+    for (int c = 0; c < 8; ++c)
+      sum[c] += KW > 1 ? __uint_as_float(v[j][c % WORDS]) : c & 1 ? bf16_high(v[j][c / 2]) : bf16_low(v[j][c / 2]);
+}
+
+// Sums the routed rows of each token in slot order.
+DEV void reduce_tokens(const Params& p) {
+  int runs = p.hidden / 8;
+  long total = (long)p.tokens * runs;
+  for (long i = (long)blockIdx.x * CONSUMERS + threadIdx.x; i < total; i += (long)gridDim.x * CONSUMERS) {
+    int token = i / runs, column = (i - (long)token * runs) * 8;
+    float sum[8] = {};
+    for (int j = 0; j < p.top_k; j += 8) add_rows(p, (long)token * p.top_k + j, p.top_k - j, column, sum);
+    uint4 r = make_uint4(pack_bf16(sum[0], sum[1]), pack_bf16(sum[2], sum[3]), pack_bf16(sum[4], sum[5]), pack_bf16(sum[6], sum[7]));
+    *(uint4*)(p.out + (long)token * p.hidden + column) = r;
+  }
+}

@@ -1,0 +1,120 @@
+// One launch for a whole MoE layer: persistent blocks draw tiles of w13, then of w2, from one counter; a w2 tile waits
+// only for the w13 tiles of its own tokens, and its weights stream in meanwhile. Tickets are taken in order, so
+// whatever a tile waits for is already being computed, however many blocks run.
+#include "finish.cuh"
+#include "load.cuh"
+#include "route.cuh"
+
+// e4m3 bytes of {0, .5, 1, 1.5, 2, 3, 4, 6} * 2^(index - 8), index 0..14.
+DEV void fill_table(u8* table) {
+  int i = threadIdx.x;
+  if (i < 120) {
+    const float value[8] = {0.f, .5f, 1.f, 1.5f, 2.f, 3.f, 4.f, 6.f};
+    float v = 0.f;
+#pragma unroll
+    for (int c = 0; c < 8; ++c) v = (i & 7) == c ? value[c] : v;
+    table[i] = to_e4m3x2(v * exp2_int(i / 8 - 8), 0.f) & 0xff;
+  } else if (i < 160) {
+    table[i] = i < 144 ? 0 : 253;                     // zero codes, and scales that any table holds
+  }
+}
+
+DEV void init_barriers(u32 base) {
+  for (int i = 0; i < W_DEPTH; ++i) {
+    bar_init(base + Shared::W_FULL + 8 * i, 1);
+    bar_init(base + Shared::W_EMPTY + 8 * i, WGS * 4);
+  }
+  for (int i = 0; i < X_DEPTH; ++i) {
+    bar_init(base + Shared::X_FULL + 8 * i, LOADERS);
+    bar_init(base + Shared::X_EMPTY + 8 * i, WGS * 4);
+  }
+  for (int i = 0; i < TILES; ++i) {
+    bar_init(base + Shared::T_FULL + 8 * i, 1);
+    bar_init(base + Shared::T_EMPTY + 8 * i, 1 + LOADERS / 32 + WGS * 4);
+  }
+  for (int i = 0; i < 2 * ROW_GROUPS; ++i) {
+    bar_init(base + Shared::SUM_FULL + 8 * i, KW * 4 - (KW > 1 ? 4 : 0));
+    bar_init(base + Shared::SUM_EMPTY + 8 * i, 4);
+  }
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
+template <int N>
+DEV void run_tile(const Params& p, const Tile& t, Pipe& q, const u8* smem) {
+  float acc[MW][NMAX / 2];
+  q.warp = opaque(q.warp);                            // keeps one token count's addresses out of the others' registers
+  q.lane = opaque(q.lane);
+  RowScales scales = row_scales(p.gemm[t.phase], t, q);
+  main_loop<N>(p, q, walk(p.gemm[t.phase]), acc);
+  finish_tile<N>(p, t, q, scales, smem, acc);
+}
+
+DEV void consume(const Params& p, const u8* smem, u32 base) {
+  Pipe q;
+  q.base = base;
+  q.group = __shfl_sync(~0u, threadIdx.x >> 7, 0);  // warp-uniform, and known to be
+  q.warp = __shfl_sync(~0u, (threadIdx.x >> 5) & 3, 0);
+  q.lane = __shfl_sync(~0u, lane_id(), lane_id());    // a value to keep, not one to read again in every step
+  q.done = 0;
+  while (true) {
+    bar_wait(base + Shared::T_FULL + 8 * q.tile.at, q.tile.parity);
+    Tile t = ((const Tile*)(smem + Shared::RECORD))[q.tile.at];
+    if (t.phase < 0) break;
+    if (t.count <= N0) run_tile<N0>(p, t, q, smem);
+    else if (N1 && t.count <= N1) run_tile<N1 ? N1 : N0>(p, t, q, smem);
+    else if (N2 && t.count <= N2) run_tile<N2 ? N2 : N0>(p, t, q, smem);
+    else if (N3 && t.count <= N3) run_tile<N3 ? N3 : N0>(p, t, q, smem);
+    release(base + Shared::T_EMPTY + 8 * q.tile.at, q.lane);
+    q.tile.next<TILES>();
+    ++q.done;
+  }
+}
+
+// The last block to leave puts the counters back to zero for the next launch.
+DEV void leave(const Params& p, int tile_count) {
+  __threadfence();
+  if (atomicAdd(p.sync + 2, 1) != (int)gridDim.x - 1) return;
+  for (int i = 0; i < tile_count; ++i) p.sync[4 + i] = 0;
+  p.sync[0] = p.sync[1] = p.sync[2] = 0;
+}
+
+extern "C" __global__ void __launch_bounds__(CONSUMERS + 128, 1) shardproof_moe(const __grid_constant__ Params p) {
+  extern __shared__ __align__(1024) u8 smem[];
+  u32 base = smem_addr(smem);
+  int warp = threadIdx.x >> 5;
+  if (threadIdx.x == 0) init_barriers(base);
+  fill_table(smem + Shared::TABLE);
+  wait_for_earlier_kernel();
+  int ticket = threadIdx.x == CONSUMERS ? atomicAdd(p.sync, 1) : 0;
+  Routed routed = {p.tiles, p.slots, 0};
+  if (p.small_route) {
+    int4* tiles = (int4*)(smem + Shared::SORTED);
+    int* slots = (int*)(smem + Shared::SORTED + SMALL_SLOTS * 16);
+    int* count = (int*)(smem + Shared::TILE_COUNT);
+    route_in_block(p, (u32*)smem, tiles, slots, count);
+    fence_async_proxy();
+    __syncthreads();
+    routed = {tiles, slots, *count};
+  } else {
+    routed.tile_count = *p.tile_count;
+    __syncthreads();
+  }
+  if (warp >= WGS * 4) {
+#ifdef PRODUCER_REGS
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(PRODUCER_REGS));
+#endif
+    int role = warp - WGS * 4;
+    if (role == 0) hand_out(p, routed, ticket, smem, base);
+    else if (role > 1) gather_tokens(p, smem, base, threadIdx.x - CONSUMERS - 64);
+    else if (lane_id() == 0) stream_weights(p, (const Tile*)(smem + Shared::RECORD), base);
+  } else {
+#ifdef CONSUMER_REGS
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(CONSUMER_REGS));
+#endif
+    consume(p, smem, base);
+    if (threadIdx.x == 0) wait_at_least(p.sync + 1, routed.tile_count * p.gemm[1].row_tiles * PUBLISHERS);
+    named_sync(1, CONSUMERS);
+    reduce_tokens(p);
+    if (threadIdx.x == 0) leave(p, routed.tile_count);
+  }
+}

@@ -1,0 +1,73 @@
+// DeepSeek-V4's activation rounding: e4m3 with one power-of-two scale for 128 values.
+#pragma once
+#include "params.cuh"
+
+// Exponent e of the scale 2^e = 2^ceil(log2(max(amax, 1e-4) / 448)).
+DEV int scale_exponent(float amax) {
+  u32 bits = __float_as_uint(__fdiv_rn(fmaxf(amax, 1e-4f), 448.f));
+  return (int)(bits >> 23) - 127 + ((bits & 0x7fffffu) != 0);
+}
+
+// Largest magnitude of 8 bf16 values, over the 16 lanes that hold one block of 128.
+DEV float block_amax(uint4 v) {
+  u32 words[4] = {v.x, v.y, v.z, v.w};
+  float a = 0.f;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) a = fmaxf(a, fmaxf(fabsf(bf16_low(words[i])), fabsf(bf16_high(words[i]))));
+#pragma unroll
+  for (int d = 1; d < 16; d *= 2) a = fmaxf(a, __shfl_xor_sync(~0u, a, d));
+  return a;
+}
+
+// Eight values as e4m3 of v * 2^-e: the even k in .x, the odd k in .y (byte i is k = 2i or 2i + 1).
+DEV uint2 quantise8(uint4 v, int e) {
+  u32 words[4] = {v.x, v.y, v.z, v.w}, pairs[4];
+  float inverse = exp2_int(max(-e, -126));
+#pragma unroll
+  for (int i = 0; i < 4; ++i) pairs[i] = to_e4m3x2(bf16_low(words[i]) * inverse, bf16_high(words[i]) * inverse);
+  u32 a = pairs[0] | (pairs[1] << 16), b = pairs[2] | (pairs[3] << 16);
+  return make_uint2(select_bytes(a, b, 0x6420), select_bytes(a, b, 0x7531));
+}
+
+// Rounds eight bf16 values through e4m3 and back: exact in bf16.
+DEV uint4 round8(uint4 v, int e) {
+  u32 words[4] = {v.x, v.y, v.z, v.w};
+  float inverse = exp2_int(max(-e, -126)), scale = exp2_int(e);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    float lo, hi;
+    f16x2_to_float(e4m3x2_to_f16x2(to_e4m3x2(bf16_low(words[i]) * inverse, bf16_high(words[i]) * inverse)), lo, hi);
+    words[i] = pack_bf16(lo * scale, hi * scale);
+  }
+  return make_uint4(words[0], words[1], words[2], words[3]);
+}
+
+// Four lanes hold one block of 32 (lane c: k = 8c .. 8c+7). The e4m3 order is position 16z + 4q + c for
+// k = 8c + 2q + z; lane L keeps positions 8L .. 8L+7, that is z = L / 2 and q = 2 (L % 2), 2 (L % 2) + 1.
+DEV uint2 transpose_block32(uint2 even_odd) {
+  int lane = lane_id(), quad = lane & ~3, mine = lane & 3;
+  u32 got[4];
+#pragma unroll
+  for (int c = 0; c < 4; ++c) {
+    u32 even = __shfl_sync(~0u, even_odd.x, quad + c), odd = __shfl_sync(~0u, even_odd.y, quad + c);
+    got[c] = (mine >> 1 ? odd : even) >> (16 * (mine & 1));
+  }
+  u32 a = select_bytes(got[0], got[1], 0x5140), b = select_bytes(got[2], got[3], 0x5140);
+  return make_uint2(select_bytes(a, b, 0x5410), select_bytes(a, b, 0x7632));
+}
+
+// One stage of tokens rounded to e4m3 and stored as bf16, swizzled: 16 lanes a row and block.
+DEV void round_stage(const u8* data, long pitch, int valid, const int* rows, int count, int first_byte, u32 dst,
+                     int thread) {
+  constexpr int BLOCKS = CHUNKS / 2 > 0 ? CHUNKS / 2 : 1;
+  int part = thread & 15, items = count * BLOCKS;
+  for (int i0 = 0; i0 < items; i0 += LOADERS / 16) {
+    int i = i0 + (thread >> 4), r = i / BLOCKS, at = first_byte + (i - r * BLOCKS) * 256 + part * 16;
+    bool live = i < items;
+    uint4 v = make_uint4(0, 0, 0, 0);
+    if (live && at < valid) v = load_global16(data + rows[r] * pitch + at);
+    uint4 rounded = round8(v, scale_exponent(block_amax(v)));
+    int atom = (i - r * BLOCKS) * 2 + (part >> 3), column = part & 7;
+    if (live) store_shared16(dst + atom * ATOM_BYTES + r * 128 + ((column ^ (r & 7)) << 4), rounded);
+  }
+}

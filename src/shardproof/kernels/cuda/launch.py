@@ -1,0 +1,79 @@
+"""Loading and launching the kernels through the CUDA driver."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from typing import Any
+
+from shardproof.errors import KernelError
+from shardproof.kernels.cuda.compile import Build, machine_code
+
+
+class GemmArgs(ctypes.Structure):
+    """`Gemm` of csrc/params.cuh."""
+
+    _fields_ = (
+        *[(n, ctypes.c_void_p) for n in ("weight", "scale", "row_scale", "bias")],
+        *[(n, ctypes.c_int) for n in ("row64s", "chunks", "row_tiles")],
+    )
+
+
+class Args(ctypes.Structure):
+    """`Params` of csrc/params.cuh."""
+
+    _fields_ = (
+        ("gemm", GemmArgs * 2),
+        *[
+            (n, ctypes.c_void_p)
+            for n in ("x", "xq", "xs", "h", "hs", "y", "out", "ids", "expert_map", "weights")
+        ],
+        *[(n, ctypes.c_void_p) for n in ("tiles", "slots", "tile_count", "sync")],
+        *[(n, ctypes.c_int) for n in ("tokens", "top_k", "experts", "map_size", "hidden", "intermediate")],
+        *[(n, ctypes.c_int) for n in ("x_pitch", "h_pitch", "y_pitch")],
+        *[(n, ctypes.c_int) for n in ("small_route", "round_x", "round_h", "weight_first")],
+        *[(n, ctypes.c_float) for n in ("limit", "alpha", "beta", "linear_beta")],
+        ("powers", ctypes.c_uint32 * 5),
+    )
+
+
+def _check(result: tuple[Any, ...]) -> Any:  # noqa: ANN401 - driver handles have no public types
+    if int(result[0]) != 0:
+        raise KernelError(
+            "kernel.cuda", "the CUDA driver refused a call", found=str(result[0]), needed="CUDA_SUCCESS"
+        )
+    return result[1] if len(result) > 1 else None
+
+
+@functools.cache
+def function(entry: str, build: Build, device: int) -> Any:  # noqa: ANN401
+    """The loaded kernel of `entry` for `build` on `device` (its primary context must exist)."""
+    import torch
+    from cuda.bindings import driver
+
+    with torch.cuda.device(device):
+        module = _check(driver.cuModuleLoadData(machine_code(entry, build)))
+        name = b"shardproof_moe" if entry == "moe.cu" else b"shardproof_route"
+        func = _check(driver.cuModuleGetFunction(module, name))
+        if entry == "moe.cu":
+            limit = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            _check(driver.cuFuncSetAttribute(func, limit, build.shared_bytes))
+    return func
+
+
+def launch(func: Any, grid: int, block: int, shared: int, stream: int, overlap: bool, *args: Any) -> None:  # noqa: ANN401
+    """Launches on `stream`; with `overlap` it may start while its predecessor runs and waits inside."""
+    from cuda.bindings import driver
+
+    config = driver.CUlaunchConfig()
+    config.gridDimX, config.gridDimY, config.gridDimZ = grid, 1, 1
+    config.blockDimX, config.blockDimY, config.blockDimZ = block, 1, 1
+    config.sharedMemBytes = shared
+    config.hStream = stream
+    if overlap:
+        attribute = driver.CUlaunchAttribute()
+        attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+        attribute.value.programmaticStreamSerializationAllowed = 1
+        config.attrs, config.numAttrs = [attribute], 1
+    pointers = (ctypes.c_void_p * len(args))(*[ctypes.addressof(a) for a in args])
+    _check(driver.cuLaunchKernelEx(config, func, ctypes.addressof(pointers), 0))

@@ -1,0 +1,74 @@
+"""The Hopper kernels without a GPU: builds compile for sm_90a; memory, parameters and choice agree."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import replace
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("cuda.bindings.nvrtc")
+
+from shardproof.kernels.cuda import builds, launch, layer  # noqa: E402
+from shardproof.kernels.cuda import compile as kernel_compile  # noqa: E402
+
+MOST_SHARED = 232448  # bytes a block may have on sm_90
+
+
+def checked(monkeypatch: pytest.MonkeyPatch, build: builds.Build, extra: str) -> int:
+    text = kernel_compile.source_text("route.cu", build) + extra
+    monkeypatch.setattr(kernel_compile, "source_text", lambda *_: text)
+    return len(kernel_compile.machine_code("route.cu", build))
+
+
+@pytest.mark.parametrize("build", builds.BUILDS.values(), ids=lambda b: b.name)
+def test_parameters_and_shared_memory_agree(build, monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("SHARDPROOF_CACHE", str(tmp_path))
+    assert build.shared_bytes <= MOST_SHARED
+    extra = (
+        f'static_assert(sizeof(Params) == {ctypes.sizeof(launch.Args)}, "");\n'
+        f'static_assert(sizeof(Gemm) == {ctypes.sizeof(launch.GemmArgs)}, "");\n'
+        f'static_assert(Shared::END_SMALL <= {build.shared_bytes}, "");\n'
+        f'static_assert(Shared::END_SMALL + 64 > {build.shared_bytes}, "");\n'
+    )
+    assert checked(monkeypatch, build, extra) > 1000
+
+
+def test_a_wrong_size_does_not_compile(monkeypatch, tmp_path) -> None:
+    from shardproof.errors import BackendError
+
+    monkeypatch.setenv("SHARDPROOF_CACHE", str(tmp_path))
+    with pytest.raises(BackendError, match="does not compile"):
+        checked(monkeypatch, builds.SMALL, 'static_assert(sizeof(Params) == 1, "");\n')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("activation", [0, 1, 2])
+@pytest.mark.parametrize("build", [builds.SMALL, builds.WIDE], ids=lambda b: b.name)
+def test_layer_kernel_compiles_and_is_kept(build, activation, monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("SHARDPROOF_CACHE", str(tmp_path))
+    build = replace(build, activation=activation)
+    code = kernel_compile.machine_code("moe.cu", build)
+    assert b"shardproof_moe" in code
+    assert [p.read_bytes() for p in tmp_path.iterdir()] == [code]
+
+
+def test_choice_follows_the_table() -> None:
+    assert builds.choose(0.02, "w4a16").name == "small"
+    assert builds.choose(1e9, "w4a8 exact").name == "large8"
+    assert builds.choose(24, "w4a8").name == "mid"
+    for precision in ("w4a16", "w4a8", "w4a8 exact"):
+        for top, name in builds.table("*")[precision]:
+            assert builds.BUILDS[name].fp8 <= (precision == "w4a8 exact")
+            assert builds.choose(top, precision).name == name
+
+
+def test_operator_has_a_fake_form() -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        x = torch.empty(5, 64, dtype=torch.bfloat16)
+        out = layer.hopper_moe(x, torch.empty(5, 2, dtype=torch.int32), torch.empty(5, 2), 0)
+    assert out.shape == x.shape
+    assert out.dtype == torch.bfloat16
