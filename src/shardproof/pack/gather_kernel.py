@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
 import triton
 import triton.language as tl
 
 if TYPE_CHECKING:
+    import torch
+
     from shardproof.pack.gather import DeviceGather
 
 _BLOCK = 1024
@@ -39,6 +40,8 @@ def _gather(  # type: ignore[no-untyped-def]  # noqa: ANN202
 
 def launch(gather: DeviceGather, source: torch.Tensor, out: torch.Tensor) -> None:
     """Run a gather on the current stream of `out`'s device."""
+    import torch
+
     words, parts = gather.source.shape
     total = gather.tile_source.numel() * words
     copy = gather.tables is None
