@@ -76,18 +76,22 @@ def encode(values: npt.ArrayLike, rule: ScaleRule = "ceil") -> tuple[Bytes, Byte
     `rule` chooses the scale from a block's largest magnitude `a`, as producers in the field do:
     `"floor"` (OCP, ggml) 2**(floor(log2 a) - 2), saturating; `"ceil"` (DeepSeek, ModelOpt, triton_kernels)
     2**ceil(log2(a / 6)); `"even"` (Quark, compressed-tensors) floor of `a` rounded at 1.75, minus 2.
-    Elements are rounded to nearest, ties to even. A block of zeros gets scale byte 127.
+    Elements are rounded to nearest, ties to even; what is larger than 6 scales saturates. A block of zeros gets
+    scale byte 127, and a negative that rounds to zero is code 0, not -0.
 
     Raises FormatError `format.not_finite` or `format.block` for values that have no encoding.
     """
     x = np.asarray(values, dtype=np.float64)
     if x.ndim == 0 or x.shape[-1] % BLOCK:
         raise FormatError(
-            "format.block", "K is not a whole number of blocks", found=x.shape, needed=f"last axis % {BLOCK} == 0"
+            "format.block",
+            "K is not a whole number of blocks",
+            found=x.shape,
+            needed=f"last axis % {BLOCK} == 0",
         )
     if not np.isfinite(x).all():
         raise FormatError("format.not_finite", "a value to encode is NaN or infinite", needed="finite values")
-    blocks = x.reshape(*x.shape[:-1], -1, BLOCK)
+    blocks = x.reshape(*x.shape[:-1], x.shape[-1] // BLOCK, BLOCK)
     largest = np.abs(blocks).max(axis=-1)
     exponent = np.where(largest > 0, _scale_exponent(largest, rule), 0).clip(-127, 127)
     codes = _round_to_codes(blocks * np.exp2(-exponent)[..., None])

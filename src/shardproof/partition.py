@@ -6,9 +6,10 @@ never move an offset: computing offsets from padded sizes is the mistake that si
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, SupportsIndex, TypeAlias
 
 from shardproof.errors import PartitionError
 
@@ -43,10 +44,14 @@ class Rank:
 
 def ranks(tp: int, ep: int) -> list[Rank]:
     """All ranks of a TP x EP group in index order. Raises PartitionError `partition.size`."""
-    for name, size in (("tp", tp), ("ep", ep)):
-        if size < 1:
-            raise PartitionError("partition.size", f"{name} must be at least 1", found=size, needed=">= 1")
+    _check_size("tp", tp)
+    _check_size("ep", ep)
     return [Rank(t, e, tp, ep) for e in range(ep) for t in range(tp)]
+
+
+def _check_size(name: str, size: int) -> None:
+    if size < 1:
+        raise PartitionError("partition.size", f"{name} must be at least 1", found=size, needed=">= 1")
 
 
 def block_intervals(
@@ -57,8 +62,10 @@ def block_intervals(
     balanced   run lengths differ by at most one, longer runs first
     ceil       ceil(blocks / tp) a rank; the last ranks are short or empty
 
-    Raises PartitionError `partition.empty_rank` where a rank would get nothing and `allow_empty` is not set.
+    Raises PartitionError `partition.empty_rank` where a rank would get nothing and `allow_empty` is not set,
+    `partition.size` or `partition.policy`.
     """
+    _check_size("tp", tp)
     if policy == "balanced":
         short, longer = divmod(blocks, tp)
         stops = [short * (r + 1) + min(r + 1, longer) for r in range(tp)]
@@ -82,7 +89,9 @@ def block_intervals(
 
 
 def expert_owners(
-    experts: int, ep: int, placement: Placement | Mapping[int, Sequence[int]] | Sequence[Sequence[int]] = "linear"
+    experts: int,
+    ep: int,
+    placement: Placement | Mapping[int, Sequence[int]] | Sequence[Sequence[int]] = "linear",
 ) -> list[tuple[int, ...]]:
     """Global expert ids that each expert-parallel rank holds, in local order.
 
@@ -90,22 +99,47 @@ def expert_owners(
     round_robin   expert e on rank e % ep
     explicit      one sequence of ids a rank; an expert may stand on several ranks (a replica)
 
-    Raises PartitionError `partition.cover`, `partition.expert_id`, `partition.duplicate` or
-    `partition.empty_rank`.
+    Raises PartitionError `partition.cover`, `partition.expert_id`, `partition.duplicate`,
+    `partition.empty_rank`, `partition.placement` or `partition.size`.
     """
-    if placement == "linear":
-        owners = [tuple(range(a, b)) for a, b in block_intervals(experts, ep, allow_empty=True)]
-    elif placement == "round_robin":
-        owners = [tuple(range(r, experts, ep)) for r in range(ep)]
-    elif isinstance(placement, str):
-        raise PartitionError(
-            "partition.placement", "unknown expert placement", found=repr(placement), needed=" or ".join(PLACEMENTS)
-        )
-    else:
-        rows = [placement.get(r, ()) for r in range(ep)] if isinstance(placement, Mapping) else list(placement)
-        owners = [tuple(int(e) for e in row) for row in rows]
+    _check_size("ep", ep)
+    owners = (
+        _named_placement(experts, ep, placement)
+        if isinstance(placement, str)
+        else [tuple(_expert_id(e, rank) for e in row) for rank, row in enumerate(_rows(ep, placement))]
+    )
     _check_owners(experts, ep, owners)
     return owners
+
+
+def _named_placement(experts: int, ep: int, placement: str) -> list[tuple[int, ...]]:
+    if placement == "linear":
+        return [tuple(range(a, b)) for a, b in block_intervals(experts, ep, allow_empty=True)]
+    if placement == "round_robin":
+        return [tuple(range(r, experts, ep)) for r in range(ep)]
+    raise PartitionError(
+        "partition.placement", "unknown expert placement", found=repr(placement), needed=" or ".join(PLACEMENTS)
+    )
+
+
+def _rows(ep: int, placement: Mapping[int, Sequence[int]] | Sequence[Sequence[int]]) -> list[Sequence[int]]:
+    if not isinstance(placement, Mapping):
+        return list(placement)
+    strange = [str(rank) for rank in placement if rank not in range(ep)]
+    if strange:
+        raise PartitionError(
+            "partition.cover", "the expert map names a rank that does not exist",
+            rank=", ".join(strange), needed=f"0..{ep - 1}",
+        )  # fmt: skip
+    return [placement.get(rank, ()) for rank in range(ep)]
+
+
+def _expert_id(found: object, rank: int) -> int:
+    if not isinstance(found, SupportsIndex):
+        raise PartitionError(
+            "partition.expert_id", "an expert id is not a whole number", rank=rank, found=repr(found), needed="integers"
+        )
+    return operator.index(found)
 
 
 def _check_owners(experts: int, ep: int, owners: Sequence[tuple[int, ...]]) -> None:
@@ -119,24 +153,37 @@ def _check_owners(experts: int, ep: int, owners: Sequence[tuple[int, ...]]) -> N
             raise PartitionError(
                 "partition.expert_id",
                 "the expert map names an expert that does not exist",
-                rank=rank, expert=outside[0], found=outside[0], needed=f"0..{experts - 1}",
+                rank=rank,
+                expert=outside[0],
+                found=outside[0],
+                needed=f"0..{experts - 1}",
             )
         if len(set(row)) != len(row):
             twice = next(e for e in row if row.count(e) > 1)
             raise PartitionError(
-                "partition.duplicate", "a rank holds one expert twice",
-                rank=rank, expert=twice, found=f"{row.count(twice)} copies", needed="at most one copy a rank",
+                "partition.duplicate",
+                "a rank holds one expert twice",
+                rank=rank,
+                expert=twice,
+                found=f"{row.count(twice)} copies",
+                needed="at most one copy a rank",
             )
         if not row:
             raise PartitionError(
-                "partition.empty_rank", "an expert-parallel rank would hold no expert",
-                rank=rank, found=f"{experts} experts for ep {ep}", needed=f"ep <= {experts}",
+                "partition.empty_rank",
+                "an expert-parallel rank would hold no expert",
+                rank=rank,
+                found=f"{experts} experts for ep {ep}",
+                needed=f"ep <= {experts}",
                 next_step="use fewer expert-parallel ranks",
             )
     missing = sorted(set(range(experts)).difference(*owners))
     if missing:
         raise PartitionError(
-            "partition.cover", f"{len(missing)} experts are on no rank",
-            expert=", ".join(map(str, missing[:8])), found="0 ranks", needed="at least one rank for every expert",
+            "partition.cover",
+            f"{len(missing)} experts are on no rank",
+            expert=", ".join(map(str, missing[:8])),
+            found="0 ranks",
+            needed="at least one rank for every expert",
             next_step="add the missing experts to the map",
         )

@@ -1,0 +1,165 @@
+"""ggml's MXFP4 experts through ctypes: the peer that moe_cpu.py measures beside our own kernels.
+
+Works on the libraries that `pip install llama-cpp-python` builds for the machine it runs on
+(llama_cpp/lib/libggml*.so, version 0.3.36 tried). Two ways of ggml: `plain` (weights as in the file) and `repack` (its
+own interleaved order, where this build has one for MXFP4). The graph is llama.cpp's for a MoE block without
+router: MUL_MAT_ID for gate and up, swiglu, MUL_MAT_ID for down, routing weights, sum over the experts.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+from pathlib import Path
+
+import numpy as np
+
+F32, I32, MXFP4 = 0, 26, 39
+P, I64, SIZE = ctypes.c_void_p, ctypes.c_int64, ctypes.c_size_t
+
+
+class InitParams(ctypes.Structure):
+    _fields_ = (("mem_size", SIZE), ("mem_buffer", P), ("no_alloc", ctypes.c_bool))
+
+
+SIGNATURES = {
+    "ggml_init": (P, (InitParams,)),
+    "ggml_free": (None, (P,)),
+    "ggml_new_tensor_1d": (P, (P, ctypes.c_int, I64)),
+    "ggml_new_tensor_2d": (P, (P, ctypes.c_int, I64, I64)),
+    "ggml_new_tensor_3d": (P, (P, ctypes.c_int, I64, I64, I64)),
+    "ggml_mul_mat_id": (P, (P, P, P, P)),
+    "ggml_swiglu_split": (P, (P, P, P)),
+    "ggml_mul": (P, (P, P, P)),
+    "ggml_add": (P, (P, P, P)),
+    "ggml_view_2d": (P, (P, P, I64, I64, SIZE, SIZE)),
+    "ggml_new_graph": (P, (P,)),
+    "ggml_build_forward_expand": (None, (P, P)),
+    "ggml_backend_alloc_ctx_tensors_from_buft": (P, (P, P)),
+    "ggml_backend_cpu_init": (P, ()),
+    "ggml_backend_cpu_buffer_type": (P, ()),
+    "ggml_backend_cpu_reg": (P, ()),
+    "ggml_backend_cpu_set_n_threads": (None, (P, ctypes.c_int)),
+    "ggml_backend_buffer_set_usage": (None, (P, ctypes.c_int)),
+    "ggml_backend_buffer_free": (None, (P,)),
+    "ggml_backend_buft_name": (ctypes.c_char_p, (P,)),
+    "ggml_backend_graph_compute": (ctypes.c_int, (P, P)),
+    "ggml_backend_reg_get_proc_address": (P, (P, ctypes.c_char_p)),
+    "ggml_backend_reg_dev_get": (P, (P, SIZE)),
+    "ggml_backend_tensor_set": (None, (P, P, SIZE, SIZE)),
+    "ggml_backend_tensor_get": (None, (P, P, SIZE, SIZE)),
+    "ggml_nbytes": (SIZE, (P,)),
+}
+
+
+class Ggml:
+    """The loaded libraries; attribute access gives typed functions."""
+
+    def __init__(self, folder: Path) -> None:
+        names = ("libggml-base.so", "libggml-cpu.so", "libggml.so")
+        self._libs = [
+            ctypes.CDLL(str(folder / n), mode=ctypes.RTLD_GLOBAL) for n in names if (folder / n).exists()
+        ]
+        for name, (result, arguments) in SIGNATURES.items():
+            function = next(getattr(lib, name) for lib in self._libs if hasattr(lib, name))
+            function.restype, function.argtypes = result, arguments
+            setattr(self, name, function)
+
+    def repack_buffer_type(self) -> int | None:
+        """The buffer type that reorders weights when they are set; None if this build has none."""
+        registry = self.ggml_backend_cpu_reg()
+        address = self.ggml_backend_reg_get_proc_address(registry, b"ggml_backend_dev_get_extra_bufts")
+        if not address:
+            return None
+        listing = ctypes.CFUNCTYPE(ctypes.POINTER(P), P)(address)(self.ggml_backend_reg_dev_get(registry, 0))
+        index = 0
+        while listing and listing[index]:
+            if b"REPACK" in self.ggml_backend_buft_name(listing[index]).upper():
+                return listing[index]
+            index += 1
+        return None
+
+
+def gguf_blocks(weight: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Canonical weight [E, N, K/2] and scale [E, N, K/32] -> ggml's 17-byte blocks [E, N, K/32, 17]."""
+    experts, rows, half = weight.shape
+    codes = weight.reshape(experts, rows, half // 16, 16)
+    low, high = codes & 15, codes >> 4  # even and odd columns
+    natural = np.stack([low, high], axis=-1).reshape(experts, rows, half // 16, 32)
+    blocks = np.empty((experts, rows, half // 16, 17), dtype=np.uint8)
+    blocks[..., 0] = scale
+    blocks[..., 1:] = natural[..., :16] | natural[..., 16:] << 4
+    return blocks
+
+
+class GgmlLayer:
+    """One MoE layer in ggml; `stacks` are gguf_blocks of w1, w3, w2 (whole layer) or of one matrix (MUL_MAT_ID)."""
+
+    def __init__(
+        self, ggml: Ggml, stacks: list[np.ndarray], *, top_k: int, threads: int, repack: bool
+    ) -> None:
+        self.g, self.top_k, self.graphs = ggml, top_k, {}
+        self.backend = ggml.ggml_backend_cpu_init()
+        ggml.ggml_backend_cpu_set_n_threads(self.backend, threads)
+        buffer_type = ggml.repack_buffer_type() if repack else ggml.ggml_backend_cpu_buffer_type()
+        if not buffer_type:
+            raise LookupError("this ggml build has no repack buffer type")
+        context = ggml.ggml_init(InitParams(1 << 20, None, True))
+        self.weights = [
+            ggml.ggml_new_tensor_3d(context, MXFP4, s.shape[2] * 32, s.shape[1], s.shape[0]) for s in stacks
+        ]
+        buffer = ggml.ggml_backend_alloc_ctx_tensors_from_buft(context, buffer_type)
+        ggml.ggml_backend_buffer_set_usage(buffer, 1)  # weights
+        for tensor, data in zip(self.weights, stacks, strict=True):
+            ggml.ggml_backend_tensor_set(tensor, data.ctypes.data, 0, data.nbytes)
+        self.rows = stacks[-1].shape[1]
+        self.columns = stacks[0].shape[2] * 32
+
+    def _build(self, tokens: int) -> dict[str, int]:
+        g, k = self.g, self.top_k
+        context = g.ggml_init(InitParams(1 << 20, None, True))
+        x = g.ggml_new_tensor_3d(context, F32, self.columns, 1, tokens)
+        ids = g.ggml_new_tensor_2d(context, I32, k, tokens)
+        weights = g.ggml_new_tensor_3d(context, F32, 1, k, tokens)
+        if len(self.weights) == 1:
+            out = g.ggml_mul_mat_id(context, self.weights[0], x, ids)
+        else:
+            gate = g.ggml_mul_mat_id(context, self.weights[0], x, ids)
+            up = g.ggml_mul_mat_id(context, self.weights[1], x, ids)
+            down = g.ggml_mul_mat_id(context, self.weights[2], g.ggml_swiglu_split(context, gate, up), ids)
+            scaled = g.ggml_mul(context, down, weights)
+            row = self.rows * 4
+            views = [g.ggml_view_2d(context, scaled, self.rows, tokens, row * k, row * i) for i in range(k)]
+            out = views[0]
+            for view in views[1:]:
+                out = g.ggml_add(context, out, view)
+        graph = g.ggml_new_graph(context)
+        g.ggml_build_forward_expand(graph, out)
+        buffer = g.ggml_backend_alloc_ctx_tensors_from_buft(context, g.ggml_backend_cpu_buffer_type())
+        return {"x": x, "ids": ids, "weights": weights, "out": out, "graph": graph, "buffer": buffer}
+
+    def prepare(self, tokens: int) -> None:
+        """Build and allocate the graph for this many tokens, outside of what is timed."""
+        if tokens not in self.graphs:
+            self.graphs[tokens] = self._build(tokens)
+
+    def load(self, x: np.ndarray, ids: np.ndarray, weights: np.ndarray) -> None:
+        """Put inputs in place, outside of what is timed."""
+        self.prepare(len(x))
+        graph = self.graphs[len(x)]
+        named = [("x", x), ("ids", ids)] + ([("weights", weights)] if len(self.weights) > 1 else [])
+        for name, data in named:
+            self.g.ggml_backend_tensor_set(graph[name], data.ctypes.data, 0, data.nbytes)
+
+    def run(self, tokens: int) -> None:
+        """Compute: this is what is timed."""
+        if self.g.ggml_backend_graph_compute(self.backend, self.graphs[tokens]["graph"]):
+            raise RuntimeError("ggml could not compute the graph")
+
+    def result(self, tokens: int) -> np.ndarray:
+        """[tokens, rows] for the whole layer, [tokens, top_k, rows] for one matrix."""
+        shape = (tokens, self.rows) if len(self.weights) > 1 else (tokens, self.top_k, self.rows)
+        out = np.empty(shape, dtype=np.float32)
+        tensor = self.graphs[tokens]["out"]
+        self.g.ggml_backend_tensor_get(tensor, out.ctypes.data, 0, out.nbytes)
+        return out

@@ -1,0 +1,236 @@
+"""The CPU MoE layer beside ggml and torch, with the memory's read speed measured in the same rounds.
+
+Every round visits every implementation in turn: a pause (so that the last one's threads are asleep), calls that
+are not timed (so that its own are awake), then timed calls, each with fresh random routing. Reported are medians
+over all timed calls, the best call, and the ratio of medians to ggml's better way.
+
+ggml: `pip install llama-cpp-python` compiles it for this machine (into any environment), then
+    python benchmarks/moe_cpu.py --ggml <that environment>/lib/python3.11/site-packages/llama_cpp/lib
+Without --ggml, an installed llama_cpp is looked for; without one, ggml is left out, and the output says so.
+torch's way is dequantise (table look-up) + float32 matmul, expert by expert: slow, so only with --torch.
+
+    python benchmarks/moe_cpu.py                              gpt-oss-20b's layer: E 32, H = I = 2880, top 4
+    python benchmarks/moe_cpu.py --shape 32,7168,384,6        a DeepSeek-V4-Pro rank at TP 8
+    python benchmarks/moe_cpu.py --cpu-time                   one thread's CPU time, on a machine that is busy
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ggml_peer import Ggml, GgmlLayer, gguf_blocks
+from shardproof.experts import Activation
+from shardproof.kernels.cpu import CpuExperts, default_threads, usable_isas
+from shardproof.kernels.cpu.library import library
+from shardproof.mxfp4 import E2M1, E8M0
+
+PAUSE, WARM, TIMED = 0.01, 0.012, 0.03
+
+
+class Layer:
+    """Random canonical weights of one layer and their two packed forms."""
+
+    def __init__(self, experts: int, hidden: int, inter: int, top_k: int) -> None:
+        self.experts, self.hidden, self.inter, self.top_k = experts, hidden, inter, top_k
+        rng = np.random.default_rng(7)
+        shapes = {"w1": (inter, hidden), "w3": (inter, hidden), "w2": (hidden, inter)}
+        self.weight = {
+            p: rng.integers(0, 256, (experts, n, k // 2), dtype=np.uint8) for p, (n, k) in shapes.items()
+        }
+        self.scale = {
+            p: rng.integers(112, 118, (experts, n, k // 32), dtype=np.uint8) for p, (n, k) in shapes.items()
+        }
+
+    def packed(self) -> tuple[np.ndarray, ...]:
+        """The CPU layout: see shardproof.kernels.cpu.CpuExperts."""
+        w13, s13 = (np.concatenate([f["w1"], f["w3"]], axis=1) for f in (self.weight, self.scale))
+        e, n, k = self.experts, self.inter // 8, self.hidden // 32
+        m, j = self.hidden // 16, self.inter // 32
+        return (
+            np.ascontiguousarray(w13.reshape(e, 2, n, 8, k, 4, 4).transpose(0, 2, 4, 5, 1, 3, 6)).reshape(-1),
+            np.ascontiguousarray(s13.reshape(e, 2, n, 8, k).transpose(0, 2, 4, 1, 3)).reshape(-1),
+            np.ascontiguousarray(
+                self.weight["w2"].reshape(e, m, 16, j, 4, 4).transpose(0, 1, 3, 4, 2, 5)
+            ).reshape(-1),
+            np.ascontiguousarray(self.scale["w2"].reshape(e, m, 16, j).transpose(0, 1, 3, 2)).reshape(-1),
+        )
+
+    def blocks(self) -> list[np.ndarray]:
+        """The blocks that ggml reads, of w1, w3, w2."""
+        return [gguf_blocks(self.weight[p], self.scale[p]) for p in ("w1", "w3", "w2")]
+
+
+class Inputs:
+    """x, ids and weights of one call; `fresh` draws new ids."""
+
+    def __init__(self, layer: Layer, tokens: int) -> None:
+        self.rng, self.layer, self.tokens = np.random.default_rng(tokens), layer, tokens
+        self.x = torch.from_numpy(self.rng.standard_normal((tokens, layer.hidden)).astype(np.float32))
+        self.weights = torch.from_numpy(self.rng.random((tokens, layer.top_k)).astype(np.float32))
+        self.out = torch.empty_like(self.x)
+        self.fresh()
+
+    def fresh(self) -> None:
+        order = np.argsort(self.rng.random((self.tokens, self.layer.experts)), axis=1)[:, : self.layer.top_k]
+        self.ids = torch.from_numpy(np.ascontiguousarray(order.astype(np.int32)))
+
+    @property
+    def bytes(self) -> int:
+        """Weight and scale bytes of the experts that are hit."""
+        used = len(np.unique(self.ids.numpy()))
+        return used * 3 * self.layer.hidden * self.layer.inter * 17 // 32
+
+
+def torch_way(layer: Layer) -> Callable[[Inputs], object]:
+    """Dequantise with a table of byte pairs, then float32 matmul, expert by expert."""
+    table = torch.from_numpy(
+        np.stack([E2M1[np.arange(256) & 15], E2M1[np.arange(256) >> 4]], axis=1)
+    ).contiguous()
+    pairs, scales = table.view(torch.int64).reshape(-1), torch.from_numpy(E8M0)
+    weight = {p: torch.from_numpy(w) for p, w in layer.weight.items()}
+    scale = {p: torch.from_numpy(s) for p, s in layer.scale.items()}
+
+    def dequantise(p: str, e: int) -> torch.Tensor:
+        values = pairs[weight[p][e].long()].view(torch.float32)
+        step = scales[scale[p][e].long()]
+        return (values.view(*step.shape, 32) * step[..., None]).view(values.shape)
+
+    def run(inputs: Inputs) -> None:
+        inputs.out.zero_()
+        for e in torch.unique(inputs.ids).tolist():
+            token, slot = (inputs.ids == e).nonzero(as_tuple=True)
+            x = inputs.x[token]
+            h = torch.nn.functional.silu(x @ dequantise("w1", e).T) * (x @ dequantise("w3", e).T)
+            inputs.out.index_add_(0, token, (h @ dequantise("w2", e).T) * inputs.weights[token, slot, None])
+
+    return run
+
+
+def own_way(
+    layer: Layer, packed: tuple, isa: str, precision: str, threads: int
+) -> Callable[[Inputs], object]:
+    experts = CpuExperts(
+        packed[0], packed[1], None, packed[2], packed[3], None,
+        experts=layer.experts, hidden=layer.hidden, intermediate=layer.inter,
+        activation=Activation(), precision=precision, isa=isa, threads=threads,
+    )  # fmt: skip
+    return lambda inputs: experts.forward(inputs.x, inputs.ids, inputs.weights, inputs.out)
+
+
+def ggml_way(peer: GgmlLayer) -> Callable[[Inputs], object]:
+    return lambda inputs: peer.run(inputs.tokens)
+
+
+def ggml_folder(asked: Path | None) -> Path | None:
+    if asked is not None:
+        return asked
+    spec = importlib.util.find_spec("llama_cpp")
+    return Path(spec.origin).parent / "lib" if spec and spec.origin else None
+
+
+def measure(ways: dict, peers: dict, inputs: Inputs, rounds: int, clock: Callable[[], float]) -> dict:
+    """Seconds of every timed call, by name."""
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, run in ways.items():
+            time.sleep(PAUSE)
+            start, timed = time.perf_counter(), 0
+            while True:
+                inputs.fresh()
+                if name in peers:
+                    peers[name].load(inputs.x.numpy(), inputs.ids.numpy(), inputs.weights.numpy())
+                warm, before = time.perf_counter() - start > WARM, clock()
+                run(inputs)
+                if warm:
+                    times[name].append(clock() - before)
+                    timed += 1
+                if time.perf_counter() - start > WARM + TIMED and timed:
+                    break
+    return times
+
+
+def read_way(threads: int) -> tuple[Callable[[Inputs], object], int]:
+    buffer = np.ones(1 << 26, dtype=np.int64)  # 512 MiB, far beyond any cache here
+    return lambda _: library().sp_read(buffer.ctypes.data, buffer.nbytes, threads), buffer.nbytes
+
+
+def report(name: str, times: list[float], inputs: Inputs, read: float | None, peer: float | None) -> None:
+    layer, median = inputs.layer, statistics.median(times)
+    flops = 6 * layer.hidden * layer.inter * layer.top_k * inputs.tokens
+    speed = inputs.bytes / median / 1e9
+    line = f"  {name:24s} {median * 1e3:9.3f} ms  best {min(times) * 1e3:9.3f}  {flops / median / 1e9:7.1f} GFLOP/s"
+    line += f"  {speed:5.1f} GB/s"
+    if read is not None and inputs.tokens <= 8:
+        line += f" = {100 * speed / read:3.0f} % of read"
+    if peer is not None:
+        line += f"  {peer / median:5.2f}x ggml"
+    print(line, f" n={len(times)}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--shape", default="32,2880,2880,4", help="E,H,I,top_k")
+    parser.add_argument("--tokens", default="1,8,64,512")
+    parser.add_argument("--isa", default=None, help="variants, comma separated; default: avx2 and the best")
+    parser.add_argument("--precision", default="int8", help="int8,int16,float32")
+    parser.add_argument("--threads", type=int, default=default_threads())
+    parser.add_argument("--cpu-time", action="store_true", help="one thread's CPU time: for a busy machine")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--ggml", type=Path, default=None, help="folder with libggml*.so")
+    parser.add_argument("--torch", action="store_true", help="also dequantise + matmul")
+    args = parser.parse_args()
+    clock = time.thread_time if args.cpu_time else time.perf_counter
+    args.threads = 1 if args.cpu_time else args.threads
+    torch.set_num_threads(args.threads)
+    layer = Layer(*map(int, args.shape.split(",")))
+    isas = args.isa.split(",") if args.isa else list(dict.fromkeys([*usable_isas()[1:2], usable_isas()[-1]]))
+    packed = layer.packed()
+    ways = {
+        f"{p} {isa}": own_way(layer, packed, isa, p, args.threads)
+        for p in args.precision.split(",")
+        for isa in isas
+    }
+    peers: dict[str, GgmlLayer] = {}
+    if (folder := ggml_folder(args.ggml)) is not None:
+        ggml = Ggml(folder)
+        for name, repack in (("ggml plain", False), ("ggml repack", True)):
+            peers[name] = GgmlLayer(
+                ggml, layer.blocks(), top_k=layer.top_k, threads=args.threads, repack=repack
+            )
+            ways[name] = ggml_way(peers[name])
+    else:
+        print("ggml: not installed here, left out")
+    if args.torch:
+        ways["torch dequantise + matmul"] = torch_way(layer)
+    read, read_bytes = read_way(args.threads)
+    print(
+        f"{platform.machine()}, {args.threads} threads, load {os.getloadavg()[0]:.2f}, E,H,I,k = {args.shape}"
+    )
+    for tokens in map(int, args.tokens.split(",")):
+        inputs = Inputs(layer, tokens)
+        for peer in peers.values():
+            peer.prepare(tokens)
+        rounds = args.rounds if tokens < 256 else (args.rounds + 2) // 3
+        times = measure({**ways, "read": read}, peers, inputs, rounds, clock)
+        speed = read_bytes / statistics.median(times["read"]) / 1e9
+        best = read_bytes / min(times["read"]) / 1e9
+        print(f"{tokens} tokens (read {speed:.1f} GB/s, best {best:.1f}; load {os.getloadavg()[0]:.2f})")
+        peer_time = min((statistics.median(times[n]) for n in peers), default=None)
+        for name in ways:
+            report(name, times[name], inputs, speed, peer_time)
+
+
+if __name__ == "__main__":
+    main()

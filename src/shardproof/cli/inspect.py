@@ -1,0 +1,74 @@
+"""`shardproof inspect CKPT`: what a checkpoint holds, from its headers alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+
+from shardproof.checkpoint import Checkpoint, total_bytes
+from shardproof.cli import show
+from shardproof.cli.options import CheckpointPath, FormatName, Json
+from shardproof.errors import EXIT_FINDING, ShardproofError
+from shardproof.formats import ExpertModel, read_experts
+
+
+def inspect(checkpoint: CheckpointPath, format_name: FormatName = None, as_json: Json = False) -> None:
+    """Read headers only: format with evidence, layers, sizes, and everything that is wrong with the files."""
+    opened = Checkpoint.open(checkpoint, strict=False)
+    problems: list[ShardproofError] = list(opened.problems)
+    model: ExpertModel | None = None
+    try:
+        model = read_experts(opened, format=format_name)
+    except ShardproofError as problem:
+        problems.append(problem)
+    data = _data(opened, model, problems)
+    show.emit(as_json, "inspect", data, lambda: _render(opened, model, problems))
+    if problems:
+        raise typer.Exit(EXIT_FINDING)
+
+
+def _data(opened: Checkpoint, model: ExpertModel | None, problems: list[ShardproofError]) -> dict[str, Any]:
+    return {
+        "root": str(opened.root), "files": len(opened.paths), "tensors": len(opened.tensors),
+        "bytes": total_bytes(opened.tensors.values()), "identity": opened.identity,
+        "format": model.format if model else None, "family": model.family if model else None,
+        "evidence": [str(e) for e in model.evidence] if model else [],
+        "expert_bytes": model.expert_bytes if model else None,
+        "layers": {key: layer.spec.to_dict() for key, layer in model.layers.items()} if model else {},
+        "problems": [p.to_dict() for p in problems],
+    }  # fmt: skip
+
+
+def _render(opened: Checkpoint, model: ExpertModel | None, problems: list[ShardproofError]) -> None:
+    held = show.size(total_bytes(opened.tensors.values()))
+    files = f"{len(opened.paths)}, {held}, {len(opened.tensors)} tensors"
+    show.facts([("checkpoint", opened.root), ("files", files)])
+    if model is not None:
+        show.facts([("format", model.format), ("family", model.family), *(("evidence", e) for e in model.evidence)])
+        show.facts([("experts", f"{show.size(model.expert_bytes)} in {model.tensor_count} tensors")])
+        show.table(
+            "MoE layers",
+            ("layers", "experts", "top-k", "hidden", "intermediate", "blocks", "activation", "bias"),
+            [_spec_row(model, keys) for keys in _by_spec(model)],
+            numbers=(1, 2, 3, 4, 5),
+        )
+    for problem in problems:
+        show.line(str(problem), style="red")
+    show.line(f"{len(problems)} problems" if problems else "complete: every expert, projection and scale is there")
+
+
+def _by_spec(model: ExpertModel) -> list[list[str]]:
+    groups: dict[Any, list[str]] = {}
+    for key, layer in model.layers.items():
+        groups.setdefault(layer.spec, []).append(key)
+    return list(groups.values())
+
+
+def _spec_row(model: ExpertModel, keys: list[str]) -> tuple[Any, ...]:
+    spec = model.layers[keys[0]].spec
+    named = keys[0] if len(keys) == 1 else f"{keys[0]} ... {keys[-1]} ({len(keys)})"
+    return (
+        named, spec.experts, spec.top_k, spec.hidden, spec.intermediate, spec.blocks, spec.activation,
+        "yes" if spec.bias else "no",
+    )  # fmt: skip

@@ -1,0 +1,103 @@
+"""How commands speak: rich tables on a terminal, plain text in a pipe, JSON where asked. Results go to stdout."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import rich.box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+JSON_VERSION = 1
+Step = Callable[[int, int, str], None]
+"""Tells a progress line (done, total, what)."""
+
+
+def console() -> Console:
+    """Standard output as it is now; rich decides by itself whether it is a terminal and heeds NO_COLOR."""
+    wide = None if sys.stdout.isatty() else 10_000
+    return Console(file=sys.stdout, width=wide, highlight=False, soft_wrap=not sys.stdout.isatty())
+
+
+def emit(as_json: bool, command: str, data: dict[str, Any], render: Callable[[], None]) -> None:
+    """Print `data` as versioned JSON, or call `render`."""
+    if as_json:
+        print_json({"shardproof": JSON_VERSION, "command": command, **data})
+    else:
+        render()
+
+
+def print_json(data: Any) -> None:
+    """Print JSON-ready data."""
+    sys.stdout.write(json.dumps(data, indent=1, default=str) + "\n")
+
+
+def line(text: str = "", style: str | None = None) -> None:
+    """One line of text, taken literally."""
+    console().print(escape(text), style=style)
+
+
+def facts(pairs: Iterable[tuple[str, Any]]) -> None:
+    """Aligned `name  value` lines."""
+    rows = [(name, str(value)) for name, value in pairs]
+    width = max((len(name) for name, _ in rows), default=0)
+    out = console()
+    for name, value in rows:
+        out.print(f"[bold]{escape(name):<{width}}[/bold]  {escape(value)}")
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, numbers: Sequence[int] = ()) -> None:
+    """A table; `numbers` are the columns that are right-aligned."""
+    if not sys.stdout.isatty():
+        _plain_table(title, columns, rows, numbers)
+        return
+    drawn = Table(
+        title=title or None, title_justify="left", box=rich.box.SIMPLE_HEAD, title_style="bold", pad_edge=False
+    )
+    for index, column in enumerate(columns):
+        drawn.add_column(column, justify="right" if index in numbers else "left", overflow="fold")
+    for row in rows:
+        drawn.add_row(*(escape(str(cell)) for cell in row))
+    console().print(drawn)
+
+
+def _plain_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], numbers: Sequence[int]) -> None:
+    cells = [[str(c) for c in columns], *([str(c) for c in row] for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
+    lines = [title] if title else []
+    for row in cells:
+        parts = [c.rjust(w) if i in numbers else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+        lines.append("  ".join(parts).rstrip())
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+def size(count: float) -> str:
+    """Bytes for people: `12.3 GiB`."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(count) < 1024 or unit == "GiB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.2f} {unit}"
+        count /= 1024
+    raise AssertionError
+
+
+@contextmanager
+def progress(title: str, *, quiet: bool = False) -> Iterator[Step]:
+    """A progress bar with GB/s and time left where stderr is a terminal; nothing in a pipe or if quiet."""
+    if quiet or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+        yield lambda _done, _total, _what: None
+        return
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn(),
+        TimeRemainingColumn(), TextColumn("{task.fields[what]}"),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(file=sys.stderr), transient=True) as bar:
+        task = bar.add_task(title, total=None, what="")
+        yield lambda done, total, what: bar.update(task, completed=done, total=total, what=what)

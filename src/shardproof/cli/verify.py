@@ -1,0 +1,46 @@
+"""`shardproof verify OUT --against CKPT`: prove every packed byte."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from shardproof.api import open_model
+from shardproof.cli import show
+from shardproof.cli.options import FormatName, Json
+from shardproof.errors import EXIT_FINDING
+from shardproof.verify import Proof
+from shardproof.verify import verify as prove
+
+SHOWN = 12
+
+
+def verify(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Packed folder.")],
+    against: Annotated[str, typer.Option("--against", metavar="CKPT", help="The checkpoint it was packed from.")],
+    format_name: FormatName = None,
+    as_json: Json = False,
+) -> None:
+    """Compare every byte of every packed rank with the checkpoint; name the mistake where one is known."""
+    model = open_model(against, format=format_name)
+    with show.progress("verifying", quiet=as_json) as step:
+        proof = prove(out, model, report=lambda rank, layer, done, total: step(done, total, f"rank {rank} {layer}"))
+    show.emit(as_json, "verify", proof.to_dict(), lambda: _render(proof))
+    if not proof.ok:
+        raise typer.Exit(EXIT_FINDING)
+
+
+def _render(proof: Proof) -> None:
+    for statement in proof.statements:
+        show.line(f"cover: {statement}")
+    for difference in proof.differences[:SHOWN]:
+        show.line(str(difference), style="red")
+    if len(proof.differences) > SHOWN:
+        show.line(f"... and {len(proof.differences) - SHOWN} more tensors (--json lists them all)")
+    ranks = f"{len(proof.ranks)} ranks, {show.size(proof.bytes_compared)}"
+    if proof.ok:
+        show.line(f"every byte is right: {ranks} compared, digest {proof.digest or '(not all ranks)'}", style="green")
+    else:
+        show.line(f"WRONG: {len(proof.differences)} tensors differ ({ranks} compared)", style="bold red")

@@ -1,0 +1,103 @@
+"""What users call: `diagnose` for a dump, `put_back` to make a wrong one on purpose."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shardproof.backends import Recipe
+from shardproof.checkpoint import Checkpoint
+from shardproof.diagnose.examine import Examination
+from shardproof.diagnose.foreign import Foreign, read_dump
+from shardproof.diagnose.numbers import Activations
+from shardproof.diagnose.report import Diagnosis
+from shardproof.diagnose.slices import Hints
+from shardproof.errors import DiagnoseError
+from shardproof.formats import ExpertModel, read_experts
+from shardproof.mistakes import Mistake
+from shardproof.partition import Policy, Rank
+from shardproof.plan import ExpertMap, Plan
+from shardproof.verify import scene_of
+
+
+def diagnose(
+    dump: Any,
+    checkpoint: str | Path | ExpertModel,
+    *,
+    layer: str | int | None = None,
+    rank: int | None = None,
+    tp: int | None = None,
+    ep: int | None = None,
+    policy: Policy | None = None,
+    placement: ExpertMap = "linear",
+    recipe: Recipe | None = None,
+    most: int = 2,
+    repair: str | Path | None = None,
+    activations: Activations | None = None,
+) -> Diagnosis:
+    """Say what the tensors of a dump are, where they differ from what a kernel needs, and why.
+
+    dump        a safetensors, .npz or .pt file, a mapping of names to arrays or torch tensors, or a module
+    checkpoint  a checkpoint's folder, or its experts as `read_experts` gives them
+    layer ...   what is known; None is recognised from the bytes. `rank` counts all tp * ep ranks, TP fastest
+    recipe      what the backend needs; without it the order that is found is taken as the needed one
+    most        how many mistakes at once are looked for in one tensor
+    repair      a safetensors file to write the tensors to, in the recipe's order
+    activations a layer's input and output, to hold against the reference forward (one layer in the dump)
+
+    Raises DiagnoseError: dump, empty, names, too_little, layer, rank; and repair_lost or repair_backend.
+    """
+    model = checkpoint if isinstance(checkpoint, ExpertModel) else read_experts(Checkpoint.open(checkpoint))
+    named = f"layers.{layer}" if isinstance(layer, int) or (layer or "").isdecimal() else layer
+    hints = Hints(layer=named, rank=rank, tp=tp, ep=ep, policy=policy, placement=placement)
+    tensors = read_dump(dump)
+    examinations = [
+        Examination(model, group, hints, recipe, most=most) for group in _by_layer(tensors, hints)
+    ]
+    reports = tuple(e.report(activations) for e in examinations)
+    if repair is not None:
+        from shardproof.diagnose.repair import write_repaired
+
+        write_repaired(examinations, Path(repair))
+    return Diagnosis(str(model.checkpoint.root), model.checkpoint.identity, reports)
+
+
+def _by_layer(tensors: Sequence[Foreign], hints: Hints) -> list[list[Foreign]]:
+    if not tensors:
+        raise DiagnoseError(
+            "diagnose.names", "no tensor of the dump has the name of an expert weight",
+            needed="names with w13 or gate_up, w2 or down, and scale or bias",
+            next_step="rename, e.g. w13.weight, w2.scale",
+        )  # fmt: skip
+    groups: dict[str | None, list[Foreign]] = {}
+    for tensor in tensors:
+        groups.setdefault(tensor.layer, []).append(tensor)
+    chosen = {k: g for k, g in groups.items() if hints.layer is None or k in {None, hints.layer}}
+    if not chosen:
+        raise DiagnoseError(
+            "diagnose.layer", "the dump does not hold this layer", layer=hints.layer,
+            found=", ".join(sorted(str(k) for k in groups)), needed=hints.layer,
+        )  # fmt: skip
+    return list(chosen.values())
+
+
+def put_back(
+    model: ExpertModel, plan: Plan, key: str, rank: Rank, mistakes: Sequence[Mistake] = ()
+) -> dict[str, np.ndarray]:
+    """One layer of a rank as kernel bytes with known mistakes made on purpose, for tests and demonstrations.
+
+    Names are `layers.L.experts.w13.weight` and so on; arrays are flat uint8, or numbers where a mistake casts.
+    """
+    scene = scene_of(model, plan, key, rank)
+    made: dict[str, np.ndarray] = {}
+    for stack, name in plan.fields(key):
+        concerned = [m for m in mistakes if name in m.fields]
+        data: np.ndarray = scene.kernel(stack, name, concerned)
+        for mistake in concerned:
+            if mistake.dtype is not None:
+                data = data.astype(mistake.dtype)
+        made[f"{key}.experts.{stack}.{name}"] = data
+    return made

@@ -1,0 +1,69 @@
+"""Scales of a dump: bytes whatever dtype they came in, and the layout in which most of them are right.
+
+Scale bytes repeat, so they are no labels; they are placed by their weights' mapping and then compared.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from shardproof.diagnose.foreign import Foreign
+from shardproof.experts import Field, Stack
+from shardproof.layouts import catalogue
+from shardproof.mistakes import Scene, Views
+
+
+def scale_bytes(tensor: Foreign) -> tuple[Foreign, str | None]:
+    """A scale tensor as bytes, and the name of the mistake where bytes were turned into numbers (120 -> 120.0).
+
+    Numbers that are powers of two are the scales' values, which some kernels take: they become bytes again.
+    """
+    numbers = tensor.numbers
+    if numbers is None:
+        return tensor, None
+    flat = numbers.reshape(-1)
+    finite = np.isfinite(flat)
+    with np.errstate(all="ignore"):
+        mantissa, exponent = np.frexp(np.where(finite & (flat > 0), flat, 1.0))
+    powers = bool((mantissa == 0.5).all() and (finite & (flat > 0)).all())
+    if powers and not (flat == np.round(flat)).all():
+        return replace(tensor, data=(exponent + 126).astype(np.uint8), dtype="U8"), None
+    if ((flat == np.round(flat)) & (flat >= 0) & (flat <= 255)).all():
+        return replace(tensor, data=flat.astype(np.uint8), dtype="U8"), "scales_as_numbers"
+    return tensor, None
+
+
+def scale_layout(
+    scene: Scene,
+    slot: tuple[Stack, Field],
+    tensor: Foreign,
+    *,
+    name: Field = "scale",
+    only: str | None = None,
+) -> tuple[str, float]:
+    """The catalogue's layout under which most bytes of a scale (or bias) tensor agree, and their share.
+
+    `only` names the one layout to look at.
+    """
+    stack = slot[0]
+    plan = scene.plan
+    shape = plan.canonical_shape(scene.key, scene.rank, *slot)
+    views = Views(tensor.data, shape)
+    weight = plan.recipe.layouts.get((stack, "weight"), "raw.")
+    vendor = weight.partition(".")[0]
+    known = [x for x in catalogue() if x.field == name and stack in x.stacks]
+    best = (-1.0, False, f"raw.{name}@1")
+    matrix = scene.matrix(0, *slot)
+    if only is not None:
+        found = views.expert(0, only)
+        return only, 0.0 if found is None else float((found == matrix).mean())
+    for layout in sorted(known, key=lambda x: not x.name.startswith("raw.")):
+        found = views.expert(0, layout.identity())
+        if found is None:
+            continue
+        score = (round(float((found == matrix).mean()), 4), layout.name.startswith(vendor))
+        if score > best[:2]:
+            best = (*score, layout.identity())
+    return best[2], max(best[0], 0.0)

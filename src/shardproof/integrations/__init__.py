@@ -1,0 +1,1 @@
+"""Thin bridges to serving engines and model libraries; all knowledge is in the rooms below."""

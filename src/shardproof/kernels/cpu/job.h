@@ -1,0 +1,92 @@
+/* What the stages of one pass share, and what an instruction-set variant supplies. Internal. */
+#ifndef SHARDPROOF_JOB_H
+#define SHARDPROOF_JOB_H
+#include <stdatomic.h>
+#include <stddef.h>
+
+#include "moe.h"
+
+#define BLOCK 32          /* values that share a scale */
+#define ROWS 16           /* rows of a weight tile */
+#define TILE_BYTES 256    /* weight bytes of a tile; its scales are ROWS bytes */
+#define TOKEN_BLOCK 96    /* tokens that one decoded tile serves at most */
+#ifndef PREFETCH
+#define PREFETCH 4096
+#endif
+#define SCRATCH_BYTES (40 * 1024)
+
+/* One block of 32 quantised activations. int8 order: the 16 even k, then the 16 odd k (low and high nibbles);
+ * q + 128 where a variant flips. int16 order: see quantise.h. float32 blocks are 32 plain floats. */
+typedef struct {
+    int8_t q[32];
+    float scale;        /* half the step, because weights are decoded as twice E2M1 */
+    int32_t correction; /* -12 * sum(q): undoes the +12 that makes decoded weights unsigned */
+} sp_block8;
+typedef struct {
+    int16_t q[32];
+    float scale;
+} sp_block16;
+
+typedef struct {
+    float acc[TOKEN_BLOCK * ROWS];
+    float gate[TOKEN_BLOCK * 8], up[TOKEN_BLOCK * 8], hidden[TOKEN_BLOCK * BLOCK];
+    const uint8_t *rows[TOKEN_BLOCK];
+    _Alignas(64) uint8_t scratch[SCRATCH_BYTES];
+} sp_slot; /* one worker's private memory */
+
+struct sp_variant;
+typedef struct {
+    const sp_layer *layer;
+    const sp_call *call;
+    const struct sp_variant *variant;
+    int64_t first, tokens;           /* this pass's tokens of the call */
+    int64_t pairs, active;           /* routed (token, expert) pairs; experts that have any */
+    int32_t *token_of;               /* [pairs] sorted by expert, then by position in ids */
+    float *weight_of;                /* [pairs] */
+    int32_t *expert_of;              /* [active] */
+    int64_t *begin;                  /* [active + 1] into pairs */
+    uint8_t *x_rows, *h_rows;        /* quantised activations of tokens and of pairs */
+    uint8_t *x_flipped;              /* x_rows again as q + 128 where the variant flips, else x_rows itself */
+    int64_t x_stride, h_stride;
+    int64_t down_groups;             /* 16-row groups in one item of the last stage */
+    float *sums;                     /* [slots][tokens][16 * down_groups] */
+    sp_slot *slots;
+    int slot_count;
+    _Atomic int slot_next;
+    _Atomic int64_t next[3], done[3];
+    int64_t items[3];
+} sp_job;
+
+typedef struct sp_variant {
+    const char *name;
+    int flips; /* its decoded int8 tiles want activations as q + 128; packed bytes always take q */
+    void (*quantise)(const sp_job *, int64_t token);
+    void (*gate_up)(const sp_job *, int64_t item, sp_slot *);
+    void (*down)(const sp_job *, int64_t item, sp_slot *, float *sums);
+} sp_variant;
+
+const sp_variant *sp_variant_of(int isa);
+extern const sp_variant sp_portable;
+#if defined(__x86_64__)
+extern const sp_variant sp_avx2, sp_avx512, sp_avx512vnni;
+#elif defined(__aarch64__)
+/* clang's arm_neon.h has the dot products only where the whole build may use them (-march; Apple's default). */
+#if !defined(__clang__) || defined(__ARM_FEATURE_DOTPROD)
+#define SP_HAS_DOTPROD 1
+#endif
+extern const sp_variant sp_neon, sp_dotprod;
+#endif
+
+/* Calls fn(arg) on up to `threads` threads at once, the caller among them. */
+void sp_run(int threads, void (*fn)(void *), void *arg);
+/* True for one caller at a time: that one may use the threads and the kept workspace. */
+int sp_claim(void);
+void sp_release(void);
+void sp_relax(int *spins);
+void sp_forget_workspace(void);
+
+static inline int64_t sp_block_bytes(int precision) {
+    static const int64_t bytes[SP_PRECISIONS] = {sizeof(sp_block8), sizeof(sp_block16), BLOCK * sizeof(float)};
+    return bytes[precision];
+}
+#endif

@@ -1,0 +1,80 @@
+/* The packing engine: rows of mapped checkpoint matrices, moved straight into kernel bytes.
+ *
+ * Python compiles a layout on one shape into a Program and a plan into Cuts; the structs here are mirrored there
+ * (native.py). One Program moves "groups" of rows: the rows of one tile of the layout, over their whole width.
+ */
+#ifndef SHARDPROOF_ENGINE_H
+#define SHARDPROOF_ENGINE_H
+#include <stddef.h>
+#include <stdint.h>
+
+enum kernel { RUN = 0, TILE16 = 1, SHUFFLE = 2, COPY = 3, WORDS = 4 };
+enum field { WEIGHT = 0, SCALE = 1, OTHER = 2 };
+enum fault { FINE = 0, SCALE_IS_NAN = 1, VALUE_TOO_HIGH = 2, BUS_ERROR = 3 };
+
+/* One loop over tiles: `rows` moves along the layout's row axis, `base` along experts and halves of w13. */
+typedef struct { int64_t count, rows, base, dst; } RowLoop;
+typedef struct { int64_t count, src, dst; } ColumnLoop;
+
+/* What a kernel does inside a tile.
+ * COPY     `size` bytes from (row, column) to dst
+ * SHUFFLE  16 bytes from (row, column) through mask `index`; where `keep` is not 0 shifted left by `shift` bits in
+ *          16-bit lanes and masked by mask `keep`; or-ed into the 16 bytes at dst. Parts of one dst stand together.
+ * WORDS    one byte from (row, column) through table `index`, or-ed into the word at dst; `keep` ends a word */
+typedef struct { int32_t dst, row, column, size, index, keep, shift; } Part;
+
+typedef struct {
+  int32_t kernel, group_rows, row_loops, column_loops, parts;
+  int32_t word;                           /* WORDS: bytes written at once; SHUFFLE: 64 where tiles are whole lines */
+  int32_t near;                           /* SHUFFLE: windows of two neighbouring tiles are one */
+  int32_t pad, filler, add, highest;      /* value of plan padding, of layout padding; value change */
+  int64_t row_limit, matrix_rows, stack_rows; /* rows along the layout's axis, of one expert, of all experts */
+  int64_t width, padded;                  /* bytes a row before and after the layout's own padding */
+  int64_t tile_bytes, offset;
+  const RowLoop *rows;
+  const ColumnLoop *columns;
+  const int64_t *group_row, *group_base;
+  const Part *part;
+  const uint8_t *masks;
+  const uint32_t *tables;
+} Program;
+
+/* One rectangle of one expert: where it is, where it lands, and its place in the model for the digest. */
+typedef struct {
+  const uint8_t *src;
+  int64_t stride, rows, bytes, at_row, at_column, first_row, first_column;
+  uint64_t place[2];
+  int64_t digested;
+} Cut;
+
+/* Groups [begin, end) of one tensor; `cuts` holds `cuts_each` cuts an expert. */
+typedef struct {
+  const Program *program;
+  const Cut *cuts;
+  uint8_t *dst;
+  int64_t begin, end;
+  int32_t cuts_each, field, total, unused;
+} Job;
+
+typedef struct {
+  const Job *jobs;
+  int64_t count, next, stop;
+  uint64_t *totals;            /* [totals][2 lanes] */
+  const uint32_t *weight_keys; /* [2][keys]: one a 4-byte word of a row */
+  const int16_t *scale_keys;   /* [2][2][keys]: low and high half, one a byte of a row */
+  int64_t keys, simd;
+  int64_t fault, fault_job, fault_row, fault_at;
+} Batch;
+
+uint64_t sp_row_key(uint64_t place, uint64_t row);
+
+/* Kernels: one group of rows, all tiles along its width. Row pointers reach `padded` bytes (+32 where staged). */
+void sp_move_portable(const Program *p, const uint8_t *const *rows, uint8_t *dst);
+int sp_move_avx2(const Program *p, const uint8_t *const *rows, uint8_t *dst);
+
+/* Sums over one row, both lanes; `sp_sum_scales*` also says whether a byte is 255. */
+void sp_sum_weights(const uint8_t *src, int64_t bytes, const uint32_t *k0, const uint32_t *k1, uint64_t out[2]);
+int sp_sum_scales(const uint8_t *src, int64_t bytes, const int16_t *k, int64_t keys, uint64_t out[2]);
+void sp_sum_weights_avx2(const uint8_t *src, int64_t bytes, const uint32_t *k0, const uint32_t *k1, uint64_t out[2]);
+int sp_sum_scales_avx2(const uint8_t *src, int64_t bytes, const int16_t *k, int64_t keys, uint64_t out[2]);
+#endif

@@ -1,0 +1,70 @@
+"""Finding and loading the shared library; one message where there is none."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+from functools import cache
+from pathlib import Path
+
+from shardproof.pack.native.structs import CUT, JOB, PART, ProgramStruct
+
+log = logging.getLogger("shardproof.pack")
+
+_SIZES = 0
+for _size in (ctypes.sizeof(ProgramStruct), CUT.itemsize, JOB.itemsize, PART.itemsize):
+    _SIZES = _SIZES * 1000 + _size
+
+_OTHER_VERSION = "it was built from another version of shardproof: build it again"
+
+ENGINE = "SHARDPROOF_ENGINE"
+"""Environment: `numpy` leaves the native engine alone, `portable` uses it without AVX2; default is the fastest."""
+
+
+@cache
+def _load() -> tuple[ctypes.CDLL | None, str]:
+    built = sorted(Path(__file__).parent.glob("_engine*.so"))
+    if not built:
+        return None, "it was not built (no C compiler at installation)"
+    try:
+        found = ctypes.CDLL(str(built[0]))
+    except OSError as reason:
+        return None, f"it cannot be loaded: {reason}"
+    if not hasattr(found, "sp_sizes"):
+        return None, _OTHER_VERSION
+    found.sp_sizes.restype = ctypes.c_int64
+    if found.sp_sizes() != _SIZES:
+        return None, _OTHER_VERSION
+    found.sp_work.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
+    found.sp_work.restype = None
+    found.sp_guard.argtypes = [ctypes.c_int]
+    return found, ""
+
+
+@cache
+def _say_once(reason: str) -> None:
+    log.warning("packing with NumPy, several times slower: the native engine is missing; %s", reason)
+
+
+def library() -> ctypes.CDLL | None:
+    """The engine, or None where it is missing (said once in the log) or switched off."""
+    if os.environ.get(ENGINE) == "numpy":
+        return None
+    found, reason = _load()
+    if found is None:
+        _say_once(reason)
+    return found
+
+
+def why_not() -> str | None:
+    """Why packing goes through NumPy here; None where the native engine runs."""
+    if os.environ.get(ENGINE) == "numpy":
+        return f"{ENGINE}=numpy"
+    return _load()[1] or None
+
+
+def has_simd() -> bool:
+    """Whether the AVX2 kernels are used."""
+    found = library()
+    return found is not None and os.environ.get(ENGINE) != "portable" and bool(found.sp_has_avx2())

@@ -1,0 +1,128 @@
+"""Running jobs on threads. Python starts one call a thread; the threads share the jobs among themselves in C."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from shardproof.digest import Digest, column_keys
+from shardproof.pack.native.library import has_simd, library
+from shardproof.pack.native.structs import BatchStruct
+
+Records = npt.NDArray[np.void]
+
+_guard = threading.Lock()
+_guarded = 0
+SCALE_IS_NAN, VALUE_TOO_HIGH, BUS_ERROR = 1, 2, 3
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What stopped a run: `kind` of engine.h, the job, the checkpoint row, the address for a bus error."""
+
+    kind: int
+    job: int
+    row: int
+    address: int
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What came out: one digest a total, and a fault where there was one."""
+
+    totals: tuple[Digest, ...]
+    fault: Fault | None
+
+
+def default_threads() -> int:
+    """Threads to use: OMP_NUM_THREADS where set, else the cores this process may use (affinity and cgroup quota)."""
+    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    if asked.isdigit() and int(asked):
+        return int(asked)
+    return max(1, min(len(os.sched_getaffinity(0)), _quota()))
+
+
+def _quota() -> int:
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        return max(1, -(-int(quota) // int(period)))
+    except (OSError, ValueError):  # no cgroup v2, or "max"
+        return os.cpu_count() or 1
+
+
+def run(
+    jobs: Records, *, totals: int, columns: int, scratch: tuple[int, int], threads: int | None = None,
+    simd: bool | None = None, keep: Sequence[Any] = (),
+) -> Run:  # fmt: skip
+    """Run jobs (records of `JOB`) to the end.
+
+    columns   widest checkpoint row in scale bytes, for the digest's keys
+    scratch   rows of the largest group, bytes a staged row
+    keep      whatever the jobs' addresses point into
+    """
+    engine = library()
+    assert engine is not None
+    count = max(1, min(threads or default_threads(), len(jobs)))
+    weight_keys, scale_keys = column_keys(columns)
+    sums = np.zeros((totals, 2), dtype=np.uint64)
+    fast = has_simd() if simd is None else simd
+    batch = BatchStruct(
+        jobs.ctypes.data, len(jobs), 0, 0, sums.ctypes.data, weight_keys.ctypes.data, scale_keys.ctypes.data,
+        weight_keys.shape[1], int(fast), 0, 0, 0, 0,
+    )  # fmt: skip
+    rows, pitch = scratch
+    buffers = [np.empty(rows * (8 + pitch) + 64, dtype=np.uint8) for _ in range(count)]
+    with _Guard(engine):
+        if count == 1:
+            engine.sp_work(ctypes.addressof(batch), _aligned(buffers[0]), rows)
+        else:
+            _on_threads(engine, batch, [_aligned(b) for b in buffers], rows)
+    del keep
+    fault = Fault(batch.fault, batch.fault_job, batch.fault_row, batch.fault_at) if batch.fault else None
+    return Run(tuple(Digest(int(low), int(high)) for low, high in sums), fault)
+
+
+def _aligned(buffer: npt.NDArray[np.uint8]) -> int:
+    return int(-(-buffer.ctypes.data // 64) * 64)
+
+
+def _on_threads(engine: ctypes.CDLL, batch: BatchStruct, scratch: list[int], rows: int) -> None:
+    """One call a thread. Whatever interrupts the wait (Ctrl-C) stops the batch before it goes on."""
+    with ThreadPoolExecutor(len(scratch), "shardproof-pack") as pool:
+        started = [pool.submit(engine.sp_work, ctypes.addressof(batch), at, rows) for at in scratch]
+        try:
+            for future in started:
+                future.result()
+        except BaseException:
+            batch.stop = 1
+            raise
+
+
+class _Guard:
+    """While any run is going on, a read beyond the end of a shrunken file is caught instead of killing the process."""
+
+    def __init__(self, engine: ctypes.CDLL) -> None:
+        self._engine = engine
+
+    def __enter__(self) -> None:
+        global _guarded  # noqa: PLW0603 - the signal handler is one for the whole process
+        with _guard:
+            _guarded += 1
+            if _guarded == 1:
+                self._engine.sp_guard(1)
+
+    def __exit__(self, *_: object) -> None:
+        global _guarded  # noqa: PLW0603
+        with _guard:
+            _guarded -= 1
+            if _guarded == 0:
+                self._engine.sp_guard(0)

@@ -1,0 +1,48 @@
+"""The structs of engine.h: arrays of cuts and jobs as NumPy records, single structs as ctypes."""
+
+from __future__ import annotations
+
+import ctypes
+
+import numpy as np
+
+P, I32, I64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
+
+ROW_LOOP = np.dtype([("count", "i8"), ("rows", "i8"), ("base", "i8"), ("dst", "i8")])
+COLUMN_LOOP = np.dtype([("count", "i8"), ("src", "i8"), ("dst", "i8")])
+PART = np.dtype([(name, "i4") for name in ("dst", "row", "column", "size", "index", "keep", "shift")])
+CUT = np.dtype(
+    [("src", "u8")]
+    + [(n, "i8") for n in ("stride", "rows", "bytes", "at_row", "at_column", "first_row", "first_column")]
+    + [("place", "u8", 2), ("digested", "i8")]
+)
+JOB = np.dtype(
+    [("program", "u8"), ("cuts", "u8"), ("dst", "u8"), ("begin", "i8"), ("end", "i8")]
+    + [(name, "i4") for name in ("cuts_each", "field", "total", "unused")]
+)
+
+RUN, TILE16, SHUFFLE, COPY, WORDS = range(5)
+FIELDS = {"weight": 0, "scale": 1, "bias": 2}
+
+
+class ProgramStruct(ctypes.Structure):
+    """`Program` of engine.h."""
+
+    _fields_ = [
+        *((name, I32) for name in ("kernel", "group_rows", "row_loops", "column_loops", "parts")),
+        *((name, I32) for name in ("word", "near")),
+        *((name, I32) for name in ("pad", "filler", "add", "highest")),
+        *((name, I64) for name in ("row_limit", "matrix_rows", "stack_rows", "width", "padded")),
+        *((name, I64) for name in ("tile_bytes", "offset")),
+        *((name, P) for name in ("rows", "columns", "group_row", "group_base", "part", "masks", "tables")),
+    ]  # fmt: skip
+
+
+class BatchStruct(ctypes.Structure):
+    """`Batch` of engine.h."""
+
+    _fields_ = [
+        ("jobs", P), ("count", I64), ("next", I64), ("stop", I64), ("totals", P), ("weight_keys", P),
+        ("scale_keys", P), ("keys", I64), ("simd", I64), ("fault", I64), ("fault_job", I64), ("fault_row", I64),
+        ("fault_at", I64),
+    ]  # fmt: skip

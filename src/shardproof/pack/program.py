@@ -1,0 +1,160 @@
+"""Program: a layout on one shape, compiled for the native engine into loops over tiles and the moves inside one tile.
+
+A tile is the smallest set of digits whose bytes stand together in the kernel's order and that the fast kernels can
+move as a whole. Digits inside the tile are enumerated once; the others become loops: those along rows, experts and
+halves choose a *group* of rows, those along K walk through it. So ragged cuts and padding matter only where rows are
+looked up, and every layout of the catalogue, of bytes, nibbles or bits, goes through the same five kernels.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from shardproof.experts import Field
+from shardproof.layouts import Placed, find
+from shardproof.layouts.moves import BITS
+from shardproof.mxfp4 import PAD_SCALE, PAD_WEIGHT
+from shardproof.pack.native import structs as s
+from shardproof.pack.tile import MOST_ROWS, Digit, Tile, choose, enumerate_tile
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Program:
+    """A compiled layout: the C struct and the arrays that it points into.
+
+    `groups` is how many groups of rows there are in all, `group_bytes` what one group writes.
+    """
+
+    struct: s.ProgramStruct
+    groups: int
+    group_bytes: int
+    scratch: tuple[int, int]
+    holes: bool
+    arrays: tuple[Any, ...] = field(repr=False)
+
+    @property
+    def address(self) -> int:
+        """Where the struct is."""
+        return ctypes.addressof(self.struct)
+
+
+@lru_cache(maxsize=512)
+def program(identity: str, shape: tuple[int, int, int], pad: int, *, simd: bool) -> Program | None:
+    """Compile a layout on canonical shape (E, N, bytes a row); `pad` is the value of padding inside that shape.
+
+    None where the engine has no kernel for it (bytes that checkpoint units fill only in part).
+    """
+    layout, parameters = find(identity)
+    placed = layout.place(shape, parameters)
+    change = (layout.add, layout.highest)
+    return compile_placed(placed, pad, change, simd=simd)
+
+
+def compile_placed(placed: Placed, pad: int, change: tuple[int, int], *, simd: bool) -> Program | None:
+    """Compile a placed layout; `change` is its value change (add, highest)."""
+    digits = digits_of(placed)
+    chosen, outer = choose(digits, placed, BITS[placed.unit])
+    tile = enumerate_tile(chosen, placed, BITS[placed.unit])
+    made = tile.moves(simd=simd, columns=[d for d in outer if d.along_k])
+    if made is None or len(tile.row) > MOST_ROWS:
+        return None
+    kernel, part, masks, tables, word = made
+    rows = [d for d in outer if not d.along_k]
+    columns = [d for d in outer if d.along_k]
+    per_byte = 8 // BITS[placed.unit]
+    row_loops = np.array(
+        [(d.size, d.row, d.base, d.stride // per_byte) for d in rows] or [(1, 0, 0, 0)], dtype=s.ROW_LOOP
+    )
+    column_loops = np.array(
+        [(d.size, d.k // per_byte, d.stride // per_byte) for d in columns] or [(1, 0, 0)], dtype=s.COLUMN_LOOP
+    )
+    experts, matrix_rows, width = placed.shape
+    limit = placed.extents[-2]
+    padded = placed.padded[-1] // per_byte
+    reach = int(masks[part["index"]].view(np.int8).max()) if kernel == s.SHUFFLE else 16
+    near = reach + int(column_loops["src"][-1]) < 16
+    masks, tables = _aligned(masks), np.ascontiguousarray(tables)
+    arrays = (row_loops, column_loops, tile.row, tile.base, part, masks, tables)
+    offset = placed.strides.offset // per_byte
+    struct = s.ProgramStruct(
+        kernel, len(tile.row), len(row_loops), len(column_loops), len(part), word, int(near),
+        pad, placed.pad_value, change[0], change[1],
+        limit, matrix_rows, experts * matrix_rows, width, padded, tile.size, offset + tile.start,
+        *(a.ctypes.data for a in arrays),
+    )  # fmt: skip
+    groups = math.prod(int(n) for n in row_loops["count"])
+    return Program(
+        struct, groups, -(-placed.nbytes // groups), (len(tile.row), ((padded + 64) | 63) + 1),
+        placed.units != math.prod(placed.padded), arrays,
+    )  # fmt: skip
+
+
+def digits_of(placed: Placed) -> list[Digit]:
+    """Every digit with its strides: along the rows, the base (experts, halves), K, and the kernel's address."""
+    axes, strides = placed.pattern.axes, placed.strides
+    row_axis = len(axes) - 2
+    matrix_rows = placed.shape[1]
+    base = {"e": matrix_rows, "h": matrix_rows // 2}
+    found = []
+    for number, step in enumerate(strides.steps):
+        along_k = step.axis == len(axes) - 1
+        digit = Digit(
+            number, step.size,
+            row=step.weight if step.axis == row_axis else 0,
+            base=step.weight * base[axes[step.axis]] if step.axis < row_axis else 0,
+            k=step.weight if along_k else 0,
+            stride=step.stride, along_k=along_k, group=step.group,
+        )  # fmt: skip
+        found.append(digit)
+    return [d for d in found if d.size > 1 or d.group is not None]
+
+
+@lru_cache(maxsize=128)
+def staging_program(placed: Placed, identity: str, name: Field) -> Program:
+    """Rows in canonical order with the layout's own padding and value change: what a GPU permutes further.
+
+    One group is one row. Rows stand as [experts, halves, padded rows]; for layouts of the whole stack as [padded rows].
+    """
+    layout, _ = find(identity)
+    bits = BITS[placed.unit]
+    experts, matrix_rows, width = placed.shape
+    pitch = placed.padded[-1] * bits // 8
+    axes = placed.pattern.axes
+    base = {"e": matrix_rows, "h": matrix_rows // 2}
+    loops, inside = [], pitch
+    for axis, size in reversed(list(zip(axes[:-1], placed.padded[:-1], strict=True))):
+        along = axis in "nm"
+        loops.append((size, int(along), 0 if along else base[axis], inside))
+        inside *= size
+    rows = np.array(loops[::-1], dtype=s.ROW_LOOP)
+    columns = np.array([(1, 0, 0)], dtype=s.COLUMN_LOOP)
+    nothing = np.zeros(1, dtype=np.int64)
+    part, masks, tables = np.zeros(0, s.PART), np.zeros(16, np.uint8), np.zeros(256, np.uint32)
+    arrays = (rows, columns, nothing, nothing, part, masks, tables)
+    pad = PAD_SCALE if name == "scale" else PAD_WEIGHT
+    struct = s.ProgramStruct(
+        s.RUN, 1, len(rows), 1, 0, 1, 0, pad, placed.pad_value, layout.add, layout.highest,
+        placed.extents[-2], matrix_rows, experts * matrix_rows, width, pitch, pitch, 0,
+        *(a.ctypes.data for a in arrays),
+    )  # fmt: skip
+    groups = math.prod(placed.padded[:-1])
+    return Program(struct, groups, pitch, (1, ((pitch + 64) | 63) + 1), False, arrays)
+
+
+def _aligned(masks: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    room = np.zeros(masks.size + 16, dtype=np.uint8)
+    start = -room.ctypes.data % 16
+    room[start : start + masks.size] = masks.reshape(-1)
+    return room[start : start + masks.size]
+
+
+__all__ = ["Digit", "Program", "Tile", "compile_placed", "program"]

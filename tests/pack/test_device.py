@@ -1,0 +1,87 @@
+"""Packing onto a device: the same bytes through index arrays, on the CPU by torch and on a GPU by the kernel."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from shardproof.errors import LayoutError, PackError
+from shardproof.layouts import catalogue, find
+from shardproof.pack.device import pack_layer_on_device
+from shardproof.pack.gather import gather_of
+from shardproof.plan import make_plan
+from tests.pack.recipes import POISON, RECIPES, model, packed
+from tests.pack.test_parity import SHAPES
+
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")]
+    ),
+]
+
+
+def _padded(placed, source: np.ndarray) -> np.ndarray:
+    """Canonical bytes with the layout's own padding, as the staging program writes them."""
+    per_byte = {"byte": 1, "nibble": 2, "bit": 8}[placed.unit]
+    sizes = (*placed.extents[:-1], placed.extents[-1] // per_byte)
+    whole = np.full((*placed.padded[:-1], placed.padded[-1] // per_byte), placed.pad_value, dtype=np.uint8)
+    whole[tuple(slice(0, size) for size in sizes)] = source.reshape(sizes)
+    return whole.reshape(-1)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("identity", [layout.identity() for layout in catalogue()])
+def test_every_layout_as_a_gather(identity, device):
+    """Index arrays against `Placed.pack`, over the shapes that the layout can hold."""
+    layout, parameters = find(identity)
+    rng = np.random.default_rng(1)
+    held = 0
+    for shape in SHAPES:
+        try:
+            placed = layout.place(shape, parameters)
+        except LayoutError:
+            continue
+        made = gather_of(placed)
+        assert made is not None
+        source = rng.integers(0, (layout.highest if layout.add else 255) + 1, shape, dtype=np.uint8)
+        changed = (source + np.uint8(layout.add)).astype(np.uint8)
+        out = torch.full((placed.nbytes,), placed.pad_value, dtype=torch.uint8, device=device)
+        made.on(device).run(torch.from_numpy(_padded(placed, changed)).to(device), out)
+        np.testing.assert_array_equal(out.cpu().numpy(), placed.pack(source), err_msg=f"{identity} {shape}")
+        held += 1
+    assert held
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("kind", ["deepseek", "gpt_oss"])
+@pytest.mark.parametrize(("tp", "ep"), [(1, 1), (3, 2)])
+@pytest.mark.parametrize("scratch", [1, 1 << 30])
+def test_a_layer_on_a_device(tmp_path, device, name, kind, tp, ep, scratch):
+    """Whole layers: one expert at a time and all at once give the bytes and digests of the ordinary path."""
+    made = model(tmp_path, kind, experts=5, hidden=160, intermediate=224)
+    plan = make_plan(made, RECIPES[name], tp=tp, ep=ep)
+    digests, wanted = packed(made, plan, "layers.0")
+    for rank, digest, right in zip(plan.ranks, digests, wanted, strict=True):
+        out = {
+            slot: torch.full((tensor.nbytes,), POISON[slot[1]], dtype=torch.uint8, device=device)
+            for slot, tensor in right.items()
+        }
+        assert pack_layer_on_device(made, plan, "layers.0", rank, out, scratch=scratch) == digest
+        for slot, tensor in right.items():
+            np.testing.assert_array_equal(out[slot].cpu().numpy(), tensor, err_msg=f"{rank} {slot}")
+
+
+def test_a_wrong_tensor_is_refused(tmp_path):
+    """Size and dtype."""
+    made = model(tmp_path)
+    plan = make_plan(made, RECIPES["raw"])
+    rank = plan.ranks[0]
+    sizes = {slot: plan.placed("layers.0", rank, *slot).nbytes for slot in plan.fields("layers.0")}
+    good = {slot: torch.empty(size, dtype=torch.uint8) for slot, size in sizes.items()}
+    for bad in (good["w2", "scale"][:-1], good["w2", "scale"].view(torch.int8)):
+        with pytest.raises(PackError) as caught:
+            pack_layer_on_device(made, plan, "layers.0", rank, {**good, ("w2", "scale"): bad})
+        assert caught.value.code == "pack.buffer"

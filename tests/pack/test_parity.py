@@ -1,0 +1,162 @@
+"""The native engine writes the bytes that NumPy writes: every layout, every kernel, any shape, cut and padding."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from shardproof.errors import LayoutError
+from shardproof.layouts import catalogue, find
+from shardproof.pack import native
+from shardproof.pack.native import structs
+from shardproof.pack.native.library import ENGINE, library, why_not
+from shardproof.pack.program import program
+from shardproof.plan import make_plan
+from tests.pack.recipes import RECIPES, model, names, packed, recipe
+
+SHAPES = [
+    (1, 128, 256), (2, 256, 256), (3, 384, 512), (2, 64, 64), (3, 32, 12), (2, 256, 90), (1, 24, 40), (2, 768, 224),
+    (2, 16, 4), (1, 512, 256), (5, 8, 2), (2, 128, 48), (3, 256, 36), (2, 128, 1), (1, 256, 1024),
+]  # fmt: skip
+ENGINES = ["avx2", "portable"]
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request, monkeypatch):
+    """Each form of the native engine; AVX2 is the default where the machine has it."""
+    monkeypatch.setenv(ENGINE, "" if request.param == "avx2" else request.param)
+    return request.param
+
+
+def test_the_engine_is_built():
+    """Without it the tests below would compare NumPy with itself: `pip install -e .` builds it."""
+    assert why_not() is None
+    assert library() is not None
+
+
+def _run(identity: str, shape: tuple[int, int, int], source: np.ndarray, *, simd: bool, at: int = 0):
+    """Canonical bytes through the engine, from a source that starts `at` bytes into its buffer; with a canary behind."""
+    layout, parameters = find(identity)
+    placed = layout.place(shape, parameters)
+    made = program(identity, shape, 127 if layout.field == "scale" else 0, simd=simd)
+    assert made is not None
+    experts, rows, width = shape
+    held = np.empty(source.size + at, dtype=np.uint8)
+    held[at:] = source.reshape(-1)
+    out = np.full(placed.nbytes + 64, 0x77, dtype=np.uint8)
+    if made.holes:
+        out[: placed.nbytes] = placed.pad_value
+    cuts = np.zeros(experts, dtype=native.CUT)
+    for e in range(experts):
+        cuts[e] = (held.ctypes.data + at + e * rows * width, width, rows, width, 0, 0, 0, 0, (0, 0), 0)
+    jobs = np.zeros(made.groups, dtype=native.JOB)
+    for g in range(made.groups):
+        jobs[g] = (made.address, cuts.ctypes.data, out.ctypes.data, g, g + 1, 1, structs.FIELDS["bias"], 0, 0)
+    result = native.run(jobs, totals=1, columns=width, scratch=made.scratch, threads=2, simd=simd)
+    assert result.fault is None
+    assert (out[placed.nbytes :] == 0x77).all(), "wrote beyond the tensor"
+    return out[: placed.nbytes], placed.pack(source), made.struct.kernel
+
+
+@pytest.mark.parametrize("simd", [True, False], ids=ENGINES)
+@pytest.mark.parametrize("identity", [layout.identity() for layout in catalogue()])
+def test_every_layout_of_the_catalogue(identity, simd):
+    """Random bytes on every shape that the layout can hold, from an odd address."""
+    layout, parameters = find(identity)
+    highest = layout.highest if layout.add else 255
+    rng = np.random.default_rng(0)
+    held = 0
+    for shape in SHAPES:
+        try:
+            layout.place(shape, parameters)
+        except LayoutError:
+            continue
+        source = rng.integers(0, highest + 1, shape, dtype=np.uint8)
+        found, wanted, _ = _run(identity, shape, source, simd=simd, at=3)
+        np.testing.assert_array_equal(found, wanted, err_msg=f"{identity} {shape}")
+        held += 1
+    assert held, "no shape of this test fits the layout: add one"
+
+
+def test_fast_kernels_are_chosen():
+    """The layouts that matter most go through the kernels that were written for them."""
+    kinds = {
+        "aiter.w16": structs.TILE16, "aiter.w16_gugu": structs.TILE16, "aiter.e8": structs.SHUFFLE,
+        "triton_kernels.hopper_scale": structs.SHUFFLE, "marlin.weight": structs.SHUFFLE, "raw.weight": structs.RUN,
+        "triton_kernels.hopper_value": structs.SHUFFLE,
+    }  # fmt: skip
+    for identity, kind in kinds.items():
+        made = program(identity, (2, 256, 512), 0, simd=True)
+        assert made is not None
+        assert made.struct.kernel == kind, identity
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("kind", ["deepseek", "gpt_oss"])
+@pytest.mark.parametrize(("tp", "ep"), [(1, 1), (3, 1), (2, 2)])
+def test_ranks_of_a_plan(engine, tmp_path, monkeypatch, name, kind, tp, ep):
+    """Cut, padded, poisoned: same bytes and same digest as the plain path, for every rank."""
+    made = model(tmp_path, kind, experts=5, hidden=160, intermediate=224)
+    plan = make_plan(made, RECIPES[name], tp=tp, ep=ep)
+    digests, outs = packed(made, plan, "layers.0")
+    monkeypatch.setenv(ENGINE, "numpy")
+    wanted_digests, wanted = packed(made, plan, "layers.0")
+    for rank, (found, right) in enumerate(zip(outs, wanted, strict=True)):
+        for slot in right:
+            np.testing.assert_array_equal(found[slot], right[slot], err_msg=f"rank {rank} {slot}")
+    assert digests == wanted_digests
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    experts=st.integers(1, 6), hidden=st.integers(1, 9), intermediate=st.integers(1, 12), tp=st.integers(1, 4),
+    ep=st.integers(1, 3), kind=st.sampled_from(["deepseek", "gpt_oss", "quark"]),
+    weight=st.sampled_from(names("weight")), scale=st.sampled_from(names("scale")),
+    policy=st.sampled_from(["balanced", "ceil"]), simd=st.booleans(),
+)  # fmt: skip
+def test_random_plans(monkeypatch, experts, hidden, intermediate, tp, ep, kind, weight, scale, policy, simd):
+    """Any checkpoint shape on any number of ranks, with replicas and empty ranks, through any pair of layouts."""
+    with tempfile.TemporaryDirectory() as folder:
+        made = model(
+            Path(folder), kind, experts=experts, hidden=32 * hidden, intermediate=32 * intermediate, top_k=1
+        )
+        placement = {r: tuple(range(r % experts, experts)) if r else tuple(range(experts)) for r in range(ep)}
+        rules = recipe(weight, scale, hidden=512, intermediate=512)
+        plan = make_plan(made, rules, tp=tp, ep=ep, policy=policy, placement=placement, allow_empty=True)
+        monkeypatch.setenv(ENGINE, "" if simd else "portable")
+        digests, outs = packed(made, plan, "layers.0")
+        monkeypatch.setenv(ENGINE, "numpy")
+        wanted_digests, wanted = packed(made, plan, "layers.0")
+        for found, right in zip(outs, wanted, strict=True):
+            assert all(np.array_equal(found[slot], right[slot]) for slot in right)
+        assert digests == wanted_digests
+
+
+def test_threads_do_not_change_bytes(tmp_path):
+    """One thread or many."""
+    made = model(tmp_path, experts=7, hidden=256, intermediate=224)
+    plan = make_plan(made, RECIPES["aiter"], tp=2)
+    one, many = (packed(made, plan, "layers.0", threads=n) for n in (1, 8))
+    assert one[0] == many[0]
+    assert all(np.array_equal(a[s], b[s]) for a, b in zip(one[1], many[1], strict=True) for s in a)
+
+
+def test_numpy_path_says_so_once(tmp_path, monkeypatch, caplog):
+    """A machine without a compiler packs all the same, and is told why it is slow."""
+    rooms = sys.modules["shardproof.pack.native.library"]
+    made = model(tmp_path)
+    plan = make_plan(made, RECIPES["raw"])
+    monkeypatch.setattr(rooms, "_load", lambda: (None, "it was not built (no C compiler at installation)"))
+    rooms._say_once.cache_clear()
+    with caplog.at_level("WARNING", logger="shardproof.pack"):
+        packed(made, plan, "layers.0")
+        packed(made, plan, "layers.0")
+    reason = "it was not built (no C compiler at installation)"
+    said = f"packing with NumPy, several times slower: the native engine is missing; {reason}"
+    assert caplog.messages == [said]

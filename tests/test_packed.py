@@ -1,0 +1,258 @@
+"""Packed files: opened by anybody's safetensors, refused when they are damaged, old, mixed up or somebody else's."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shardproof.checkpoint import Checkpoint
+from shardproof.errors import PackedError, ShardproofError
+from shardproof.formats import read_experts
+from shardproof.pack import pack, pack_in_memory
+from shardproof.packed import MANIFEST, load, load_file, plan_key, rank_file, read_manifest
+from shardproof.plan import make_plan
+from tests.checkpoints import make
+from tests.models import AITER, RAW
+
+FIRST = "rank-00000-of-00002.safetensors"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("packed")
+    make(folder / "model", "gpt_oss", layers=2)
+    model = read_experts(Checkpoint.open(folder / "model"))
+    plan = make_plan(model, AITER, tp=2)
+    pack(model, plan, folder / "out")
+    return model, plan, folder / "out"
+
+
+@pytest.fixture
+def copy(whole, tmp_path):
+    return shutil.copytree(whole[2], tmp_path / "copy")
+
+
+def refused(action, *arguments) -> PackedError:
+    with pytest.raises(PackedError) as caught:
+        action(*arguments)
+    return caught.value
+
+
+# -- what is written --------------------------------------------------------------------------------------------------
+
+
+def test_the_safetensors_library_opens_it(whole):
+    safetensors = pytest.importorskip("safetensors")
+    model, plan, out = whole
+    for rank in plan.ranks:
+        packed = pack_in_memory(model, plan, rank)
+        with safetensors.safe_open(out / rank_file(rank), framework="numpy") as file:
+            names = {f"{key}.experts.{s}.{f}": (key, s, f) for key in plan.layers for s, f in plan.fields(key)}
+            assert set(file.keys()) == set(names)
+            for name, (key, stack, field) in names.items():
+                array = file.get_tensor(name)
+                assert array.dtype == (np.float32 if field == "bias" else np.uint8)
+                assert array.tobytes() == packed.layers[key].tensors[stack, field].tobytes()
+            record = json.loads(file.metadata()["shardproof"])
+    assert record["plan"]["recipe"]["layouts"]["w13.weight"].startswith("aiter.w16")
+    assert record["rank"] == 1
+
+
+def test_tensors_start_on_a_cache_line(whole):
+    raw = (whole[2] / FIRST).read_bytes()
+    assert (8 + struct.unpack("<Q", raw[:8])[0]) % 64 == 0
+
+
+def test_a_loaded_rank_knows_what_it_is(whole):
+    model, plan, out = whole
+    packed = load(out, 1)
+    assert plan_key(packed.plan) == plan_key(plan)
+    assert packed.plan.recipe.layouts["w13", "weight"] == "aiter.w16@1", "the version belongs to the id"
+    assert packed.rank == plan.ranks[1]
+    assert [layer.key for layer in packed] == ["layers.0", "layers.1"]
+    layer = packed.layers["layers.1"]
+    assert (layer.experts, layer.valid, layer.spec.hidden) == ((0, 1, 2, 3), 32, 64)
+    canonical = layer.canonical("w13", "scale")
+    expected = (
+        pack_in_memory(model, make_plan(model, RAW, tp=2), plan.ranks[1]).layers["layers.1"].canonical("w13", "scale")
+    )
+    assert np.array_equal(canonical[:, :32, :2], expected[:, :32])
+
+
+def test_loading_reads_no_data(whole):
+    packed = load(whole[2], 0)
+    assert all(isinstance(t, np.memmap) for layer in packed for t in layer.tensors.values())
+    with pytest.raises(ValueError, match="read-only"):
+        packed.layers["layers.0"].tensors["w2", "weight"][0] = 1
+
+
+def test_the_manifest_adds_up(whole):
+    from shardproof.digest import Digest
+
+    manifest = read_manifest(whole[2])
+    parts = [Digest.parse(text) for text in manifest["ranks"].values()]
+    assert str(sum(parts, start=Digest())) == manifest["digest"]
+    assert list(manifest["ranks"]) == [FIRST, FIRST.replace("00000-of", "00001-of")]
+    assert [load(whole[2], i).digest for i in range(2)] == parts
+
+
+def test_bytes_do_not_depend_on_when_they_were_written(whole, tmp_path):
+    model, plan, out = whole
+    pack(model, plan, tmp_path / "again")
+    for file in out.iterdir():
+        assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes()
+
+
+# -- what is refused --------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_that_is_not_packed(tmp_path):
+    error = refused(load, tmp_path)
+    assert (error.code, error.needed, error.next_step) == ("packed.not_found", MANIFEST, "shardproof pack CKPT OUT")
+
+
+@pytest.mark.parametrize("rank", [2, -1, 99])
+def test_a_rank_that_is_not_there(whole, rank):
+    error = refused(load, whole[2], rank)
+    assert (error.code, error.rank) == ("packed.rank", rank)
+    assert FIRST in error.needed
+
+
+def test_a_rank_that_was_not_packed(whole, tmp_path):
+    model, plan, _ = whole
+    pack(model, plan, tmp_path / "out", rank_indices=[1])
+    assert refused(load, tmp_path / "out", 0).code == "packed.rank"
+    assert load(tmp_path / "out", 1).rank.index == 1
+
+
+def test_a_rank_file_that_is_gone(copy):
+    (copy / FIRST).unlink()
+    assert refused(load, copy, 0).code == "packed.not_found"
+
+
+@pytest.mark.parametrize("lost", [1, 4096])
+def test_a_rank_file_that_is_cut_off(copy, lost):
+    path = copy / FIRST
+    path.write_bytes(path.read_bytes()[:-lost])
+    error = refused(load, copy, 0)
+    assert error.code == "packed.damaged"
+    assert "the file ends before this tensor does" in error.what
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]x", "\xff"])
+def test_a_manifest_that_is_not_json(copy, text):
+    (copy / MANIFEST).write_bytes(text.encode("latin-1"))
+    assert refused(load, copy).code == "packed.damaged"
+
+
+@pytest.mark.parametrize("change", [
+    {"plan": None}, {"plan": {}}, {"plan": []}, {"ranks": None}, {"ranks": 3}, {"plan": {"tp": "x"}},
+], ids=str)  # fmt: skip
+def test_a_manifest_that_lost_its_plan(copy, change):
+    manifest = json.loads((copy / MANIFEST).read_text())
+    (copy / MANIFEST).write_text(json.dumps({**manifest, **change}))
+    assert refused(load, copy).code == "packed.damaged"
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", None])
+def test_a_version_from_the_future(copy, version):
+    manifest = json.loads((copy / MANIFEST).read_text())
+    (copy / MANIFEST).write_text(json.dumps({**manifest, "format_version": version}))
+    error = refused(load, copy)
+    assert (error.code, error.found, error.needed) == ("packed.version", version, 1)
+
+
+def test_a_list_for_a_manifest(copy):
+    (copy / MANIFEST).write_text("[]")
+    assert refused(load, copy).code == "packed.version"
+
+
+def rewritten(path, change):
+    """The rank file with another header."""
+    raw = path.read_bytes()
+    length = struct.unpack("<Q", raw[:8])[0]
+    header = json.loads(raw[8 : 8 + length])
+    change(header)
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + raw[8 + length :])
+
+
+def test_a_rank_file_of_another_program(copy):
+    rewritten(copy / FIRST, lambda h: h.pop("__metadata__"))
+    error = refused(load, copy, 0)
+    assert error.code == "packed.damaged"
+    assert "'shardproof'" in error.needed
+
+
+@pytest.mark.parametrize("key", ["plan", "rank", "digest"])
+def test_a_rank_file_that_lost_part_of_its_record(copy, key):
+    def change(header):
+        record = json.loads(header["__metadata__"]["shardproof"])
+        del record[key]
+        header["__metadata__"]["shardproof"] = json.dumps(record)
+
+    rewritten(copy / FIRST, change)
+    assert refused(load, copy, 0).code == "packed.damaged"
+
+
+def test_a_tensor_under_another_name(copy):
+    rewritten(copy / FIRST, lambda h: h.update({"x": h.pop("layers.1.experts.w2.scale")}))
+    error = refused(load, copy, 0)
+    assert (error.code, error.tensor, error.found) == ("packed.damaged", "layers.1.experts.w2.scale", "nothing")
+
+
+def test_a_tensor_of_another_size(copy):
+    def change(header):
+        one, two = header["layers.0.experts.w13.weight"], header["layers.0.experts.w13.scale"]
+        one["shape"][0] -= 1
+        one["data_offsets"][1] -= 1
+        two["shape"][0] += 1
+        two["data_offsets"][0] -= 1
+
+    rewritten(copy / FIRST, change)
+    error = refused(load, copy, 0)
+    assert (error.code, error.tensor) == ("packed.damaged", "layers.0.experts.w13.weight")
+
+
+def test_a_rank_file_under_another_ranks_name(copy):
+    (copy / FIRST).write_bytes((copy / FIRST.replace("00000-of", "00001-of")).read_bytes())
+    error = refused(load, copy, 0)
+    assert (error.code, error.rank, error.found) == ("packed.mixed", 0, "rank 1")
+
+
+def test_a_rank_file_of_another_plan(whole, copy, tmp_path):
+    model, _, _ = whole
+    pack(model, make_plan(model, AITER, ep=2), tmp_path / "ep")  # also two ranks
+    shutil.copy(tmp_path / "ep" / FIRST, copy / FIRST)
+    error = refused(load, copy, 0)
+    assert (error.code, error.file) == ("packed.mixed", copy / FIRST)
+    assert "another plan" in error.what
+
+
+@given(at=st.integers(0, 6000), new=st.binary(min_size=1, max_size=3))
+def test_damage_anywhere_in_a_header_is_an_error_or_harmless(whole, tmp_path_factory, at, new):
+    path = tmp_path_factory.mktemp("damaged") / FIRST
+    raw = (whole[2] / FIRST).read_bytes()
+    path.write_bytes(raw[:at] + new + raw[at + len(new) :])
+    try:
+        load_file(path)
+    except ShardproofError as error:
+        str(error).encode()
+
+
+@given(at=st.integers(0, 5000), new=st.binary(min_size=1, max_size=3))
+def test_damage_anywhere_in_a_manifest_is_an_error_or_harmless(whole, tmp_path_factory, at, new):
+    folder = tmp_path_factory.mktemp("damaged")
+    (folder / FIRST).symlink_to(whole[2] / FIRST)
+    raw = (whole[2] / MANIFEST).read_bytes()
+    (folder / MANIFEST).write_bytes(raw[:at] + new + raw[at + len(new) :])
+    try:
+        load(folder, 0)
+    except ShardproofError as error:
+        str(error).encode()

@@ -1,0 +1,113 @@
+"""A packed folder gives its model back: any kernel and number of ranks to any other, without the checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shardproof.backends import Recipe
+from shardproof.checkpoint import Checkpoint
+from shardproof.errors import PackedError
+from shardproof.formats import ExpertModel, read_experts
+from shardproof.pack import pack
+from shardproof.packed import rank_file
+from shardproof.plan import make_plan
+from shardproof.repack import is_packed, open_packed
+from shardproof.verify import verify
+from tests.checkpoints import make
+
+
+def recipe(backend: str, weight: str, scale: str, *, hidden: int, intermediate: int, bias: str = "raw.bias") -> Recipe:
+    layouts = {
+        (stack, name): identity
+        for stack in ("w13", "w2")
+        for name, identity in (("weight", weight), ("scale", scale), ("bias", bias))
+    }
+    return Recipe(backend, layouts, hidden, intermediate)
+
+
+RECIPES = [
+    recipe("aiter", "aiter.w16", "aiter.e8", hidden=128, intermediate=128),
+    recipe("marlin", "marlin.weight", "marlin.scale", hidden=256, intermediate=128),
+    recipe("hopper", "triton_kernels.hopper_value", "triton_kernels.hopper_scale", hidden=64, intermediate=64),
+    recipe("reference", "raw.weight", "raw.scale", hidden=32, intermediate=32),
+]
+
+
+def model_in(folder: Path, kind: str, **sizes: int) -> ExpertModel:
+    make(folder, kind, **sizes)
+    return read_experts(Checkpoint.open(folder))
+
+
+@pytest.mark.parametrize("kind", ["deepseek", "gpt_oss"])
+@pytest.mark.parametrize("first", RECIPES, ids=lambda r: r.backend)
+@pytest.mark.parametrize("second", RECIPES, ids=lambda r: r.backend)
+def test_repacked_bytes_equal_bytes_packed_from_the_checkpoint(
+    kind: str, first: Recipe, second: Recipe, tmp_path: Path
+) -> None:
+    model = model_in(tmp_path / "model", kind, layers=1, experts=3, hidden=128, intermediate=192)
+    pack(model, make_plan(model, first, tp=4, ep=2), tmp_path / "first")
+    again = open_packed(tmp_path / "first")
+    plan = make_plan(again, second, tp=3)
+    pack(again, plan, tmp_path / "second")
+    pack(model, make_plan(model, second, tp=3), tmp_path / "direct")
+    for rank in plan.ranks:
+        assert (tmp_path / "second" / rank_file(rank)).read_bytes() == (
+            tmp_path / "direct" / rank_file(rank)
+        ).read_bytes()
+    assert verify(tmp_path / "second", model).ok
+    assert verify(tmp_path / "direct", again).ok
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    experts=st.integers(1, 5), blocks=st.integers(1, 7), hidden=st.integers(1, 3), tp=st.integers(1, 4),
+    ep=st.integers(1, 3), to_tp=st.integers(1, 4), seed=st.integers(0, 2**31),
+)  # fmt: skip
+def test_any_ranks_to_any_ranks(
+    tmp_path_factory: pytest.TempPathFactory,
+    experts: int,
+    blocks: int,
+    hidden: int,
+    tp: int,
+    ep: int,
+    to_tp: int,
+    seed: int,
+) -> None:
+    folder = tmp_path_factory.mktemp("repack")
+    made = make(folder / "model", "quark", experts=experts, hidden=32 * hidden, intermediate=32 * blocks, seed=seed, top_k=1)
+    model = read_experts(Checkpoint.open(folder / "model"))
+    ep = min(ep, experts)
+    pack(model, make_plan(model, RECIPES[0], tp=tp, ep=ep, allow_empty=True), folder / "packed")
+    again = open_packed(folder / "packed")
+    for (layer, expert, projection), weight in made.weight.items():
+        source = again.layers[layer].sources[projection, "weight"]
+        np.testing.assert_array_equal(source.matrix(again.checkpoint, expert), weight)
+    plan = make_plan(again, RECIPES[1], tp=to_tp, allow_empty=True)
+    pack(again, plan, folder / "repacked")
+    proof = verify(folder / "repacked", model)
+    assert proof.ok
+    assert proof.digest == verify(folder / "packed", model).digest
+
+
+def test_replicas_are_read_once(tmp_path: Path) -> None:
+    model = model_in(tmp_path / "model", "deepseek", experts=3)
+    placement = [[0, 1], [1, 2]]
+    pack(model, make_plan(model, RECIPES[0], tp=2, ep=2, placement=placement), tmp_path / "packed")
+    again = open_packed(tmp_path / "packed")
+    pack(again, make_plan(again, RECIPES[3]), tmp_path / "whole")
+    assert verify(tmp_path / "whole", model).ok
+
+
+def test_a_folder_with_missing_ranks_is_refused(tmp_path: Path) -> None:
+    model = model_in(tmp_path / "model", "deepseek")
+    pack(model, make_plan(model, RECIPES[0], tp=3), tmp_path / "packed", rank_indices=[0, 2])
+    assert is_packed(tmp_path / "packed")
+    with pytest.raises(PackedError) as caught:
+        open_packed(tmp_path / "packed")
+    assert caught.value.code == "packed.incomplete"
+    assert "rank: 1" in str(caught.value)
