@@ -141,7 +141,7 @@ class HopperExperts:
     def __call__(self, x: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor) -> torch.Tensor:
         """Runs the layer: x bf16 [M, H], topk_ids int32 [M, k], topk_weights float32 [M, k] -> bf16 [M, H].
 
-        Ids are global, -1 for none. Raises KernelError "kernel.tensor" for a wrong dtype, shape, device or stride.
+        Ids are global, -1 for none. Raises KernelError "kernel.tensor" for a wrong dtype, shape or device.
         """
         self._check_call(x, topk_ids, topk_weights)
         out = torch.empty_like(x)
