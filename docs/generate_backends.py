@@ -1,4 +1,4 @@
-"""Rewrite the tables of docs/backends.md from the declarations: `python docs/generate_backends.py`."""  # noqa: INP001
+"""Rewrite the tables of docs/backends.md and README.md from the declarations: `python docs/generate_backends.py`."""  # noqa: INP001
 
 import re
 from pathlib import Path
@@ -8,6 +8,8 @@ from shardproof.errors import BackendError
 from shardproof.oracle import select
 
 PAGE = Path(__file__).parent / "backends.md"
+README = Path(__file__).parent.parent / "README.md"
+PARTS = {PAGE: ("choices", "support", "layouts", "sources"), README: ("choices",)}
 
 
 def choose(request: Request) -> str:
@@ -18,7 +20,7 @@ def choose(request: Request) -> str:
         return "-"
 
 
-def fill(page: str) -> str:
+def fill(page: str, names: tuple[str, ...] = PARTS[PAGE]) -> str:
     """The page with every part between `<!-- begin NAME -->` and `<!-- end NAME -->` written anew."""
     parts = {
         "choices": support.choices(choose),
@@ -26,13 +28,15 @@ def fill(page: str) -> str:
         "layouts": support.layouts(),
         "sources": support.sources(),
     }
-    for name, text in parts.items():
+    for name in names:
+        text = parts[name]
         between = re.compile(f"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
         page, found = between.subn(lambda m, text=text: f"{m[1]}{text}\n{m[2]}", page)
         if found != 1:
-            raise SystemExit(f"{PAGE} has {found} parts named {name}")
+            raise SystemExit(f"the page has {found} parts named {name}")
     return page
 
 
 if __name__ == "__main__":
-    PAGE.write_text(fill(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    for path, names in PARTS.items():
+        path.write_text(fill(path.read_text(encoding="utf-8"), names), encoding="utf-8")
