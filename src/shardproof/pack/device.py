@@ -153,7 +153,7 @@ class _Stage:
 
         self.scratch, self.threads, self._device = scratch, threads, device
         self._cuda = torch.device(device).type == "cuda"
-        self._stream = torch.cuda.Stream(device) if self._cuda else None
+        self._stream = torch.cuda.Stream(device) if self._cuda else None  # type: ignore[no-untyped-call]
         if self._stream is not None:
             self._stream.wait_stream(torch.cuda.current_stream(device))
         self._host: list[torch.Tensor | None] = [None, None]
@@ -189,7 +189,7 @@ class _Stage:
         with torch.cuda.stream(self._stream):
             there[:size].copy_(host[:size], non_blocking=True)
             gather.run(there[:size], target)
-            self._events[self._turn] = torch.cuda.Event()
+            self._events[self._turn] = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._events[self._turn].record(self._stream)
 
     def finish(self) -> None:

@@ -44,8 +44,13 @@ class Gather:
         """The arrays as tensors on a device."""
         import torch
 
-        arrays = [self.tile_source, self.tile_target, self.source, self.target, self.table, self.tables]
-        return DeviceGather(*(None if a is None else torch.from_numpy(a).to(device) for a in arrays), word=self.word)
+        def sent(array: npt.NDArray[Any]) -> torch.Tensor:
+            return torch.from_numpy(array).to(device)
+
+        return DeviceGather(
+            sent(self.tile_source), sent(self.tile_target), sent(self.source), sent(self.target), sent(self.table),
+            None if self.tables is None else sent(self.tables), self.word,
+        )  # fmt: skip
 
 
 def gather_of(placed: Placed) -> Gather | None:

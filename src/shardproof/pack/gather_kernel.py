@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _BLOCK = 1024
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _gather(  # type: ignore[no-untyped-def]  # noqa: ANN202
     source, out, tile_source, tile_target, offsets, targets, table, tables, total,  # noqa: ANN001
     words: tl.constexpr, parts: tl.constexpr, copy: tl.constexpr, word: tl.constexpr, block: tl.constexpr,
