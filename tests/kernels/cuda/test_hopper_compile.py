@@ -64,6 +64,14 @@ def test_choice_follows_the_table() -> None:
             assert builds.choose(top, precision).name == name
 
 
+def test_a_file_extends_the_table(monkeypatch, tmp_path) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text('{"My GPU": {"w4a16": [[null, "mid"]]}}')
+    monkeypatch.setenv("SHARDPROOF_TUNING", str(path))
+    assert builds.choose(0.01, "w4a16", "My GPU").name == "mid"
+    assert builds.choose(0.01, "w4a16", "Another GPU").name == "small"
+
+
 def test_operator_has_a_fake_form() -> None:
     from torch._subclasses.fake_tensor import FakeTensorMode
 

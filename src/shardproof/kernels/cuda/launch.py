@@ -37,7 +37,7 @@ class Args(ctypes.Structure):
     )
 
 
-def _check(result: tuple[Any, ...]) -> Any:  # noqa: ANN401 - driver handles have no public types
+def _check(result: tuple[Any, ...]) -> Any:
     if int(result[0]) != 0:
         raise KernelError(
             "kernel.cuda", "the CUDA driver refused a call", found=str(result[0]), needed="CUDA_SUCCESS"
@@ -46,7 +46,7 @@ def _check(result: tuple[Any, ...]) -> Any:  # noqa: ANN401 - driver handles hav
 
 
 @functools.cache
-def function(entry: str, build: Build, device: int) -> Any:  # noqa: ANN401
+def function(entry: str, build: Build, device: int) -> Any:
     """The loaded kernel of `entry` for `build` on `device` (its primary context must exist)."""
     import torch
     from cuda.bindings import driver
@@ -61,7 +61,7 @@ def function(entry: str, build: Build, device: int) -> Any:  # noqa: ANN401
     return func
 
 
-def launch(func: Any, grid: int, block: int, shared: int, stream: int, overlap: bool, *args: Any) -> None:  # noqa: ANN401
+def launch(func: Any, grid: int, block: int, shared: int, stream: int, overlap: bool, *args: Any) -> None:
     """Launches on `stream`; with `overlap` it may start while its predecessor runs and waits inside."""
     from cuda.bindings import driver
 

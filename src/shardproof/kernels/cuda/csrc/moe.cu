@@ -3,6 +3,7 @@
 // whatever a tile waits for is already being computed, however many blocks run.
 #include "finish.cuh"
 #include "load.cuh"
+#include "reduce.cuh"
 #include "route.cuh"
 
 // e4m3 bytes of {0, .5, 1, 1.5, 2, 3, 4, 6} * 2^(index - 8), index 0..14.

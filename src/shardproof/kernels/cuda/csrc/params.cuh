@@ -3,7 +3,10 @@
 #include "ptx.cuh"
 
 // WGS consumer warpgroups a block; each owns MW tiles of 64 rows; KW warpgroups share one row tile and split K.
-// NMAX tokens a tile at most; N0 < N1 < .. <= NMAX are the matrix widths that are compiled (0: none). FP8: e4m3 activations with one scale a 128 values.
+// NMAX tokens a tile at most; N0 < N1 < .. <= NMAX are the matrix widths that are compiled (0: none).
+// FP8: e4m3 activations, one scale for 128 values. NARROW: warp-wide matrix products, for few tokens; else wgmma, and
+// OVERLAP unpacks PAIR chunks of weights during the step before (more registers). EACH: 64-value chunks of a stage that
+// one warpgroup reads.
 #ifndef WGS
 #define WGS 4
 #define MW 1
