@@ -39,3 +39,9 @@ def test_every_backend_is_in_every_table():
 def test_tables_are_rectangular():
     for table in (support.support(), support.layouts(), support.choices(lambda _: "x")):
         assert len({line.count("|") for line in table.splitlines()}) == 1
+
+
+def test_the_readme_is_up_to_date():
+    module = generator()
+    page = module.README.read_text(encoding="utf-8")
+    assert module.fill(page, module.PARTS[module.README]) == page, "run: python docs/generate_backends.py"

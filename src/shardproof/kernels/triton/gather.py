@@ -1,4 +1,4 @@
-"""The gather of `gather.py` as one Triton kernel: every layout of the catalogue, one thread a word."""
+"""The gather of `pack/gather.py` as one Triton kernel: every layout of the catalogue, one thread a word."""
 
 from __future__ import annotations
 
