@@ -57,9 +57,7 @@ class Ggml:
 
     def __init__(self, folder: Path) -> None:
         names = ("libggml-base.so", "libggml-cpu.so", "libggml.so")
-        self._libs = [
-            ctypes.CDLL(str(folder / n), mode=ctypes.RTLD_GLOBAL) for n in names if (folder / n).exists()
-        ]
+        self._libs = [ctypes.CDLL(str(folder / n), mode=ctypes.RTLD_GLOBAL) for n in names if (folder / n).exists()]
         for name, (result, arguments) in SIGNATURES.items():
             function = next(getattr(lib, name) for lib in self._libs if hasattr(lib, name))
             function.restype, function.argtypes = result, arguments
@@ -95,9 +93,7 @@ def gguf_blocks(weight: np.ndarray, scale: np.ndarray) -> np.ndarray:
 class GgmlLayer:
     """One MoE layer in ggml; `stacks` are gguf_blocks of w1, w3, w2 (whole layer) or of one matrix (MUL_MAT_ID)."""
 
-    def __init__(
-        self, ggml: Ggml, stacks: list[np.ndarray], *, top_k: int, threads: int, repack: bool
-    ) -> None:
+    def __init__(self, ggml: Ggml, stacks: list[np.ndarray], *, top_k: int, threads: int, repack: bool) -> None:
         self.g, self.top_k, self.graphs = ggml, top_k, {}
         self.backend = ggml.ggml_backend_cpu_init()
         ggml.ggml_backend_cpu_set_n_threads(self.backend, threads)

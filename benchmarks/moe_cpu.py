@@ -44,12 +44,8 @@ class Layer:
         self.experts, self.hidden, self.inter, self.top_k = experts, hidden, inter, top_k
         rng = np.random.default_rng(7)
         shapes = {"w1": (inter, hidden), "w3": (inter, hidden), "w2": (hidden, inter)}
-        self.weight = {
-            p: rng.integers(0, 256, (experts, n, k // 2), dtype=np.uint8) for p, (n, k) in shapes.items()
-        }
-        self.scale = {
-            p: rng.integers(112, 118, (experts, n, k // 32), dtype=np.uint8) for p, (n, k) in shapes.items()
-        }
+        self.weight = {p: rng.integers(0, 256, (experts, n, k // 2), dtype=np.uint8) for p, (n, k) in shapes.items()}
+        self.scale = {p: rng.integers(112, 118, (experts, n, k // 32), dtype=np.uint8) for p, (n, k) in shapes.items()}
 
     def packed(self) -> tuple[np.ndarray, ...]:
         """The CPU layout: see shardproof.kernels.cpu.CpuExperts."""
@@ -59,9 +55,7 @@ class Layer:
         return (
             np.ascontiguousarray(w13.reshape(e, 2, n, 8, k, 4, 4).transpose(0, 2, 4, 5, 1, 3, 6)).reshape(-1),
             np.ascontiguousarray(s13.reshape(e, 2, n, 8, k).transpose(0, 2, 4, 1, 3)).reshape(-1),
-            np.ascontiguousarray(
-                self.weight["w2"].reshape(e, m, 16, j, 4, 4).transpose(0, 1, 3, 4, 2, 5)
-            ).reshape(-1),
+            np.ascontiguousarray(self.weight["w2"].reshape(e, m, 16, j, 4, 4).transpose(0, 1, 3, 4, 2, 5)).reshape(-1),
             np.ascontiguousarray(self.scale["w2"].reshape(e, m, 16, j).transpose(0, 1, 3, 2)).reshape(-1),
         )
 
@@ -93,9 +87,7 @@ class Inputs:
 
 def torch_way(layer: Layer) -> Callable[[Inputs], object]:
     """Dequantise with a table of byte pairs, then float32 matmul, expert by expert."""
-    table = torch.from_numpy(
-        np.stack([E2M1[np.arange(256) & 15], E2M1[np.arange(256) >> 4]], axis=1)
-    ).contiguous()
+    table = torch.from_numpy(np.stack([E2M1[np.arange(256) & 15], E2M1[np.arange(256) >> 4]], axis=1)).contiguous()
     pairs, scales = table.view(torch.int64).reshape(-1), torch.from_numpy(E8M0)
     weight = {p: torch.from_numpy(w) for p, w in layer.weight.items()}
     scale = {p: torch.from_numpy(s) for p, s in layer.scale.items()}
@@ -116,9 +108,7 @@ def torch_way(layer: Layer) -> Callable[[Inputs], object]:
     return run
 
 
-def own_way(
-    layer: Layer, packed: tuple, isa: str, precision: str, threads: int
-) -> Callable[[Inputs], object]:
+def own_way(layer: Layer, packed: tuple, isa: str, precision: str, threads: int) -> Callable[[Inputs], object]:
     experts = CpuExperts(
         packed[0], packed[1], None, packed[2], packed[3], None,
         experts=layer.experts, hidden=layer.hidden, intermediate=layer.inter,
@@ -178,9 +168,7 @@ def report(name: str, times: list[float], inputs: Inputs, read: float | None, pe
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", default="32,2880,2880,4", help="E,H,I,top_k")
     parser.add_argument("--tokens", default="1,8,64,512")
     parser.add_argument("--isa", default=None, help="variants, comma separated; default: avx2 and the best")
@@ -198,26 +186,20 @@ def main() -> None:
     isas = args.isa.split(",") if args.isa else list(dict.fromkeys([*usable_isas()[1:2], usable_isas()[-1]]))
     packed = layer.packed()
     ways = {
-        f"{p} {isa}": own_way(layer, packed, isa, p, args.threads)
-        for p in args.precision.split(",")
-        for isa in isas
+        f"{p} {isa}": own_way(layer, packed, isa, p, args.threads) for p in args.precision.split(",") for isa in isas
     }
     peers: dict[str, GgmlLayer] = {}
     if (folder := ggml_folder(args.ggml)) is not None:
         ggml = Ggml(folder)
         for name, repack in (("ggml plain", False), ("ggml repack", True)):
-            peers[name] = GgmlLayer(
-                ggml, layer.blocks(), top_k=layer.top_k, threads=args.threads, repack=repack
-            )
+            peers[name] = GgmlLayer(ggml, layer.blocks(), top_k=layer.top_k, threads=args.threads, repack=repack)
             ways[name] = ggml_way(peers[name])
     else:
         print("ggml: not installed here, left out")
     if args.torch:
         ways["torch dequantise + matmul"] = torch_way(layer)
     read, read_bytes = read_way(args.threads)
-    print(
-        f"{platform.machine()}, {args.threads} threads, load {os.getloadavg()[0]:.2f}, E,H,I,k = {args.shape}"
-    )
+    print(f"{platform.machine()}, {args.threads} threads, load {os.getloadavg()[0]:.2f}, E,H,I,k = {args.shape}")
     for tokens in map(int, args.tokens.split(",")):
         inputs = Inputs(layer, tokens)
         for peer in peers.values():

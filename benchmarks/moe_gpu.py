@@ -124,10 +124,7 @@ def main() -> None:
             tune(shape, args.tune)
             continue
         ours = [make_layer(shape, p) for p in ("w4a16", "w4a8")] if args.run else []
-        print(
-            f"{shape}\n{'M':>6} {'experts':>8} {'MB':>8} {'memory':>8} {'bf16':>8} {'fp8':>8}"
-            "  ours w4a16, w4a8 (us)"
-        )
+        print(f"{shape}\n{'M':>6} {'experts':>8} {'MB':>8} {'memory':>8} {'bf16':>8} {'fp8':>8}  ours w4a16, w4a8 (us)")
         for tokens in BATCHES:
             f = floors(shape, tokens)
             times = " ".join(f"{measure(layer, shape, tokens):9.1f}" for layer in ours)

@@ -51,7 +51,5 @@ def register(bench):
     for b in builds.BUILDS.values():
         for precision in ("w4a8",) if b.fp8 else ("w4a16", "w4a8"):
             name = f"{b.name}:{precision}"
-            table[name] = type(
-                name, (Ours,), {"name": f"geometry {name}", "build": b, "precision": precision}
-            )
+            table[name] = type(name, (Ours,), {"name": f"geometry {name}", "build": b, "precision": precision})
     return table

@@ -79,7 +79,9 @@ def test_any_ranks_to_any_ranks(
     seed: int,
 ) -> None:
     folder = tmp_path_factory.mktemp("repack")
-    made = make(folder / "model", "quark", experts=experts, hidden=32 * hidden, intermediate=32 * blocks, seed=seed, top_k=1)
+    made = make(
+        folder / "model", "quark", experts=experts, hidden=32 * hidden, intermediate=32 * blocks, seed=seed, top_k=1
+    )
     model = read_experts(Checkpoint.open(folder / "model"))
     ep = min(ep, experts)
     pack(model, make_plan(model, RECIPES[0], tp=tp, ep=ep, allow_empty=True), folder / "packed")

@@ -92,9 +92,7 @@ def _column_keys(blocks: int) -> tuple[U32, I16]:
     lanes = []
     for kind in ("weight", "scale"):
         for lane in _LANES:
-            seed = int.from_bytes(
-                hashlib.blake2b(f"{kind}/{lane}".encode(), digest_size=8).digest(), "little"
-            )
+            seed = int.from_bytes(hashlib.blake2b(f"{kind}/{lane}".encode(), digest_size=8).digest(), "little")
             lanes.append(row_keys(seed, 0, blocks * _WORDS_A_BLOCK) >> np.uint64(32) | np.uint64(1))
     halves = np.stack(lanes[2:]).astype(np.uint32).view(np.int16).reshape(2, -1, 2)
     return np.stack(lanes[:2]).astype(np.uint32), np.ascontiguousarray(halves.transpose(0, 2, 1))
@@ -106,9 +104,7 @@ def _scale_keys(blocks: int) -> U64:
     return np.asarray(halves[:, 0] + (halves[:, 1] << 16)).astype(np.uint64)
 
 
-def _weigh(
-    words: npt.NDArray[np.unsignedinteger], keys: npt.NDArray[np.unsignedinteger], rows: list[U64]
-) -> Digest:
+def _weigh(words: npt.NDArray[np.unsignedinteger], keys: npt.NDArray[np.unsignedinteger], rows: list[U64]) -> Digest:
     """Words [R, W] against keys [2, W] and row keys [R] of each lane."""
     count, width = words.shape
     step = max(1, _AT_ONCE // max(width, 1))
@@ -117,11 +113,7 @@ def _weigh(
         for begin in range(0, count, step):
             part = words[begin : begin + step].astype(np.uint64)
             lanes = [
-                int(
-                    (
-                        (part * keys[lane].astype(np.uint64)).sum(axis=1) * rows[lane][begin : begin + step]
-                    ).sum()
-                )
+                int(((part * keys[lane].astype(np.uint64)).sum(axis=1) * rows[lane][begin : begin + step]).sum())
                 for lane in range(2)
             ]
             total += Digest(lanes[0], lanes[1])
@@ -160,6 +152,4 @@ def bias_digest(
     """Digest of a run of biases, float32 [R], standing at `row`."""
     words = bias.astype(np.float32).view(np.uint32).reshape(-1, 1)
     keys = _scale_keys(1)[:, :1]
-    return _weigh(
-        words, keys, [row_keys(seed, row, len(words)) for seed in place(layer, expert, projection, "bias")]
-    )
+    return _weigh(words, keys, [row_keys(seed, row, len(words)) for seed in place(layer, expert, projection, "bias")])

@@ -124,9 +124,7 @@ def _same_checkpoint(plan: Plan, model: ExpertModel) -> None:
 
 def _digest_difference(packed: PackedExperts, found: Digest) -> Difference:
     text = f"recorded {packed.digest}, the checkpoint gives {found}"
-    return Difference(
-        packed.rank.index, "(digest)", 0, 0, (text,), None, "the checkpoint's data changed since packing"
-    )
+    return Difference(packed.rank.index, "(digest)", 0, 0, (text,), None, "the checkpoint's data changed since packing")
 
 
 def verify_layer(model: ExpertModel, layer: PackedLayer) -> tuple[list[Difference], Digest]:
@@ -139,8 +137,7 @@ def verify_layer(model: ExpertModel, layer: PackedLayer) -> tuple[list[Differenc
         return [], digest
     cause = _explain(model, layer, list(bad))
     return [
-        _difference(model, layer, slot, mask, expected[slot], cause.get(slot, ()))
-        for slot, mask in bad.items()
+        _difference(model, layer, slot, mask, expected[slot], cause.get(slot, ())) for slot, mask in bad.items()
     ], digest
 
 
@@ -241,9 +238,7 @@ def _where(
     return f"byte {address} = {where}: {values}"
 
 
-def _source_place(
-    layer: PackedLayer, stack: Stack, name: Field, row: int, column: int
-) -> tuple[Any, int, int]:
+def _source_place(layer: PackedLayer, stack: Stack, name: Field, row: int, column: int) -> tuple[Any, int, int]:
     for cut in layer.plan.cuts(layer.key, layer.rank, stack, name):
         r, c = row - cut.at_row, column - cut.at_column
         if 0 <= r < cut.rows[1] - cut.rows[0] and 0 <= c < cut.columns[1] - cut.columns[0]:

@@ -101,5 +101,3 @@ def told(model: ExpertModel, plan: Plan, rank: Rank, dump: dict[str, np.ndarray]
 def named(found: Diagnosis) -> set[str]:
     """Names of all mistakes that were found, those that give the very same bytes included."""
     return {f.name for f in found.findings} | {name for f in found.findings for name in f.also}
-
-

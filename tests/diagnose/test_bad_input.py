@@ -17,7 +17,9 @@ from tests.diagnose.conftest import Made
 KEY = "layers.0"
 
 
-def _right(made: Made, name: str = "v4_flash", rank: int = 1) -> tuple[dict[str, np.ndarray], object, dict[str, object]]:
+def _right(
+    made: Made, name: str = "v4_flash", rank: int = 1
+) -> tuple[dict[str, np.ndarray], object, dict[str, object]]:
     model, plan, _ = made(name)
     hints = {"rank": rank, "tp": plan.tp, "ep": 1, "recipe": plan.recipe}
     return put_back(model, plan, KEY, plan.ranks[rank]), model, hints
@@ -176,5 +178,3 @@ def test_layer_that_nothing_shows(made: Made) -> None:
 def test_rank_outside_the_group(made: Made) -> None:
     dump, model, hints = _right(made)
     assert _refused(dump, model, **{**hints, "rank": 9}).code == "diagnose.rank"
-
-

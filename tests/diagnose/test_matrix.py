@@ -57,4 +57,6 @@ def test_right_tensors_are_recognised_without_hints(made: Made, name: str) -> No
         start, stop = (32 * b for b in plan.shape("layers.1").intervals[rank.tp_rank])
         assert report.where["intermediate"].startswith(f"{start}..{stop} of ")
         same_slice = f"rank {rank.tp_rank} of tp {rank.tp}"
-        assert (report.where["tp"], report.where["ep"]) == (rank.tp, rank.ep) or any(same_slice in n for n in report.notes)
+        assert (report.where["tp"], report.where["ep"]) == (rank.tp, rank.ep) or any(
+            same_slice in n for n in report.notes
+        )

@@ -26,7 +26,9 @@ def _case(made: Made, name: str, rank: int = 1, seed: int = 0) -> tuple[Referenc
     return right, Activations(x, ids, weights, right(x, ids, weights)), model, plan
 
 
-def _diagnose(made: Made, name: str, given: Activations, mistakes: tuple[Mistake, ...] = (), rank: int = 1) -> Diagnosis:
+def _diagnose(
+    made: Made, name: str, given: Activations, mistakes: tuple[Mistake, ...] = (), rank: int = 1
+) -> Diagnosis:
     model, plan, _ = made(name)
     dump = put_back(model, plan, "layers.0", plan.ranks[rank], mistakes)
     hints = {"rank": rank, "tp": plan.tp, "ep": plan.ep, "recipe": plan.recipe}
@@ -70,7 +72,9 @@ def test_wrong_bytes_explain_the_output(made: Made) -> None:
 def test_an_expert_that_contributes_nothing(made: Made) -> None:
     right, given, _, _ = _case(made, "v4_flash")
     held = tuple(e if e != 3 else -7 for e in right.experts)
-    found = _diagnose(made, "v4_flash", replace(given, y=replace(right, experts=held)(given.x, given.topk_ids, given.topk_weights)))
+    found = _diagnose(
+        made, "v4_flash", replace(given, y=replace(right, experts=held)(given.x, given.topk_ids, given.topk_weights))
+    )
     assert found.names == {"numbers_wrong"}
     assert "experts 3 contribute nothing" in found.sentence
     assert "the bytes of the dump are right" in found.sentence
@@ -81,5 +85,3 @@ def test_not_a_number_is_not_right(made: Made) -> None:
     y = given.y.clone()
     y[3, 5] = float("nan")
     assert not _diagnose(made, "v4_flash", replace(given, y=y)).ok
-
-

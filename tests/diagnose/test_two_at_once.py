@@ -26,9 +26,7 @@ BLINDING = {
 
 def _cases() -> list[tuple[Mistake, Mistake]]:
     pairs = [
-        (a, b)
-        for a, b in itertools.combinations(museum(), 2)
-        if not _exclude(a, b) and not BLINDING & {a.name, b.name}
+        (a, b) for a, b in itertools.combinations(museum(), 2) if not _exclude(a, b) and not BLINDING & {a.name, b.name}
     ]
     return random.Random(5).sample(pairs, min(PAIRS, len(pairs)))
 

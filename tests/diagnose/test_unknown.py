@@ -51,7 +51,9 @@ def test_random_permutation_has_no_pattern_but_is_placed(tmp_path: Path) -> None
     found = diagnose(dump, model, rank=0, tp=1, ep=1, recipe=RAW)
     assert found.names == {"unknown_order"}
     first = int(moved[0])
-    assert f"no pattern; the first addresses are 0 <- row {first // 32}, byte {first % 32}" in found.findings[0].sentence
+    assert (
+        f"no pattern; the first addresses are 0 <- row {first // 32}, byte {first % 32}" in found.findings[0].sentence
+    )
 
 
 def test_pieces_of_sixteen_bytes_that_moved_within_each_row(tmp_path: Path) -> None:
@@ -63,7 +65,7 @@ def test_pieces_of_sixteen_bytes_that_moved_within_each_row(tmp_path: Path) -> N
     dump[name] = dump[name].reshape(4, 256, 4, 2, 16).transpose(0, 1, 3, 2, 4).reshape(-1).copy()
     found = diagnose(dump, model, rank=0, tp=1, ep=1, recipe=RAW)
     assert "unknown_order" in found.names
-    assert '-> e ' in str(found)
+    assert "-> e " in str(found)
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -222,6 +222,7 @@ _TK_VERSIONS = {
     "cdna4_scale@2": cdna4,
 }
 
+
 def cpu_w13(e, n, k, E, N, K):
     half, row = n // (N // 2), n % (N // 2)
     word = ((e * (N // 16) + row // 8) * (K // 16) + k // 16) * 4 + k % 16 // 4

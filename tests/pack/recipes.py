@@ -53,9 +53,7 @@ def model(folder: Path, kind: str = "deepseek", **sizes: int) -> ExpertModel:
 
 def poisoned(plan: Plan, key: str, rank) -> dict:
     """Buffers of a layer of a rank, filled with what must not survive."""
-    return {
-        slot: np.full(plan.placed(key, rank, *slot).nbytes, POISON[slot[1]], np.uint8) for slot in plan.fields(key)
-    }
+    return {slot: np.full(plan.placed(key, rank, *slot).nbytes, POISON[slot[1]], np.uint8) for slot in plan.fields(key)}
 
 
 def packed(model: ExpertModel, plan: Plan, key: str, **options):

@@ -70,7 +70,6 @@ def test_handed_out_arrays_are_read_only_and_torch_writes_stay_private(made):
     assert (out / rank_file(plan.ranks[1])).read_bytes() == before
 
 
-
 def test_torch_from_memory(made):
     """Packed in memory: torch sees the same bytes."""
     found, plan, _ = made

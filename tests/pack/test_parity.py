@@ -123,9 +123,7 @@ def test_ranks_of_a_plan(engine, tmp_path, monkeypatch, name, kind, tp, ep):
 def test_random_plans(monkeypatch, experts, hidden, intermediate, tp, ep, kind, weight, scale, policy, simd):
     """Any checkpoint shape on any number of ranks, with replicas and empty ranks, through any pair of layouts."""
     with tempfile.TemporaryDirectory() as folder:
-        made = model(
-            Path(folder), kind, experts=experts, hidden=32 * hidden, intermediate=32 * intermediate, top_k=1
-        )
+        made = model(Path(folder), kind, experts=experts, hidden=32 * hidden, intermediate=32 * intermediate, top_k=1)
         placement = {r: tuple(range(r % experts, experts)) if r else tuple(range(experts)) for r in range(ep)}
         rules = recipe(weight, scale, hidden=512, intermediate=512)
         plan = make_plan(made, rules, tp=tp, ep=ep, policy=policy, placement=placement, allow_empty=True)

@@ -34,9 +34,7 @@ def _mincore(checkpoint: Checkpoint, file: int, start: int, stop: int) -> tuple[
     length = base + stop - first
     pages = np.zeros(-(-length // mmap.PAGESIZE), dtype=np.uint8)
     call = getattr(ctypes.CDLL(None, use_errno=True), "mincore", None)
-    if call is None or call(
-        ctypes.c_void_p(first), ctypes.c_size_t(length), ctypes.c_void_p(pages.ctypes.data)
-    ):
+    if call is None or call(ctypes.c_void_p(first), ctypes.c_size_t(length), ctypes.c_void_p(pages.ctypes.data)):
         return None
     return int((pages & 1).sum()), len(pages)
 

@@ -54,9 +54,7 @@ def diagnose(
     named = f"layers.{layer}" if isinstance(layer, int) or (layer or "").isdecimal() else layer
     hints = Hints(layer=named, rank=rank, tp=tp, ep=ep, policy=policy, placement=placement)
     tensors = read_dump(dump)
-    examinations = [
-        Examination(model, group, hints, recipe, most=most) for group in _by_layer(tensors, hints)
-    ]
+    examinations = [Examination(model, group, hints, recipe, most=most) for group in _by_layer(tensors, hints)]
     reports = tuple(e.report(activations) for e in examinations)
     if repair is not None:
         from shardproof.diagnose.repair import write_repaired

@@ -61,9 +61,7 @@ def compare(scene: Scene, slot: Slot, views: Views, mistakes: Sequence[Mistake] 
         if content is None or scene.experts(mistakes)[local] is None:
             content = scene.content(local, *slot, mistakes)
             if slot[1] == "bias" and not content.any():
-                content = np.ones_like(
-                    content
-                )  # a bias that stands where there should be none adds to the result
+                content = np.ones_like(content)  # a bias that stands where there should be none adds to the result
         same = found == matrix
         result.total += int(content.sum())
         if not same.all():

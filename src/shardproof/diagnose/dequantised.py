@@ -39,9 +39,7 @@ class Shard:
         return self.rank * self.size, (self.rank + 1) * self.size
 
 
-def examine_numbers(
-    examination: Intake, stack: Stack, tensor: Foreign
-) -> tuple[Row, list[Finding], Shard | None]:
+def examine_numbers(examination: Intake, stack: Stack, tensor: Foreign) -> tuple[Row, list[Finding], Shard | None]:
     """Compare a dequantised weight [E, N, K] (or [E, K, N]) with the checkpoint's numbers."""
     model, key, hints = examination.model, examination.key, examination.hints
     spec = model.layer(key).spec
@@ -74,11 +72,7 @@ def examine_numbers(
         if first is None and bad.any():
             first = (expert, *(int(x[0]) for x in np.nonzero(bad)))  # type: ignore[assignment]
     share = equal / total if total else 0.0
-    place = (
-        ""
-        if first is None
-        else f"expert {first[0]} {stack} row {first[1]} value {first[2] + shard.interval[0]}"
-    )
+    place = "" if first is None else f"expert {first[0]} {stack} row {first[1]} value {first[2] + shard.interval[0]}"
     notes = (f"dequantised: numbers of {tensor.dtype}",)
     row = Row(
         tensor.name,
@@ -115,8 +109,7 @@ def _part(
     """The shard's numbers; `columns` names the scale column of each value along K where it is not its own block's."""
     sources = model.layer(key).sources
     weight, scale = (
-        np.ascontiguousarray(sources[projection, name].matrix(model.checkpoint, expert))
-        for name in ("weight", "scale")
+        np.ascontiguousarray(sources[projection, name].matrix(model.checkpoint, expert)) for name in ("weight", "scale")
     )
     start, stop = shard.interval
     if projection != "w2":
@@ -127,9 +120,7 @@ def _part(
     return np.asarray(codes * E8M0[scale[:, columns]], dtype=np.float32)
 
 
-def _expected(
-    model: ExpertModel, key: str, stack: Stack, expert: int, shard: Shard, columns: Any = None
-) -> Floats:
+def _expected(model: ExpertModel, key: str, stack: Stack, expert: int, shard: Shard, columns: Any = None) -> Floats:
     if stack == "w2":
         return _part(model, key, "w2", expert, shard, columns)
     return np.concatenate([_part(model, key, p, expert, shard) for p in ("w1", "w3")])
@@ -164,9 +155,7 @@ def _scales_wrong(
     for name, columns in guesses.items():
         if stack != "w2" or columns is None or columns.max() >= blocks:
             continue
-        again = [
-            _rounded(_expected(model, key, stack, e, shard, columns), dtype) for e in range(len(numbers))
-        ]
+        again = [_rounded(_expected(model, key, stack, e, shard, columns), dtype) for e in range(len(numbers))]
         if all(np.array_equal(a, n) for a, n in zip(again, numbers, strict=True)):
             words |= {"scales": held, "block": f"{shard.size / held:g}" if held else "?"}
             return finding(find_mistake(name), [f"{stack}.weight"], words)

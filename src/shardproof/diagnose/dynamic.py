@@ -39,9 +39,7 @@ def other_tp_rank(rank: Rank) -> Mistake:
     )
 
 
-def expert_mistake(
-    found: Owners, planned: Sequence[int], others: set[int], *, scales_too: bool
-) -> Mistake | None:
+def expert_mistake(found: Owners, planned: Sequence[int], others: set[int], *, scales_too: bool) -> Mistake | None:
     """The mistake that explains experts which are not those of the plan; None where they are."""
     if tuple(found) == tuple(planned):
         return None

@@ -70,9 +70,7 @@ class Examination(Explaining):
         numbers = tensor.numbers
         if numbers is None or _DTYPES[wanted] == tensor.dtype:
             return tensor
-        made = finding(
-            find_mistake("bias_dtype"), [".".join(slot)], {"found": tensor.dtype, "needed": wanted}
-        )
+        made = finding(find_mistake("bias_dtype"), [".".join(slot)], {"found": tensor.dtype, "needed": wanted})
         self.findings.append(made)
         kind = np.float32 if wanted == "float32" else ml_dtypes.bfloat16
         return replace(tensor, data=numbers.reshape(-1).astype(kind).view(np.uint8), dtype=_DTYPES[wanted])
@@ -107,9 +105,7 @@ class Examination(Explaining):
                 "intermediate": f"{start}..{stop} of {shape.spec.intermediate}, dequantised",
             }
         elif self.recipe is None:
-            self.notes.append(
-                "no backend was named: the byte order that was found is taken as the one that is needed"
-            )
+            self.notes.append("no backend was named: the byte order that was found is taken as the one that is needed")
         if situation.also:
             self.notes.append(f"the same slice is also {', '.join(situation.also)}: --tp decides")
         return LayerReport(

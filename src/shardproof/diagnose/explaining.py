@@ -130,9 +130,7 @@ class Explaining(Intake):
             combos = [combo for h in where for combo in (h.explanation.also if h.explanation else ())]
             also = sorted({m.name for combo in combos for m in combo})
             words = self._words(where[0], mistakes[name])
-            made = finding(
-                mistakes[name], [h.name for h in where], words, [n for n in also if n not in shows]
-            )
+            made = finding(mistakes[name], [h.name for h in where], words, [n for n in also if n not in shows])
             if all(h.comparison.zero for h in where):
                 made = replace(made, sentence=f"all zero: {made.sentence}")
             self.findings.append(made)
@@ -198,9 +196,7 @@ class Explaining(Intake):
                     seen.setdefault((name, own), []).append(held)
                     held.notes.append(_padding_note(counted, own=own))
         for (name, own), where in seen.items():
-            values = len(
-                {v for h in where for v in (h.comparison.layout_padding if own else h.comparison.padding)}
-            )
+            values = len({v for h in where for v in (h.comparison.layout_padding if own else h.comparison.padding)})
             made = finding(find_mistake(name), [h.name for h in where], {"padding_values": values})
             harmless = own and name != "nan_padding"
             self.findings.append(replace(made, severity="note") if harmless else made)

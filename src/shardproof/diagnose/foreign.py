@@ -107,9 +107,7 @@ def _from_torch_file(path: Path) -> Iterator[Foreign]:
     except (RuntimeError, ValueError, pickle.UnpicklingError, EOFError, OSError) as reason:
         raise _unreadable(path, str(reason).splitlines()[0][:120]) from None
     pairs = (
-        loaded.items()
-        if isinstance(loaded, Mapping)
-        else enumerate(loaded if isinstance(loaded, list) else [loaded])
+        loaded.items() if isinstance(loaded, Mapping) else enumerate(loaded if isinstance(loaded, list) else [loaded])
     )
     for name, value in pairs:
         if _is_tensor(value):
@@ -132,9 +130,7 @@ def _from_memory(name: str, value: Any) -> Foreign:
     shape = tuple(tensor.shape)
     tensor = _memory_order(tensor).cpu().contiguous()
     data = tensor.reshape(-1).view(torch.uint8) if tensor.numel() else torch.empty(0, dtype=torch.uint8)
-    return Foreign(
-        name, data.numpy(), shape, _TORCH.get(str(value.dtype), str(value.dtype).removeprefix("torch."))
-    )
+    return Foreign(name, data.numpy(), shape, _TORCH.get(str(value.dtype), str(value.dtype).removeprefix("torch.")))
 
 
 def _memory_order(tensor: Any) -> Any:

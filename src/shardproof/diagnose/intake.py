@@ -89,9 +89,7 @@ class Intake:
     def _layer(self, tensors: Sequence[Foreign]) -> str:
         """The layer that the name or the hint says, or the one that the bytes say where they disagree."""
         said = self.hints.layer or next((t.layer for t in tensors if t.layer), None)
-        weights = {
-            stack: t for (stack, name), t in self.tensors.items() if name == "weight" and t.numbers is None
-        }
+        weights = {stack: t for (stack, name), t in self.tensors.items() if name == "weight" and t.numbers is None}
         if said is not None:
             self.model.layer(said)
             self.readings = self._read(said, weights)
@@ -131,9 +129,7 @@ class Intake:
         if missing is not None:
             alone = self._read_one(key, missing, weights[missing], {})
             other: Stack = "w2" if missing == "w13" else "w13"
-            again = (
-                self._read_one(key, other, weights[other], {missing: alone}) if alone is not None else None
-            )
+            again = self._read_one(key, other, weights[other], {missing: alone}) if alone is not None else None
             if alone is not None and again is not None and again.as_good_as(found[other]):
                 return {missing: alone, other: again}
         if len(found) == 2 and found["w13"].inner != found["w2"].inner:
@@ -156,11 +152,7 @@ class Intake:
         spec = self.model.layer(key).spec
         first = next(iter(found.values()), None)
         counts = self.hints.counts(spec.experts)
-        beside = [
-            (name, self.tensors[stack, name].data.size)
-            for name in FIELDS[1:]
-            if (stack, name) in self.tensors
-        ]
+        beside = [(name, self.tensors[stack, name].data.size) for name in FIELDS[1:] if (stack, name) in self.tensors]
 
         def fits(shape: tuple[int, int, int]) -> bool:
             return all(possible(name, stack, size, shape) for name, size in beside)
@@ -173,9 +165,7 @@ class Intake:
         )  # fmt: skip
         index = self.search.index(key)
         anyway = replace(known, fits=lambda _shape: True)
-        return read_weight(tensor, stack, spec, index, known) or read_weight(
-            tensor, stack, spec, index, anyway
-        )
+        return read_weight(tensor, stack, spec, index, known) or read_weight(tensor, stack, spec, index, anyway)
 
     def _same_size(self, readings: dict[Stack, Reading]) -> dict[Stack, Reading]:
         """Where padding leaves the sizes open, those under which most scales are right."""

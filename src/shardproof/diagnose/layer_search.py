@@ -45,9 +45,7 @@ class LayerSearch:
             for stack, tensor in weights.items():
                 if not tensor.data.any():
                     continue
-                reading = read_weight(
-                    tensor, stack, layer.spec, index, Known(needed=needed.get((stack, "weight")))
-                )
+                reading = read_weight(tensor, stack, layer.spec, index, Known(needed=needed.get((stack, "weight"))))
                 if reading is not None and (best is None or reading.share > best[0]):
                     best = (reading.share, key)
             if best is not None and best[0] >= _ENOUGH:

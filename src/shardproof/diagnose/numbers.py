@@ -67,11 +67,7 @@ def compare_numbers(examination: Examination, given: Activations) -> list[Findin
     where = _by_expert(right, x, ids, weights, y - expected)
     changed = _by_projection(examination, x, ids, weights, expected)
     text = f"the output differs from the reference by {error:.2g} (relative L2){where}{changed}"
-    return [
-        Finding(
-            "numbers_wrong", text, ("output",), explanation="No known misunderstanding gives this output."
-        )
-    ]
+    return [Finding("numbers_wrong", text, ("output",), explanation="No known misunderstanding gives this output.")]
 
 
 def _error(found: Tensor, expected: Tensor) -> float:
@@ -205,9 +201,7 @@ def _by_expert(right: Reference, x: Tensor, ids: Tensor, weights: Tensor, residu
     return text + (f"; experts {', '.join(map(str, missing))} contribute nothing" if missing else "")
 
 
-def _by_projection(
-    examination: Examination, x: Tensor, ids: Tensor, weights: Tensor, expected: Tensor
-) -> str:
+def _by_projection(examination: Examination, x: Tensor, ids: Tensor, weights: Tensor, expected: Tensor) -> str:
     """How far each tensor of the dump, put into the reference by itself, moves the output."""
     moved = []
     for held in examination.held:

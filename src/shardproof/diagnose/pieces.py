@@ -112,9 +112,7 @@ def index_layer(model: ExpertModel, key: str, *, experts: list[int] | None = Non
     return _sorted(keys(pieces[useful]), at[useful], (spec.experts, rows, blocks))
 
 
-def take(
-    model: ExpertModel, key: str, projection: Projection, expert: int, rows: Ints, blocks: Ints
-) -> Bytes:
+def take(model: ExpertModel, key: str, projection: Projection, expert: int, rows: Ints, blocks: Ints) -> Bytes:
     """Pieces of one expert's weight at rows x blocks, uint8 [rows, blocks, 16]."""
     matrix = model.layer(key).sources[projection, "weight"].matrix(model.checkpoint, expert)
     columns = blocks[:, None] * BLOCK_BYTES + np.arange(BLOCK_BYTES)

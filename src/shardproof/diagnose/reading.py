@@ -46,14 +46,8 @@ class Reading:
 
     def resized(self, hidden: int, inner: int) -> Reading | None:
         """The reading that fits as well under other padded sizes; None where there is none."""
-        shape = (
-            (self.shape[0], 2 * inner, hidden // 2)
-            if self.stack == "w13"
-            else (self.shape[0], hidden, inner // 2)
-        )
-        return next(
-            (replace(self, identity=i, shape=s, straight=i) for i, s in self.alike if s == shape), None
-        )
+        shape = (self.shape[0], 2 * inner, hidden // 2) if self.stack == "w13" else (self.shape[0], hidden, inner // 2)
+        return next((replace(self, identity=i, shape=s, straight=i) for i, s in self.alike if s == shape), None)
 
     def as_good_as(self, other: Reading) -> bool:
         """Whether as much stands in place, in as good an order."""

@@ -82,9 +82,7 @@ def read_weight(
     return replace(reading, alike=alike, straight=straight.trial.identity if same else "")
 
 
-def _candidates(
-    tensor: Foreign, stack: Stack, spec: ExpertSpec, index: PieceIndex, known: Known
-) -> list[_Candidate]:
+def _candidates(tensor: Foreign, stack: Stack, spec: ExpertSpec, index: PieceIndex, known: Known) -> list[_Candidate]:
     """Every trial under which some piece stands in place; the search ends at one that cannot be bettered."""
     found: list[_Candidate] = []
     expected = 1.0 if stack == "w2" else 1.0 / row_step(spec)
@@ -139,9 +137,7 @@ def _sample_experts(kernel: Bytes, count: int) -> list[int]:
     return [e for e, _ in zip(found, range(3), strict=False)]
 
 
-def _reading(
-    trial: Trial, codec: str, kernel: Bytes, stack: Stack, spec: ExpertSpec, index: PieceIndex
-) -> Reading:
+def _reading(trial: Trial, codec: str, kernel: Bytes, stack: Stack, spec: ExpertSpec, index: PieceIndex) -> Reading:
     sample = _sample_experts(kernel, trial.shape[0])
     score = dict(scores(trial, kernel, stack, spec, index, sample)).get(codec)
     assert score is not None

@@ -81,9 +81,7 @@ def repaired(examination: Examination, held: Held) -> Bytes:
         _proven(examination, held, expert, planned, stacked[-1])
     canonical = np.stack(stacked)
     layout, parameters = find(plan.recipe.layouts[held.slot])
-    return layout.place((canonical.shape[0], canonical.shape[1], canonical.shape[2]), parameters).pack(
-        canonical
-    )
+    return layout.place((canonical.shape[0], canonical.shape[1], canonical.shape[2]), parameters).pack(canonical)
 
 
 def _origins(scene: Scene, held: Held, mistakes: Sequence[Any]) -> Ints:

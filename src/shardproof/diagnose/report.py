@@ -152,9 +152,7 @@ class Diagnosis:
                 lines += ["", f"[{finding.name}] {finding}"]
                 lines += [f"  why: {finding.explanation}"] if finding.explanation else []
                 lines += [f"  repair: {finding.repair}"] if finding.repair else []
-                lines += (
-                    [f"  the same bytes also come from: {', '.join(finding.also)}"] if finding.also else []
-                )
+                lines += [f"  the same bytes also come from: {', '.join(finding.also)}"] if finding.also else []
             lines += [f"  note: {note}" for note in layer.notes]
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
@@ -172,15 +170,11 @@ def _table(rows: Sequence[Row]) -> list[str]:
             first = f"byte {row.address} = {row.first}: expected {row.expected_byte}, found {row.found_byte}"
         cells.append((row.slot, f"{100 * row.share:.4g} %", row.found, row.needed, first))
     widths = [max(len(line[i]) for line in cells) for i in range(len(head))]
-    lines = [
-        "  " + "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in cells
-    ]
+    lines = ["  " + "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in cells]
     return lines + [f"  {row.slot}: {note}" for row in rows for note in row.notes]
 
 
-def finding(
-    mistake: Mistake, tensors: Sequence[str], words: dict[str, Any], also: Sequence[str] = ()
-) -> Finding:
+def finding(mistake: Mistake, tensors: Sequence[str], words: dict[str, Any], also: Sequence[str] = ()) -> Finding:
     """A finding from a declared mistake; `words` fill its sentence."""
     return Finding(
         mistake.name, mistake.sentence.format_map(_Words(words)), tuple(tensors), mistake.severity, mistake.issues,

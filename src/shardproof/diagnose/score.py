@@ -45,9 +45,7 @@ class Score:
         return self.good * self.share * (1 + self.balance) / 2
 
 
-def rows_and_blocks(
-    stack: Stack, shape: tuple[int, int, int], spec: ExpertSpec
-) -> tuple[list[int], list[int]]:
+def rows_and_blocks(stack: Stack, shape: tuple[int, int, int], spec: ExpertSpec) -> tuple[list[int], list[int]]:
     """Rows and block columns of a canonical shape that the index can know."""
     _, rows, width = shape
     blocks = width // BLOCK_BYTES
@@ -87,9 +85,7 @@ def _score(found: Found, stack: Stack, height: int, rows: Ints, blocks: Ints) ->
     shift = found.block - blocks
     mask &= shift == (mode(shift[hit]) if stack == "w2" else 0)
     good = int(mask.sum())
-    return Score(
-        good, good / total, total / mask.size, _in_order(found, mask, stack, height, rows), found, mask
-    )
+    return Score(good, good / total, total / mask.size, _in_order(found, mask, stack, height, rows), found, mask)
 
 
 def _in_order(found: Found, mask: np.ndarray, stack: Stack, height: int, rows: Ints) -> float:

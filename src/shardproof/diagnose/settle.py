@@ -39,11 +39,7 @@ def settle(
 ) -> Situation:  # fmt: skip
     """Decide plan and rank. Raises DiagnoseError `diagnose.rank` for hints that contradict each other."""
     spec = model.layer(key).spec
-    if (
-        hints.rank is not None
-        and hints.tp is not None
-        and hints.rank >= hints.tp * (hints.ep or spec.experts)
-    ):
+    if hints.rank is not None and hints.tp is not None and hints.rank >= hints.tp * (hints.ep or spec.experts):
         raise _no_rank(hints.rank, hints.tp, hints.ep or 1)
     count, inner, hidden = _sizes(spec, tensors, readings, hints, recipe)
     owners = _owner_map(readings)
@@ -131,11 +127,7 @@ def _placement(
     valid = [o for o in owners if o is not None and o >= 0]
     for placement in named:
         rows = expert_owners(spec.experts, ep, placement) if ep <= spec.experts else []
-        if (
-            rows
-            and len(rows[ep_rank]) == count
-            and (hints.ep is not None or set(valid) <= set(rows[ep_rank]))
-        ):
+        if rows and len(rows[ep_rank]) == count and (hints.ep is not None or set(valid) <= set(rows[ep_rank])):
             return tuple(rows)
     rows = [tuple(range(spec.experts))[:count] for _ in range(ep)]
     if len(valid) == len(owners) and valid:
@@ -145,9 +137,7 @@ def _placement(
     return tuple(rows)
 
 
-def _recipe(
-    recipe: Recipe | None, tensors: Mapping[Slot, Foreign], readings: Mapping[Stack, Reading]
-) -> Recipe:
+def _recipe(recipe: Recipe | None, tensors: Mapping[Slot, Foreign], readings: Mapping[Stack, Reading]) -> Recipe:
     """The backend's recipe, or one that says `as found`: the order that was recognised is taken as the one needed."""
     if recipe is not None:
         return recipe

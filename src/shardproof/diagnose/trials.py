@@ -59,9 +59,7 @@ class Trial:
         """Padded H."""
         return self.shape[2] * 2 if stack == "w13" else self.shape[1]
 
-    def gather(
-        self, kernel: Bytes, experts: Sequence[int], rows: Sequence[int], blocks: Sequence[int]
-    ) -> Bytes:
+    def gather(self, kernel: Bytes, experts: Sequence[int], rows: Sequence[int], blocks: Sequence[int]) -> Bytes:
         """Canonical pieces uint8 [experts, rows, blocks, 16], read through the layout address by address."""
         per_byte = UNITS_PER_BYTE[self.placed.unit]
         width = BLOCK_BYTES * per_byte
@@ -73,9 +71,9 @@ class Trial:
             return np.asarray(kernel[at])
         bits = 8 // per_byte
         found = kernel[at // per_byte] >> (at % per_byte * bits).astype(np.uint8) & np.uint8((1 << bits) - 1)
-        grouped = found.reshape(*found.shape[:-1], BLOCK_BYTES, per_byte) << (
-            np.arange(per_byte) * bits
-        ).astype(np.uint8)
+        grouped = found.reshape(*found.shape[:-1], BLOCK_BYTES, per_byte) << (np.arange(per_byte) * bits).astype(
+            np.uint8
+        )
         return np.asarray(np.bitwise_or.reduce(grouped, axis=-1), dtype=np.uint8)
 
 
@@ -109,9 +107,7 @@ def trials(
     for identity in ordered:
         layout, parameters = layout_of(identity)
         for count in counts:
-            for shape in _shapes(
-                stack, size, count, spec, hiddens, padded=bool(layout.pad) or "+" in layout.pattern
-            ):
+            for shape in _shapes(stack, size, count, spec, hiddens, padded=bool(layout.pad) or "+" in layout.pattern):
                 order = (layout.pattern, str((dict(layout.pad), parameters)), shape)
                 if order in seen:
                     continue  # two names for one order

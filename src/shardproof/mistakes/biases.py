@@ -38,6 +38,5 @@ BIAS_DTYPE = register(
         issues=("vLLM #42595",),
         repair="convert the bias by value to the dtype that the kernel takes",
         fields=("bias",),
-
     )
 )

@@ -56,9 +56,7 @@ def changes(scene: Scene, slot: Slot, mistake: Mistake, sample: Sequence[int] = 
             return size > _SMALL or not np.array_equal(scene.kernel(*slot, (mistake,)), scene.kernel(*slot))
         if scene.layout(*slot, (mistake,)) != scene.layout(*slot):
             return True
-        return any(
-            not np.array_equal(scene.matrix(e, *slot, (mistake,)), scene.matrix(e, *slot)) for e in sample
-        )
+        return any(not np.array_equal(scene.matrix(e, *slot, (mistake,)), scene.matrix(e, *slot)) for e in sample)
     except (ShardproofError, ValueError, IndexError):
         return False
 

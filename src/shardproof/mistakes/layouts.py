@@ -56,12 +56,7 @@ def _three(shape: tuple[int, ...]) -> tuple[int, int, int]:
 def _scale_moe_tiles(shape: tuple[int, int, int]) -> tuple[int, int, int]:
     """The shape that AITER's shuffle_scale_moe works on: 8 columns, and as many matrices as that makes."""
     experts, rows, columns = shape
-    if (
-        columns % _TILE_COLUMNS == 0
-        or columns < _TILE_COLUMNS
-        or rows % 32
-        or experts * columns % _TILE_COLUMNS
-    ):
+    if columns % _TILE_COLUMNS == 0 or columns < _TILE_COLUMNS or rows % 32 or experts * columns % _TILE_COLUMNS:
         raise ValueError("the writer is right for this shape, or refuses it")
     whole = columns // _TILE_COLUMNS * _TILE_COLUMNS
     if experts * columns % whole:

@@ -67,9 +67,7 @@ def _cast(weight: Bytes, scale: Bytes, _name: Field) -> Bytes:
     with np.errstate(all="ignore"):
         numbers = E2M1[unpack_codes(weight)].reshape(*scale.shape, -1) * E8M0[scale][..., None]
         whole = np.nan_to_num(numbers.reshape(len(weight), -1)[:, : weight.shape[1]], posinf=0, neginf=0)
-        return np.asarray(
-            np.fmod(np.trunc(whole.astype(np.float64)), 256.0).astype(np.int64) % 256, dtype=np.uint8
-        )
+        return np.asarray(np.fmod(np.trunc(whole.astype(np.float64)), 256.0).astype(np.int64) % 256, dtype=np.uint8)
 
 
 ZERO_EXPERTS = register(

@@ -14,9 +14,7 @@ if TYPE_CHECKING:
     from shardproof.plan import Cut, Plan
 
 
-def _values(
-    plan: Plan, layer: str, rank: Rank, stack: Stack, name: Field, start: int, stop: int
-) -> tuple[Cut, ...]:
+def _values(plan: Plan, layer: str, rank: Rank, stack: Stack, name: Field, start: int, stop: int) -> tuple[Cut, ...]:
     """The rank's cuts moved to the values [start, stop) of the intermediate axis; columns in bytes of the field."""
     shape = plan.shape(layer)
     first = next((r for r in plan.ranks if shape.valid(r)), rank)

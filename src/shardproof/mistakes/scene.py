@@ -91,9 +91,7 @@ class Scene:
 
     def kernel(self, stack: Stack, name: Field, mistakes: Mistakes = ()) -> Bytes:
         """All experts in kernel order, flat uint8."""
-        canonical = np.stack(
-            [self.matrix(e, stack, name, mistakes) for e in range(len(self.experts(mistakes)))]
-        )
+        canonical = np.stack([self.matrix(e, stack, name, mistakes) for e in range(len(self.experts(mistakes)))])
         identity = self.layout(stack, name, mistakes)
         writers = [m.write for m in mistakes if m.write is not None and name in m.fields]
         if writers:
@@ -102,9 +100,7 @@ class Scene:
             except ValueError:
                 pass  # the writer's fault cannot happen on this shape
         layout, parameters = find(identity)
-        return layout.place((canonical.shape[0], canonical.shape[1], canonical.shape[2]), parameters).pack(
-            canonical
-        )
+        return layout.place((canonical.shape[0], canonical.shape[1], canonical.shape[2]), parameters).pack(canonical)
 
     def _rank(self, mistakes: Mistakes) -> Rank:
         rank = self.rank
@@ -113,9 +109,7 @@ class Scene:
                 rank = mistake.rank(self.plan, self.key, rank)
         return rank
 
-    def _cut(
-        self, expert: int, rank: Rank, stack: Stack, name: Field, mistakes: Mistakes, fill: int | None
-    ) -> Bytes:
+    def _cut(self, expert: int, rank: Rank, stack: Stack, name: Field, mistakes: Mistakes, fill: int | None) -> Bytes:
         shape = self.plan.shape(self.key).matrix_shape(stack, name, self.plan.bias_item)
         cuts = self.plan.cuts(self.key, rank, stack, name)
         key = self.key
@@ -135,8 +129,6 @@ class Scene:
             matrix = np.full(shape, value, dtype=np.uint8)
         for cut in cuts:
             rows = self.read(key, cut, name, expert)
-            target = matrix[
-                cut.at_row : cut.at_row + len(rows), cut.at_column : cut.at_column + rows.shape[1]
-            ]
+            target = matrix[cut.at_row : cut.at_row + len(rows), cut.at_column : cut.at_column + rows.shape[1]]
             target[...] = rows[: target.shape[0], : target.shape[1]]
         return matrix

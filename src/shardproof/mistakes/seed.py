@@ -26,9 +26,7 @@ def _padded_offset(plan: Plan, layer: str, rank: Rank, stack: Stack, name: Field
         unit = {"weight": BLOCK_BYTES, "scale": 1, "bias": 0}[name]
         if not unit:
             return cuts
-        return tuple(
-            replace(c, columns=(start // BLOCK * unit, stop // BLOCK * unit)) for c in cuts if stop > start
-        )
+        return tuple(replace(c, columns=(start // BLOCK * unit, stop // BLOCK * unit)) for c in cuts if stop > start)
     return tuple(replace(c, rows=(start, stop)) for c in cuts if stop > start)
 
 

@@ -174,5 +174,3 @@ def device_gather(placed: Placed, device: str) -> DeviceGather | None:
     """`gather_of`, on a device; kept for the layers of the same shape."""
     made = gather_of(placed)
     return None if made is None else made.on(device)
-
-

@@ -49,8 +49,7 @@ class Journal:
     def add(self, layer: str, digests: Mapping[int, Digest]) -> None:
         """Note units as complete, in one write."""
         lines = [
-            json.dumps({"layer": layer, "rank": rank, "digest": str(digest)}) + "\n"
-            for rank, digest in digests.items()
+            json.dumps({"layer": layer, "rank": rank, "digest": str(digest)}) + "\n" for rank, digest in digests.items()
         ]
         descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND)
         try:

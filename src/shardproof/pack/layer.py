@@ -95,12 +95,7 @@ def pack_ranks(
 
 def _check_buffer(plan: Plan, key: str, rank: Rank, slot: Slot, out: Bytes) -> None:
     needed = plan.placed(key, rank, *slot).nbytes
-    if (
-        out.dtype != np.uint8
-        or out.shape != (needed,)
-        or not out.flags.c_contiguous
-        or not out.flags.writeable
-    ):
+    if out.dtype != np.uint8 or out.shape != (needed,) or not out.flags.c_contiguous or not out.flags.writeable:
         raise PackError(
             "pack.buffer", "a destination is not what this tensor needs", layer=key, rank=rank,
             tensor=".".join(slot), found=f"{out.dtype} {out.shape}", needed=f"uint8 ({needed},), contiguous, writable",
@@ -144,9 +139,7 @@ def _starts(made: Program, experts: int) -> npt.NDArray[np.int64]:
     """Where jobs begin: near the bounds of experts, and often enough to keep every thread busy to the end."""
     a_job = max(1, _JOB_BYTES // max(made.group_bytes, 1))
     bounds = np.arange(experts + 1, dtype=np.int64) * made.groups // experts
-    within = (
-        np.arange(0, made.groups, a_job, dtype=np.int64) if a_job < made.groups // experts else bounds[:0]
-    )
+    within = np.arange(0, made.groups, a_job, dtype=np.int64) if a_job < made.groups // experts else bounds[:0]
     return np.unique(np.concatenate((bounds, within)))
 
 

@@ -46,9 +46,7 @@ def canonical_expert(
     return matrix
 
 
-def read_cut(
-    model: ExpertModel, layer: LayerExperts, cut: Cut, name: Field, expert: int, plan: Plan
-) -> Bytes:
+def read_cut(model: ExpertModel, layer: LayerExperts, cut: Cut, name: Field, expert: int, plan: Plan) -> Bytes:
     """The bytes of one cut of one expert, uint8 [rows, columns]; biases in the plan's dtype, scales checked for NaN."""
     source = layer.sources[cut.projection, name]
     matrix = _read_rows(model, source, expert, cut.rows)
@@ -77,9 +75,7 @@ def _read_rows(model: ExpertModel, source: Source, expert: int, rows: tuple[int,
     begin = int(source.start[expert]) + rows[0] * source.row_stride
     stop = begin + (count - 1) * source.row_stride + source.row_bytes
     data = model.checkpoint.read(int(source.file[expert]), begin, stop)
-    return np.lib.stride_tricks.as_strided(
-        data, (count, source.row_bytes), (source.row_stride, 1), writeable=False
-    )
+    return np.lib.stride_tricks.as_strided(data, (count, source.row_bytes), (source.row_stride, 1), writeable=False)
 
 
 def _scale_nan(rows: Bytes, source: Source, layer: LayerExperts, cut: Cut, expert: int) -> PackError:

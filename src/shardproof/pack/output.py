@@ -87,9 +87,7 @@ class Output:
 
     def _create_files(self) -> None:
         missing = [
-            i
-            for i in self.indices
-            if not self._path(i).exists() or self._path(i).stat().st_size != self._size(i)
+            i for i in self.indices if not self._path(i).exists() or self._path(i).stat().st_size != self._size(i)
         ]
         if not missing:
             return
@@ -201,9 +199,7 @@ def _coded(target: Path) -> Iterator[None]:
             raise _disk_full(target, None) from None
         if reason.errno == errno.ENOTEMPTY:  # somebody else wrote there meanwhile
             raise _not_empty(target) from None
-        raise PackError(
-            "pack.io", "the output cannot be written", file=target, found=reason.strerror
-        ) from reason
+        raise PackError("pack.io", "the output cannot be written", file=target, found=reason.strerror) from reason
 
 
 def _not_empty(target: Path) -> PackError:

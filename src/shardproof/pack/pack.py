@@ -109,9 +109,7 @@ class _Run:
                 self._total / 1e9,
             )
         todo = {key: ranks for key, ranks in todo.items() if ranks}
-        spans = {
-            key: layer_spans(self._model, self._plan, key, self._ranks(ranks)) for key, ranks in todo.items()
-        }
+        spans = {key: layer_spans(self._model, self._plan, key, self._ranks(ranks)) for key, ranks in todo.items()}
         reader = reader or MappedReader(self._model.checkpoint, [s for part in spans.values() for s in part])
         for key, following in itertools.pairwise([*todo, None]):
             assert key is not None

@@ -288,9 +288,7 @@ def enumerate_tile(digits: Sequence[Digit], placed: Placed, bits: int) -> Tile:
     start = int(target.min()) * bits // 8
     target = target - start * 8 // bits
     places = {pair: i for i, pair in enumerate(_rows_in_order(row, base, target))}
-    of_row = np.array(
-        [places[pair] for pair in zip(row.tolist(), base.tolist(), strict=True)], dtype=np.int64
-    )
+    of_row = np.array([places[pair] for pair in zip(row.tolist(), base.tolist(), strict=True)], dtype=np.int64)
     pairs = np.array(list(places), dtype=np.int64).reshape(-1, 2)
     order = np.argsort(target, kind="stable")
     return Tile(

@@ -42,9 +42,7 @@ def header(plan: Plan, rank: Rank, digest: Digest | None) -> tuple[bytes, dict[s
     for key in plan.layers:
         for stack, name in plan.fields(key):
             size = plan.placed(key, rank, stack, name).nbytes
-            dtype, item = (
-                (BIAS_DTYPE[plan.recipe.bias_dtype], plan.bias_item) if name == "bias" else ("U8", 1)
-            )
+            dtype, item = (BIAS_DTYPE[plan.recipe.bias_dtype], plan.bias_item) if name == "bias" else ("U8", 1)
             range_ = (position, position + size)
             named = tensor_name(key, stack, name)
             entries[named] = {"dtype": dtype, "shape": [size // item], "data_offsets": list(range_)}

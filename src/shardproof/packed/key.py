@@ -69,11 +69,7 @@ def _stale(folder: Path, plan: Plan, checkpoint: Checkpoint) -> tuple[list[str],
     for name, wanted in now["recipe"].items():
         before = then.get("recipe", {}).get(name)
         if name == "layouts" and isinstance(before, dict):
-            pairs += [
-                (k, before.get(k), wanted.get(k))
-                for k in {**before, **wanted}
-                if before.get(k) != wanted.get(k)
-            ]
+            pairs += [(k, before.get(k), wanted.get(k)) for k in {**before, **wanted} if before.get(k) != wanted.get(k)]
         elif before != wanted:
             pairs.append((name, before, wanted))
     files = {k: list(v) for k, v in checkpoint.stamps.items()}
@@ -81,9 +77,7 @@ def _stale(folder: Path, plan: Plan, checkpoint: Checkpoint) -> tuple[list[str],
         before = manifest.get("files", {})
         pairs = [(k, "as it was when packed", "as it is now") for k in files if before.get(k) != files[k]][:1]
     pairs = [p for p in pairs if p[0] != "shapes"] or pairs
-    return [_short(name, a) for name, a, _ in pairs[:_SHOWN]], [
-        _short(name, b) for name, _, b in pairs[:_SHOWN]
-    ]
+    return [_short(name, a) for name, a, _ in pairs[:_SHOWN]], [_short(name, b) for name, _, b in pairs[:_SHOWN]]
 
 
 def _short(name: str, value: Any) -> str:

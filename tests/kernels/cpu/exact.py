@@ -50,9 +50,7 @@ class Case:
         return self.experts(**options).forward(self.x, self.ids, self.weights, out)
 
 
-def random_case(
-    rng, e, h, i, m, k, *, low=119, high=124, bias=False, activation=None, before=False, holes=False
-):
+def random_case(rng, e, h, i, m, k, *, low=119, high=124, bias=False, activation=None, before=False, holes=False):
     """Random codes, scales 2**(low-127) to 2**(high-128), normal x, random experts (with repeats)."""
     ids = rng.integers(-1 if holes else 0, e, (m, k)).astype(rng.choice([np.int32, np.int64]))
     return Case(

@@ -60,9 +60,7 @@ def test_error_is_within_the_rounding_bound(rng, precision, isa):
         assert (np.abs(got - want)[:, 1::3] / bound[:, 1::3]).max() > 0.02
 
 
-@pytest.mark.parametrize(
-    ("h", "i"), [(7168, 384), (2880, 352), (4096, 64), (32, 32), (2048, 192), (64, 2880)]
-)
+@pytest.mark.parametrize(("h", "i"), [(7168, 384), (2880, 352), (4096, 64), (32, 32), (2048, 192), (64, 2880)])
 def test_real_widths_and_short_k(rng, h, i, precision):
     """Rows of DeepSeek-V4, gpt-oss and Qwen ranks, K = 32 up, more tokens than one token block for one expert."""
     m = 3 if h * i > 1 << 20 else 200
@@ -79,9 +77,7 @@ def test_numpy_dtypes_in_and_out(rng, dtype, precision):
     case.run(out, precision=precision)
     got = case.run(precision=precision)
     assert got.dtype == dtype
-    np.testing.assert_array_equal(
-        got.view(np.uint8), out.astype(dtype).view(np.uint8)
-    )  # rounded once, to even
+    np.testing.assert_array_equal(got.view(np.uint8), out.astype(dtype).view(np.uint8))  # rounded once, to even
     assert relative(out, want) < TOLERANCE[precision]
 
 

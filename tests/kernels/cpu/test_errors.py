@@ -55,9 +55,7 @@ BAD_LAYERS = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("changes", "code", "words"), BAD_LAYERS, ids=[str(i) for i in range(len(BAD_LAYERS))]
-)
+@pytest.mark.parametrize(("changes", "code", "words"), BAD_LAYERS, ids=[str(i) for i in range(len(BAD_LAYERS))])
 def test_a_layer_that_cannot_be(case, changes, code, words):
     with pytest.raises(KernelError) as caught:
         _build(case, **changes)
@@ -100,9 +98,7 @@ BAD_CALLS = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("name", "change", "code", "words"), BAD_CALLS, ids=[str(i) for i in range(len(BAD_CALLS))]
-)
+@pytest.mark.parametrize(("name", "change", "code", "words"), BAD_CALLS, ids=[str(i) for i in range(len(BAD_CALLS))])
 def test_a_call_that_cannot_be(case, name, change, code, words):
     given = {"x": case.x, "ids": case.ids, "weights": case.weights, "out": None}
     given[name] = change(case)
@@ -155,9 +151,7 @@ def test_no_vector_unit_warns_once(case, monkeypatch):
     library._warn_portable.cache_clear()
     with pytest.warns(RuntimeWarning, match="portable C path"):
         first = _build(case)
-    assert (
-        first.isa == _build(case).isa == "portable"
-    )  # warnings are errors here: the second build gives none
+    assert first.isa == _build(case).isa == "portable"  # warnings are errors here: the second build gives none
 
 
 def test_a_build_without_compiler_says_so(monkeypatch):

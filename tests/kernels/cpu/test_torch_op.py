@@ -29,9 +29,7 @@ def _arguments(case, precision="int8"):
 
 @pytest.fixture
 def case(rng):
-    return random_case(
-        rng, 3, 64, 96, 7, 2, bias=True, activation=Activation("swiglu_oai", limit=7.0), before=True
-    )
+    return random_case(rng, 3, 64, 96, 7, 2, bias=True, activation=Activation("swiglu_oai", limit=7.0), before=True)
 
 
 def test_same_bits_as_the_class(case, precision):

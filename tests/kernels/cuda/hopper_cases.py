@@ -65,9 +65,7 @@ class Case:
             expert_map=expert_map,
         )
 
-    def inputs(
-        self, tokens: int, top_k: int, *, ids: str = "random", seed: int = 1, total: int | None = None
-    ):
+    def inputs(self, tokens: int, top_k: int, *, ids: str = "random", seed: int = 1, total: int | None = None):
         g = torch.Generator(device=self.device).manual_seed(seed)
         e = total or self.experts
         x = torch.randn(tokens, self.hidden, device=self.device, generator=g).bfloat16()
@@ -90,17 +88,9 @@ class Case:
         a = self.activation
         limit = float("inf") if a.limit is None else a.limit
         if a.kind == "situ":
-            return (
-                a.beta
-                * torch.tanh(g / a.beta)
-                * torch.sigmoid(g)
-                * a.linear_beta
-                * torch.tanh(u / a.linear_beta)
-            )
+            return a.beta * torch.tanh(g / a.beta) * torch.sigmoid(g) * a.linear_beta * torch.tanh(u / a.linear_beta)
         g, u = g.clamp(max=limit), u.clamp(-limit, limit)
-        return (
-            (u + 1) * g * torch.sigmoid(a.alpha * g) if a.kind == "swiglu_oai" else g * torch.sigmoid(g) * u
-        )
+        return (u + 1) * g * torch.sigmoid(a.alpha * g) if a.kind == "swiglu_oai" else g * torch.sigmoid(g) * u
 
     def rounded(self, x: torch.Tensor) -> torch.Tensor:
         if self.precision == "w4a16":

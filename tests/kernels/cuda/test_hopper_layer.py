@@ -77,9 +77,7 @@ def test_shapes(build: builds.Build, hidden: int, intermediate: int) -> None:
 )
 def test_activations(build: builds.Build, activation: Activation, first: bool) -> None:
     precision = "w4a8" if build.fp8 else "w4a16"
-    check(
-        Case(4, 256, 128, activation, bias=not first, weight_first=first, precision=precision), build, 33, 2
-    )
+    check(Case(4, 256, 128, activation, bias=not first, weight_first=first, precision=precision), build, 33, 2)
 
 
 @pytest.mark.parametrize("build", [*BF16, *FP8], ids=lambda b: b.name)
@@ -119,10 +117,7 @@ def test_expert_map_and_absent_slots(tokens: int, precision: str) -> None:
     layer = case.layer(expert_map)
     x, ids, weights = case.inputs(tokens, 3, total=8)
     ids[::3, 1] = -1
-    assert (
-        relative_error(layer(x, ids, weights), case.reference(x, ids, weights, expert_map))
-        < TOLERANCE[precision]
-    )
+    assert relative_error(layer(x, ids, weights), case.reference(x, ids, weights, expert_map)) < TOLERANCE[precision]
     ids.fill_(2)
     assert torch.equal(layer(x, ids, weights), torch.zeros_like(x))
 

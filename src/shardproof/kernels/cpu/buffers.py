@@ -120,9 +120,7 @@ def _torch_view(tensor: Any, name: str, torch: Any) -> Buffer:
             next_step="run under torch.no_grad() or torch.inference_mode()",
         )
     dtype = _torch_name(tensor.dtype)
-    return Buffer(
-        tensor.data_ptr(), dtype, tuple(tensor.shape), tensor.stride(), tensor.element_size(), tensor
-    )
+    return Buffer(tensor.data_ptr(), dtype, tuple(tensor.shape), tensor.stride(), tensor.element_size(), tensor)
 
 
 def _expect(buffer: Buffer, name: str, dtypes: tuple[str, ...]) -> None:

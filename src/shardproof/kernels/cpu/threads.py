@@ -47,9 +47,7 @@ def physical_cores(cpus: frozenset[int], topology: Path) -> int:
     for cpu in cpus:
         folder = topology / f"cpu{cpu}" / "topology"
         try:
-            cores.add(
-                tuple((folder / name).read_text().strip() for name in ("physical_package_id", "core_id"))
-            )
+            cores.add(tuple((folder / name).read_text().strip() for name in ("physical_package_id", "core_id")))
         except OSError:
             cores.add((f"cpu{cpu}",))
     return len(cores)

@@ -11,9 +11,7 @@ from shardproof.kernels.cuda.compile import Build
 
 SMALL = Build("small", wgs=4, mw=1, kw=4, widths=(8,), each=4, w_depth=3, x_depth=4, narrow=True)
 WIDE = Build("wide", wgs=4, mw=1, kw=1, widths=(8, 16), each=4, w_depth=4, x_depth=5, narrow=True)
-MID = Build(
-    "mid", wgs=4, mw=1, kw=1, widths=(32, 64), w_depth=6, x_depth=4, consumer_regs=104, producer_regs=64
-)
+MID = Build("mid", wgs=4, mw=1, kw=1, widths=(32, 64), w_depth=6, x_depth=4, consumer_regs=104, producer_regs=64)
 LARGE = Build(
     "large",
     wgs=2,
@@ -69,9 +67,7 @@ def table(device_name: str) -> dict[str, list[tuple[float, str]]]:
     if extra:
         tables |= json.loads(Path(extra).read_text())
     chosen = tables.get(device_name, tables["*"])
-    return {
-        k: [(float("inf") if top is None else top, name) for top, name in rows] for k, rows in chosen.items()
-    }
+    return {k: [(float("inf") if top is None else top, name) for top, name in rows] for k, rows in chosen.items()}
 
 
 def choose(tokens_each: float, precision: str, device_name: str = "*") -> Build:

@@ -24,10 +24,7 @@ class Args(ctypes.Structure):
 
     _fields_ = (
         ("gemm", GemmArgs * 2),
-        *[
-            (n, ctypes.c_void_p)
-            for n in ("x", "xq", "xs", "h", "hs", "y", "out", "ids", "expert_map", "weights")
-        ],
+        *[(n, ctypes.c_void_p) for n in ("x", "xq", "xs", "h", "hs", "y", "out", "ids", "expert_map", "weights")],
         *[(n, ctypes.c_void_p) for n in ("tiles", "slots", "tile_count", "sync")],
         *[(n, ctypes.c_int) for n in ("tokens", "top_k", "experts", "map_size", "hidden", "intermediate")],
         *[(n, ctypes.c_int) for n in ("x_pitch", "h_pitch", "y_pitch")],
@@ -39,9 +36,7 @@ class Args(ctypes.Structure):
 
 def _check(result: tuple[Any, ...]) -> Any:
     if int(result[0]) != 0:
-        raise KernelError(
-            "kernel.cuda", "the CUDA driver refused a call", found=str(result[0]), needed="CUDA_SUCCESS"
-        )
+        raise KernelError("kernel.cuda", "the CUDA driver refused a call", found=str(result[0]), needed="CUDA_SUCCESS")
     return result[1] if len(result) > 1 else None
 
 

@@ -28,9 +28,7 @@ _LAYERS: weakref.WeakValueDictionary[int, HopperExperts] = weakref.WeakValueDict
 
 
 @torch.library.custom_op("shardproof::hopper_moe", mutates_args=())
-def hopper_moe(
-    x: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor, handle: int
-) -> torch.Tensor:
+def hopper_moe(x: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor, handle: int) -> torch.Tensor:
     """The layer as an operator that torch.compile leaves whole; `handle` is HopperExperts.handle."""
     return _LAYERS[handle](x, topk_ids, topk_weights)
 
@@ -116,12 +114,7 @@ class HopperExperts:
             ("topk_weights", weights, torch.float32, tuple(ids.shape)),
         )
         for name, t, dtype, shape in wanted:
-            if (
-                t.dtype != dtype
-                or tuple(t.shape) != shape
-                or t.device != self.device
-                or not t.is_contiguous()
-            ):
+            if t.dtype != dtype or tuple(t.shape) != shape or t.device != self.device or not t.is_contiguous():
                 raise KernelError(
                     "kernel.tensor",
                     "an argument of the layer call is not what the kernel reads",
@@ -134,9 +127,7 @@ class HopperExperts:
         """The geometry that serves this batch."""
         reachable = self.experts if self.expert_map is None else self.expert_map.numel()
         exact = self.precision == "w4a8" and self.exact8
-        return builds.choose(
-            tokens * top_k / reachable, "w4a8 exact" if exact else self.precision, self.device_name
-        )
+        return builds.choose(tokens * top_k / reachable, "w4a8 exact" if exact else self.precision, self.device_name)
 
     def __call__(self, x: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor) -> torch.Tensor:
         """Runs the layer: x bf16 [M, H], topk_ids int32 [M, k], topk_weights float32 [M, k] -> bf16 [M, H].
@@ -149,9 +140,7 @@ class HopperExperts:
             self.run(self.build_for(*topk_ids.shape), x, topk_ids, topk_weights, out)
         return out
 
-    def run(
-        self, build: Build, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, out: torch.Tensor
-    ) -> None:
+    def run(self, build: Build, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, out: torch.Tensor) -> None:
         """Launches the layer with one geometry into `out` [M, H]."""
         device = self.device.index or 0
         stream = torch.cuda.current_stream(self.device).cuda_stream
@@ -166,9 +155,7 @@ class HopperExperts:
             launch.launch(route, blocks, 1024, 8 * self.experts, stream, False, args, rounded)
             args.x = x.data_ptr() if keep is None else keep.data_ptr()
         layer = launch.function("moe.cu", build, device)
-        launch.launch(
-            layer, self.processors, build.threads, build.shared_bytes, stream, not args.small_route, args
-        )
+        launch.launch(layer, self.processors, build.threads, build.shared_bytes, stream, not args.small_route, args)
 
     def _gemm(self, which: int, build: Build) -> launch.GemmArgs:
         h, i = self.padded_hidden, self.padded_intermediate
@@ -193,9 +180,7 @@ class HopperExperts:
         a8 = self.precision == "w4a8"
         h_pitch = -(-self.intermediate // 128) * 128 if build.fp8 else self.padded_intermediate
         x_pitch = -(-self.hidden // 128) * 128 if build.fp8 else self.hidden
-        args = launch.Args(
-            tokens=m, top_k=k, experts=self.experts, hidden=self.hidden, intermediate=self.intermediate
-        )
+        args = launch.Args(tokens=m, top_k=k, experts=self.experts, hidden=self.hidden, intermediate=self.intermediate)
         args.gemm[0], args.gemm[1] = self._gemm(0, build), self._gemm(1, build)
         args.map_size = self.experts if self.expert_map is None else self.expert_map.numel()
         args.expert_map = None if self.expert_map is None else self.expert_map.data_ptr()

@@ -44,9 +44,7 @@ def pack_weight(weight: torch.Tensor, stack: Stack) -> torch.Tensor:
     out = torch.empty_like(weight)
     for i in range(e):
         codes = torch.stack([weight[i : i + 1] & 15, weight[i : i + 1] >> 4], -1).reshape(1, n, 2 * half)
-        t = _rows(codes, stack).reshape(
-            1, n // 64, 4, 8, 2, half // 32, 2, 2, 2, 4, 2
-        )  # e n w b a k c d f q z
+        t = _rows(codes, stack).reshape(1, n // 64, 4, 8, 2, half // 32, 2, 2, 2, 4, 2)  # e n w b a k c d f q z
         t = t.permute(0, 1, 5, 2, 3, 9, 6, 4, 10, 7, 8).reshape(n, half, 2)
         out[i] = t[..., 0] | (t[..., 1] << 4)
     return out

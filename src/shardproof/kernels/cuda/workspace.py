@@ -7,9 +7,7 @@ import torch
 _POOLS: dict[tuple[int, int], dict[str, torch.Tensor]] = {}
 
 
-def buffer(
-    name: str, size: int, dtype: torch.dtype, device: torch.device, *, zero: bool = False
-) -> torch.Tensor:
+def buffer(name: str, size: int, dtype: torch.dtype, device: torch.device, *, zero: bool = False) -> torch.Tensor:
     """At least `size` elements for the current stream; the contents last until its next layer call.
 
     Under graph capture a first or larger use allocates in the graph's own pool: capture after an eager call.

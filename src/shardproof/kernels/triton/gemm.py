@@ -117,9 +117,7 @@ def gate_up(
         v, e = _token_tile(x, xs, slot // top_k, live, k, H, x_pitch, MODE, BK)
         w, s = _weight_tile(weight, scale, column, I, k, H, BK)
         g = _product(g, w, s, v, e, MODE, BN, BK)
-        w, s = _weight_tile(
-            weight + I.to(tl.int64) * (H // 2), scale + I.to(tl.int64) * (H // 32), column, I, k, H, BK
-        )
+        w, s = _weight_tile(weight + I.to(tl.int64) * (H // 2), scale + I.to(tl.int64) * (H // 32), column, I, k, H, BK)
         u = _product(u, w, s, v, e, MODE, BN, BK)
     inside = column < I
     if BIAS:
