@@ -25,6 +25,8 @@ from shardproof.mistakes import Owners, Scene, find_mistake
 from shardproof.mistakes.explain import Slot
 from shardproof.verify import scene_of
 
+_IN_ORDER = 0.9  # of the rows of a reading that is beyond doubt
+_HARDLY = 0.05  # of the sample
 _BOTH_WAYS: tuple[tuple[Stack, Stack], ...] = (("w13", "w2"), ("w2", "w13"))
 
 
@@ -51,7 +53,7 @@ class Intake:
         self.strays: dict[Stack, str | None] = {}
         self.readings: dict[Stack, Reading] = {}
         self.key = self._layer(tensors)
-        self.readings = self._same_size(self.readings)
+        self.readings = self._planned(self._same_size(self.readings))
         self.situation = self._settle(self.readings)
         self.held: list[Held] = []
 
@@ -185,6 +187,21 @@ class Intake:
             if share > best[0]:
                 best = (share, tried)
         return best[1]
+
+    def _planned(self, readings: dict[Stack, Reading]) -> dict[Stack, Reading]:
+        """Readings of other sizes than planned are dropped where they are doubtful and the planned sizes fit too."""
+        if self.recipe is None or self.hints.tp is None:
+            return readings
+        plain = settle(self.model, self.key, self.tensors, {}, self.hints, self.recipe).plan
+        shape = plain.shape(self.key)
+        sizes = (shape.intermediate, shape.hidden)
+        odd = [r for r in readings.values() if (r.inner, r.hidden) != sizes]
+        doubtful = all(r.share < 1.0 or r.in_order < _IN_ORDER or r.met < _HARDLY for r in odd)
+        fits = all(
+            plain.placed(self.key, plain.ranks[0], stack, "weight").nbytes == self.tensors[stack, "weight"].data.size
+            for stack in readings
+        )
+        return {} if odd and doubtful and fits else readings
 
     def _usual(self) -> int:
         """The padded H that the backend asks for."""
