@@ -26,10 +26,10 @@ from benchmarks.pack import AITER, BIAS, shuffle_weight, write_checkpoint
 from shardproof.backends import Recipe
 from shardproof.checkpoint import Checkpoint
 from shardproof.formats import read_experts
+from shardproof.kernels.device.gather import gather_of
+from shardproof.kernels.device.upload import pack_layer_on_device, staged_bytes
 from shardproof.layouts import find
 from shardproof.pack import pack_in_memory
-from shardproof.pack.device import pack_layer_on_device, staged_bytes
-from shardproof.pack.gather import gather_of
 from shardproof.plan import make_plan
 
 LAYOUTS = [

@@ -223,6 +223,36 @@ _TK_VERSIONS = {
 }
 
 
+def hopper_value(rows):
+    """(n, w, b, a) of a row by `rows`; then chunks of 64 x 64 values, lanes of 32 nibbles."""
+
+    def formula(e, n, k, E, N, K):
+        chunk, w, b, a = rows(n, N)
+        lane = (w * 8 + b) * 4 + k % 8 // 2
+        word = (lane * 2 + k % 64 // 32) * 2 + a
+        nibble = (word * 2 + k % 2) * 4 + k % 32 // 16 * 2 + k % 16 // 8
+        return ((e * (N // 64) + chunk) * (K // 64) + k // 64) * 4096 + nibble
+
+    return formula
+
+
+def hopper_scale(rows):
+    def formula(e, n, k, E, N, K):
+        chunk, w, b, a = rows(n, N)
+        return ((e * (N // 64) + chunk) * (K // 2) + k // 2) * 128 + ((w * 8 + b) * 2 + k % 2) * 2 + a
+
+    return formula
+
+
+def gate_beside_up(n, N):
+    row = n % (N // 2)
+    return row // 32, row % 32 // 8, row % 8, n // (N // 2)
+
+
+def halves_of_16(n, N):
+    return n // 64, n % 64 // 16, n % 8, n % 16 // 8
+
+
 def cpu_w13(e, n, k, E, N, K):
     half, row = n // (N // 2), n % (N // 2)
     word = ((e * (N // 16) + row // 8) * (K // 16) + k // 16) * 4 + k % 16 // 4
@@ -290,6 +320,10 @@ FORMULAS = {
     "gguf.mxfp4_weight@1": gguf_weight,
     "gguf.mxfp4_scale@1": gguf_scale,
     "mlx.weight@1": raw,
+    "shardproof.hopper_w13@1": hopper_value(gate_beside_up),
+    "shardproof.hopper_w2@1": hopper_value(halves_of_16),
+    "shardproof.hopper_w13_scale@1": hopper_scale(gate_beside_up),
+    "shardproof.hopper_w2_scale@1": hopper_scale(halves_of_16),
     "shardproof.cpu_w13@1": cpu_w13,
     "shardproof.cpu_w13_scale@1": cpu_w13_scale,
     "shardproof.cpu_w2@1": cpu_w2,

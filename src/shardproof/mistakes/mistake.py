@@ -76,6 +76,12 @@ class Mistake:
     read: Read | None = field(default=None)
     dtype: str | None = None
 
+    @property
+    def beyond_packing(self) -> str:
+        """The steps of this mistake that `pack` does not have, joined by commas."""
+        steps = ("rank", "layer", "experts", "fill", "valued", "write", "dtype")
+        return ", ".join(step for step in steps if getattr(self, step) is not None)
+
 
 _MISTAKES: dict[str, Mistake] = {}
 _LIKELIEST_FIRST = ("seed", "partition", "layouts", "rows", "loading", "scales", "padding", "biases")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from shardproof.digest import Digest
+from shardproof.errors import PackError
 from shardproof.experts import Field, Stack
 from shardproof.formats import ExpertModel
 from shardproof.layouts import Placed, find
@@ -23,6 +24,11 @@ def pack_slot(
 ) -> Digest:  # fmt: skip
     """Write one tensor of one layer (every byte of `out`) and return its digest; memory is a few experts."""
     stack, name = slot
+    if mistake is not None and mistake.beyond_packing:
+        raise PackError(
+            "pack.mistake", "packing cannot make this mistake", found=f"{mistake.name}: {mistake.beyond_packing}",
+            needed="a mistake of cuts, canonical matrices or layouts", next_step="use shardproof.diagnose.put_back",
+        )  # fmt: skip
     experts = plan.experts(key, rank)
     placed = _placed(plan, key, rank, slot, mistake)
     placed.fill(out)

@@ -17,10 +17,10 @@ from shardproof.checkpoint.reader import Addresses
 from shardproof.digest import Digest
 from shardproof.errors import PackError
 from shardproof.formats import ExpertModel
+from shardproof.kernels.device.gather import device_gather
 from shardproof.layouts import Placed, find
 from shardproof.mxfp4 import Bytes
 from shardproof.pack import native
-from shardproof.pack.gather import device_gather
 from shardproof.pack.layer import Slot, cuts_of, engine_can, layer_spans, raise_fault
 from shardproof.pack.native.structs import FIELDS
 from shardproof.pack.program import staging_program

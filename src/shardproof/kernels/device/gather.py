@@ -146,7 +146,7 @@ class DeviceGather:
     def run(self, source: torch.Tensor, out: torch.Tensor) -> None:
         """Write `out` (uint8, contiguous) from padded canonical bytes `source` (uint8); holes keep what they hold."""
         if out.is_cuda:
-            from shardproof.kernels.triton.gather import launch
+            from shardproof.kernels.device.kernel import launch
 
             launch(self, source, out)
             return

@@ -1,4 +1,4 @@
-"""The gather of `pack/gather.py` as one Triton kernel: every layout of the catalogue, one thread a word."""
+"""The gather of `kernels/device/gather.py` as one Triton kernel: every layout of the catalogue, one thread a word."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import triton.language as tl
 if TYPE_CHECKING:
     import torch
 
-    from shardproof.pack.gather import DeviceGather
+    from shardproof.kernels.device.gather import DeviceGather
 
 _BLOCK = 1024
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-
-from shardproof.errors import LayoutError, PackError
-from shardproof.layouts import catalogue, find
-from shardproof.pack.device import pack_layer_on_device
-from shardproof.pack.gather import gather_of
-from shardproof.plan import make_plan
 from tests.pack.recipes import POISON, RECIPES, model, packed
 from tests.pack.test_parity import SHAPES
+
+from shardproof.errors import LayoutError, PackError
+from shardproof.kernels.device.gather import gather_of
+from shardproof.kernels.device.upload import pack_layer_on_device
+from shardproof.layouts import catalogue, find
+from shardproof.plan import make_plan
 
 DEVICES = [
     "cpu",
