@@ -72,8 +72,9 @@ def test_verbs_are_there_whatever_was_imported_first():
     """`shardproof.verify` is a module and a function at once, so import order must not matter."""
     import subprocess
 
-    for first in ("shardproof.verify", "shardproof.pack", "shardproof.cli"):
-        code = f"import {first}, shardproof; print(callable(shardproof.verify), callable(shardproof.pack))"
+    for first in ("shardproof.verify", "shardproof.pack", "shardproof.cli", "shardproof.moe"):
+        verbs = ", ".join(f"callable(shardproof.{verb})" for verb in ("verify", "pack", "diagnose", "moe"))
+        code = f"import {first}, shardproof; print({verbs})"
         done = subprocess.run(
             [sys.executable, "-c", code],
             capture_output=True,
@@ -81,7 +82,7 @@ def test_verbs_are_there_whatever_was_imported_first():
             check=False,
             env={"PYTHONPATH": str(SOURCE.parent)},
         )
-        assert done.stdout.split() == ["True", "True"], done.stderr
+        assert done.stdout.split() == ["True"] * 4, done.stderr
 
 
 def test_no_drawer_for_odds_and_ends():

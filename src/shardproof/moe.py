@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from shardproof.callable_module import make_callable
 from shardproof.errors import KernelError
 from shardproof.experts import ExpertSpec
 from shardproof.kernels.implementation import Implementation, implementations
@@ -192,3 +193,6 @@ def _check_ids(layer: PackedLayer, topk_ids: Tensor) -> None:
             tensor=f"topk_ids[{token}, {slot}]", expert=int(topk_ids[token, slot]), found=int(topk_ids[token, slot]),
             needed=f"0..{experts - 1}, or -1 to skip", next_step="ids are global, not local to an expert-parallel rank",
         )  # fmt: skip
+
+
+make_callable(__name__, moe)
