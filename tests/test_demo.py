@@ -64,7 +64,10 @@ def test_everything_holds(story):
     assert [check for check in told.checks if not check.ok] == []
     assert told.ok
     assert len(told.checks) == 5 + 2 * len(OWN_KERNELS) + 2 * 3
-    assert [t.cut.label for t in told.trials] == ["TP 1", "TP 3", "TP 4", "EP 2", "TP 2 x EP 2", "TP 2, interleaved"]
+    assert [t.cut.label for t in told.trials] == [
+        "TP 1", "TP 3", "TP 4", "EP 2", "TP 2 x EP 2", "TP 2, interleaved", "TP 1, shardproof_cpu",
+        "TP 4, shardproof_cpu_int16",
+    ]  # fmt: skip
     assert len(heard) == steps(CUTS) + 1
     assert heard[-1][0] == "TP 3, wrong_shuffle"
     assert [done for done, speech, _ in heard if speech is not None] == [
