@@ -17,12 +17,13 @@ from shardproof.diagnose.scales import scale_bytes, scale_layout
 from shardproof.diagnose.settle import Situation, settle, with_layout
 from shardproof.diagnose.slices import Hints
 from shardproof.diagnose.trials import possible
-from shardproof.errors import DiagnoseError
+from shardproof.errors import DiagnoseError, LayoutError
 from shardproof.experts import FIELDS, STACKS, Stack
 from shardproof.formats import ExpertModel
 from shardproof.layouts import find
 from shardproof.mistakes import Owners, Scene, find_mistake
 from shardproof.mistakes.explain import Slot
+from shardproof.plan import Plan
 from shardproof.verify import scene_of
 
 _IN_ORDER = 0.9  # of the rows of a reading that is beyond doubt
@@ -198,8 +199,7 @@ class Intake:
         odd = [r for r in readings.values() if (r.inner, r.hidden) != sizes]
         doubtful = all(r.share < 1.0 or r.in_order < _IN_ORDER or r.met < _HARDLY for r in odd)
         fits = all(
-            plain.placed(self.key, plain.ranks[0], stack, "weight").nbytes == self.tensors[stack, "weight"].data.size
-            for stack in readings
+            _planned_bytes(plain, self.key, stack) == self.tensors[stack, "weight"].data.size for stack in readings
         )
         return {} if odd and doubtful and fits else readings
 
@@ -233,3 +233,11 @@ def _normal(recipe: Recipe | None) -> Recipe | None:
         layout, parameters = find(identity)
         layouts[slot] = layout.identity(parameters)
     return replace(recipe, layouts=layouts)
+
+
+def _planned_bytes(plan: Plan, key: str, stack: Stack) -> int | None:
+    """Bytes of a planned weight; None where the layout cannot hold the planned sizes."""
+    try:
+        return plan.placed(key, plan.ranks[0], stack, "weight").nbytes
+    except LayoutError:
+        return None
