@@ -1,7 +1,7 @@
-"""For the whole suite: one hypothesis profile (few, reproducible examples, no deadlines on slow machines), and at the
-end of a run the list of what each layout was held against, by how many comparisons that passed.
+"""The hypothesis profile of the suite, and the list of what each layout was held against.
 
-Comparisons travel as properties of test reports, so that they are counted in a run over several processes too.
+Examples are few and reproducible, without deadlines. Comparisons of layouts travel as properties of test reports, so
+that they are counted in a run over several processes too.
 """
 
 from __future__ import annotations
