@@ -9,8 +9,8 @@ from pathlib import Path
 
 from shardproof.kernels.cuda.compile import Build
 
-SMALL = Build("small", wgs=4, mw=1, kw=4, widths=(8,), each=4, w_depth=3, x_depth=4, narrow=True)
-WIDE = Build("wide", wgs=4, mw=1, kw=1, widths=(8, 16), each=4, w_depth=4, x_depth=5, narrow=True)
+SMALL = Build("small", wgs=4, mw=1, kw=4, widths=(8,), each=4, w_depth=3, x_depth=4, narrow=True, consumer_regs=88, producer_regs=48)
+WIDE = Build("wide", wgs=4, mw=1, kw=1, widths=(8, 16), each=4, w_depth=4, x_depth=5, narrow=True, consumer_regs=88, producer_regs=48)
 MID = Build("mid", wgs=4, mw=1, kw=1, widths=(32, 64), w_depth=6, x_depth=4, consumer_regs=104, producer_regs=64)
 LARGE = Build(
     "large",
@@ -52,7 +52,10 @@ LARGE8 = Build(
     consumer_regs=224,
     producer_regs=56,
 )
-BUILDS = {b.name: b for b in (SMALL, WIDE, MID, LARGE, MID8, LARGE8)}
+WIDE32 = Build("wide32", wgs=4, mw=1, kw=1, widths=(8, 16, 24, 32), each=4, w_depth=3, x_depth=3, narrow=True, consumer_regs=88, producer_regs=48)
+WIDE24 = Build("wide24", wgs=4, mw=1, kw=1, widths=(8, 16, 24), each=4, w_depth=4, x_depth=3, narrow=True, consumer_regs=88, producer_regs=48)
+WIDE2 = Build("wide2", wgs=4, mw=1, kw=1, widths=(8, 16), each=2, w_depth=8, x_depth=8, narrow=True, consumer_regs=88, producer_regs=48)
+BUILDS = {b.name: b for b in (SMALL, WIDE, WIDE32, WIDE24, WIDE2, MID, LARGE, MID8, LARGE8)}
 
 
 @functools.cache
