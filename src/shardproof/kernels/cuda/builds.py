@@ -11,7 +11,12 @@ from shardproof.kernels.cuda.compile import Build
 
 SMALL = Build("small", wgs=4, mw=1, kw=4, widths=(8,), each=4, w_depth=3, x_depth=4, narrow=True, consumer_regs=88, producer_regs=48)
 WIDE = Build("wide", wgs=4, mw=1, kw=1, widths=(8, 16), each=4, w_depth=4, x_depth=5, narrow=True, consumer_regs=88, producer_regs=48)
-MID = Build("mid", wgs=4, mw=1, kw=1, widths=(32, 64), w_depth=6, x_depth=4, consumer_regs=104, producer_regs=64)
+MID = Build("mid", wgs=4, mw=1, kw=1, widths=(32,), w_depth=5, x_depth=4, consumer_regs=88, producer_regs=48)
+MID4 = Build("mid4", wgs=4, mw=1, kw=1, widths=(32,), each=4, w_depth=3, x_depth=3, consumer_regs=88, producer_regs=48)
+MID48 = Build("mid48", wgs=4, mw=1, kw=1, widths=(48,), w_depth=5, x_depth=3, consumer_regs=88, producer_regs=48)
+MIDO = Build("mido", wgs=4, mw=1, kw=1, widths=(32,), w_depth=5, x_depth=4, overlap=True, consumer_regs=88, producer_regs=48)
+SHORT = Build("short", wgs=4, mw=1, kw=4, widths=(8,), each=1, w_depth=12, x_depth=8, narrow=True, consumer_regs=88, producer_regs=48)
+HALF = Build("half", wgs=4, mw=1, kw=2, widths=(8,16), each=2, w_depth=6, x_depth=6, narrow=True, consumer_regs=88, producer_regs=48)
 LARGE = Build(
     "large",
     wgs=2,
@@ -27,18 +32,8 @@ LARGE = Build(
     consumer_regs=232,
     producer_regs=40,
 )
-MID8 = Build(
-    "mid8",
-    wgs=2,
-    mw=2,
-    kw=1,
-    widths=(32, 64),
-    w_depth=7,
-    x_depth=6,
-    fp8=True,
-    consumer_regs=208,
-    producer_regs=80,
-)
+MID8 = Build("mid8", wgs=4, mw=1, kw=1, widths=(32,), each=4, w_depth=3, x_depth=4, fp8=True, consumer_regs=88, producer_regs=48)
+MID848 = Build("mid848", wgs=4, mw=1, kw=1, widths=(48,), each=4, w_depth=2, x_depth=3, fp8=True, consumer_regs=88, producer_regs=48)
 LARGE8 = Build(
     "large8",
     wgs=2,
@@ -53,9 +48,9 @@ LARGE8 = Build(
     producer_regs=56,
 )
 WIDE32 = Build("wide32", wgs=4, mw=1, kw=1, widths=(8, 16, 24, 32), each=4, w_depth=3, x_depth=3, narrow=True, consumer_regs=88, producer_regs=48)
-WIDE24 = Build("wide24", wgs=4, mw=1, kw=1, widths=(8, 16, 24), each=4, w_depth=4, x_depth=3, narrow=True, consumer_regs=88, producer_regs=48)
-WIDE2 = Build("wide2", wgs=4, mw=1, kw=1, widths=(8, 16), each=2, w_depth=8, x_depth=8, narrow=True, consumer_regs=88, producer_regs=48)
-BUILDS = {b.name: b for b in (SMALL, WIDE, WIDE32, WIDE24, WIDE2, MID, LARGE, MID8, LARGE8)}
+#WIDE24 = Build("wide24", wgs=4, mw=1, kw=1, widths=(8, 16, 24), each=4, w_depth=4, x_depth=3, narrow=True, consumer_regs=88, producer_regs=48)
+#WIDE2 = Build("wide2", wgs=4, mw=1, kw=1, widths=(8, 16), each=2, w_depth=8, x_depth=8, narrow=True, consumer_regs=88, producer_regs=48)
+BUILDS = {b.name: b for b in (SMALL, WIDE, WIDE32, MID, MID4, MID48, MIDO, SHORT, HALF, LARGE, MID8, MID848, LARGE8)}
 
 
 @functools.cache

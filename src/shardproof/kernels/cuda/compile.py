@@ -50,8 +50,8 @@ class Build:
 
     @property
     def threads(self) -> int:
-        """Threads a block: the consumers, one warpgroup of producers, and one of finishers (`narrow`)."""
-        return self.wgs * 128 + 128 + 128 * self.narrow
+        """Threads a block: the consumers, one warpgroup of producers, and one of finishers (one tile a warpgroup)."""
+        return self.wgs * 128 + 128 + 128 * (self.mw == 1)
 
     @property
     def chunks(self) -> int:
@@ -75,7 +75,7 @@ class Build:
         staged = max(self.wgs * self.nmax * 128, self.nmax * self.row64 * 64)
         meta = 4 * self.nmax * 12 + 4 * 32 + 160
         barriers = 16 * (self.w_depth + self.x_depth) + 16 * 4 + 32 + 16
-        return x + w + xs + (sums if self.narrow else staged) + meta + barriers + (512 * 20 if self.kw > 1 else 0)
+        return x + w + xs + (sums if self.mw == 1 else staged) + meta + barriers + (512 * 20 if self.kw > 1 else 0)
 
     @property
     def macros(self) -> list[str]:

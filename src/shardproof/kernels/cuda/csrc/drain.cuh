@@ -1,10 +1,11 @@
-// Few tokens: consumers leave a tile's sums in shared memory and go on; finisher warps scale, activate, store and
+// Geometries of one row tile a warpgroup: consumers leave a tile's sums in shared memory and go on; finisher warps scale, activate, store and
 // count it. A consumer that did this itself would hold up every stage that it shares with the others.
 #pragma once
 #include "activation.cuh"
 #include "consume.cuh"
 #include "quant.cuh"
-#if NARROW
+#if MW == 1
+static_assert(!FP8 || HOUT == 128, "one row tile makes one block of activations that share a scale");
 
 template <int N>
 DEV void leave_sums(Pipe& q, const float* acc) {
@@ -51,16 +52,30 @@ DEV float2 read_sums(const Gemm& g, const Tile& t, u32 sums, int i, int lane, co
   return make_float2(v[0], v[1]);
 }
 
-// Rounds 128 activations of a token, held by eight lanes, as DeepSeek-V4 does.
-DEV void round_activations(u32 (&a)[FRAGMENTS / 2]) {
+// The exponent of DeepSeek-V4's scale for 128 activations of a token, held by eight lanes.
+DEV int shared_exponent(const u32 (&a)[FRAGMENTS / 2]) {
   float most = 0.f;
 #pragma unroll
   for (int i = 0; i < FRAGMENTS / 2; ++i) most = fmaxf(most, fmaxf(fabsf(bf16_low(a[i])), fabsf(bf16_high(a[i]))));
 #pragma unroll
   for (int d = 4; d < 32; d *= 2) most = fmaxf(most, __shfl_xor_sync(~0u, most, d));
-  int e = scale_exponent(most);
+  return scale_exponent(most);
+}
+
+// The four activations of a lane in one block of 32 are neighbours in the e4m3 order (quant.cuh, transpose_block32).
+DEV void store_e4m3(const Params& p, const Tile& t, int token, int lane, const u32 (&a)[FRAGMENTS / 2]) {
+  int e = shared_exponent(a), b = lane >> 2;
+  if (token >= t.count) return;
+  float inverse = exp2_int(max(-e, -126));
+  long slot = t.start + token;
+  u8* h = (u8*)p.h + slot * p.h_pitch + t.row_tile * HOUT + 16 * (b & 1) + 4 * (b >> 1);
 #pragma unroll
-  for (int i = 0; i < FRAGMENTS / 2; ++i) a[i] = round2(a[i], e);
+  for (int g = 0; g < ROW64; ++g) {
+    u32 low = to_e4m3x2(bf16_low(a[2 * g]) * inverse, bf16_high(a[2 * g]) * inverse);
+    u32 high = to_e4m3x2(bf16_low(a[2 * g + 1]) * inverse, bf16_high(a[2 * g + 1]) * inverse);
+    if (t.row_tile * HOUT + g * 32 < p.h_pitch) *(u32*)(h + g * 32) = low | (high << 16);
+  }
+  if (b == 0) p.hs[(long)t.row_tile * (p.tokens * p.top_k) + slot] = exp2_int(e);
 }
 
 DEV void finish_w13(const Params& p, const Tile& t, u32 sums, int token, int lane, float weight, const Factors& f) {
@@ -71,7 +86,12 @@ DEV void finish_w13(const Params& p, const Tile& t, u32 sums, int token, int lan
     float2 first = read_sums(p.gemm[0], t, sums, i, lane, f), second = read_sums(p.gemm[0], t, sums, i + 1, lane, f);
     a[i / 2] = i / 4 < groups ? pack_bf16(activate(p, first.x, first.y) * weight, activate(p, second.x, second.y) * weight) : 0;
   }
-  if (p.round_h) round_activations(a);
+  if (FP8) return store_e4m3(p, t, token, lane, a);
+  if (p.round_h) {
+    int e = shared_exponent(a);
+#pragma unroll
+    for (int i = 0; i < FRAGMENTS / 2; ++i) a[i] = round2(a[i], e);
+  }
   if (token >= t.count) return;
   u16* h = (u16*)p.h + (long)(t.start + token) * p.h_pitch + t.row_tile * HOUT + (lane >> 2);
 #pragma unroll

@@ -1,9 +1,9 @@
-// Epilogues of the wgmma geometries: w13 accumulators to activations, w2 accumulators to routed rows.
+// Epilogues of the geometries of two row tiles a warpgroup: w13 accumulators to activations, w2 accumulators to routed rows.
 #pragma once
 #include "activation.cuh"
 #include "consume.cuh"
 #include "quant.cuh"
-#if !NARROW
+#if MW > 1
 
 // Scales of rows b and b + 8 of each of this thread's row groups: read before the main loop, used after it.
 struct RowScales {

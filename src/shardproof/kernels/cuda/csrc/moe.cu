@@ -32,7 +32,7 @@ DEV void init_barriers(u32 base) {
   }
   for (int i = 0; i < TILES; ++i) {
     bar_init(base + Shared::T_FULL + 8 * i, ARRIVALS);
-    bar_init(base + Shared::T_EMPTY + 8 * i, 1 + (LOADERS / 32 + WGS * 4 + (NARROW ? FINISHERS : 0)) * ARRIVALS);
+    bar_init(base + Shared::T_EMPTY + 8 * i, 1 + (LOADERS / 32 + WGS * 4 + (DRAINED ? FINISHERS : 0)) * ARRIVALS);
   }
   for (int i = 0; i < SUMS; ++i) {
     bar_init(base + Shared::SUM_FULL + 8 * i, WGS * 4 * ARRIVALS);
@@ -46,7 +46,7 @@ DEV void run_tile(const Params& p, const Tile& t, Pipe& q, const u8* smem) {
   float acc[MW][NMAX / 2];
   q.warp = opaque(q.warp);                            // keeps one token count's addresses out of the others' registers
   q.lane = opaque(q.lane);
-#if NARROW
+#if MW == 1
   main_loop<N>(p, q, walk(p.gemm[t.phase]), acc);
   leave_sums<N>(q, acc[0]);
 #else
@@ -104,7 +104,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) shardproof_moe(const __
     routed.tile_count = *p.tile_count;
     __syncthreads();
   }
-#if NARROW
+#if MW == 1
   if (warp >= WGS * 4 + 4) finish_tiles(p, smem, base, warp - WGS * 4 - 4);
   else
 #endif
