@@ -5,18 +5,20 @@ from __future__ import annotations
 import functools
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from shardproof.kernels.cuda.compile import Build
 
-SMALL = Build("small", wgs=4, mw=1, kw=4, widths=(8,), each=4, w_depth=3, x_depth=4, narrow=True, consumer_regs=88, producer_regs=48)
-WIDE = Build("wide", wgs=4, mw=1, kw=1, widths=(8, 16), each=4, w_depth=4, x_depth=5, narrow=True, consumer_regs=88, producer_regs=48)
-MID = Build("mid", wgs=4, mw=1, kw=1, widths=(32,), w_depth=5, x_depth=4, consumer_regs=88, producer_regs=48)
-MID4 = Build("mid4", wgs=4, mw=1, kw=1, widths=(32,), each=4, w_depth=3, x_depth=3, consumer_regs=88, producer_regs=48)
-MID48 = Build("mid48", wgs=4, mw=1, kw=1, widths=(48,), w_depth=5, x_depth=3, consumer_regs=88, producer_regs=48)
-MIDO = Build("mido", wgs=4, mw=1, kw=1, widths=(32,), w_depth=5, x_depth=4, overlap=True, consumer_regs=88, producer_regs=48)
-SHORT = Build("short", wgs=4, mw=1, kw=4, widths=(8,), each=1, w_depth=12, x_depth=8, narrow=True, consumer_regs=88, producer_regs=48)
-HALF = Build("half", wgs=4, mw=1, kw=2, widths=(8,16), each=2, w_depth=6, x_depth=6, narrow=True, consumer_regs=88, producer_regs=48)
+NARROW = Build(
+    "narrow", wgs=4, mw=1, kw=1, widths=(8,), w_depth=4, x_depth=4, narrow=True, consumer_regs=88, producer_regs=48
+)
+SMALL = replace(NARROW, name="small", kw=4, each=4, w_depth=3)
+SHORT = replace(NARROW, name="short", kw=4, each=1, w_depth=12, x_depth=8)
+HALF = replace(NARROW, name="half", kw=2, widths=(8, 16), each=2, w_depth=6, x_depth=6)
+WIDE = replace(NARROW, name="wide", widths=(8, 16, 24, 32), each=4, w_depth=3, x_depth=3)
+MID = replace(NARROW, name="mid", widths=(32,), each=4, w_depth=3, x_depth=3, narrow=False)
+MID8 = replace(MID, name="mid8", x_depth=4, fp8=True)
 LARGE = Build(
     "large",
     wgs=2,
@@ -32,8 +34,6 @@ LARGE = Build(
     consumer_regs=232,
     producer_regs=40,
 )
-MID8 = Build("mid8", wgs=4, mw=1, kw=1, widths=(32,), each=4, w_depth=3, x_depth=4, fp8=True, consumer_regs=88, producer_regs=48)
-MID848 = Build("mid848", wgs=4, mw=1, kw=1, widths=(48,), each=4, w_depth=2, x_depth=3, fp8=True, consumer_regs=88, producer_regs=48)
 LARGE8 = Build(
     "large8",
     wgs=2,
@@ -50,7 +50,7 @@ LARGE8 = Build(
 WIDE32 = Build("wide32", wgs=4, mw=1, kw=1, widths=(8, 16, 24, 32), each=4, w_depth=3, x_depth=3, narrow=True, consumer_regs=88, producer_regs=48)
 #WIDE24 = Build("wide24", wgs=4, mw=1, kw=1, widths=(8, 16, 24), each=4, w_depth=4, x_depth=3, narrow=True, consumer_regs=88, producer_regs=48)
 #WIDE2 = Build("wide2", wgs=4, mw=1, kw=1, widths=(8, 16), each=2, w_depth=8, x_depth=8, narrow=True, consumer_regs=88, producer_regs=48)
-BUILDS = {b.name: b for b in (SMALL, WIDE, WIDE32, MID, MID4, MID48, MIDO, SHORT, HALF, LARGE, MID8, MID848, LARGE8)}
+BUILDS = {b.name: b for b in (SMALL, SHORT, HALF, WIDE, MID, LARGE, MID8, LARGE8)}
 
 
 @functools.cache
@@ -68,9 +68,17 @@ def table(device_name: str) -> dict[str, list[tuple[float, str]]]:
     return {k: [(float("inf") if top is None else top, name) for top, name in rows] for k, rows in chosen.items()}
 
 
-def choose(tokens_each: float, precision: str, device_name: str = "*") -> Build:
+def shape_class(experts: int, intermediate: int) -> str:
+    """The class of a layer in the tuning table: "short" rows of w2, "few" experts, or "" for all others."""
+    return "short" if intermediate <= 512 else "few" if experts <= 64 else ""
+
+
+def choose(tokens_each: float, precision: str, device_name: str = "*", shape: str = "") -> Build:
     """The build for `tokens_each` expected tokens an expert.
 
-    `precision` is "w4a16", "w4a8", or "w4a8 exact" where e4m3 holds every weight of the layer exactly.
+    `precision` is "w4a16", "w4a8", or "w4a8 exact" where e4m3 holds every weight of the layer exactly; `shape` is
+    what `shape_class` says. The table's rows of "PRECISION SHAPE" come before those of "PRECISION".
     """
-    return next(BUILDS[name] for top, name in table(device_name)[precision] if tokens_each <= top)
+    rows = table(device_name)
+    found = rows.get(f"{precision} {shape}", rows[precision])
+    return next(BUILDS[name] for top, name in found if tokens_each <= top)

@@ -127,7 +127,9 @@ class HopperExperts:
         """The geometry that serves this batch."""
         reachable = self.experts if self.expert_map is None else self.expert_map.numel()
         exact = self.precision == "w4a8" and self.exact8
-        return builds.choose(tokens * top_k / reachable, "w4a8 exact" if exact else self.precision, self.device_name)
+        precision = "w4a8 exact" if exact else self.precision
+        shape = builds.shape_class(self.experts, self.intermediate)
+        return builds.choose(tokens * top_k / reachable, precision, self.device_name, shape)
 
     def __call__(self, x: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor) -> torch.Tensor:
         """Runs the layer: x bf16 [M, H], topk_ids int32 [M, k], topk_weights float32 [M, k] -> bf16 [M, H].

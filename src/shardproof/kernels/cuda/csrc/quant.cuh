@@ -56,22 +56,15 @@ DEV uint2 transpose_block32(uint2 even_odd) {
 // One stage of tokens rounded to e4m3 and stored as bf16, swizzled: 16 lanes a row and block.
 DEV void round_stage(const u8* data, long pitch, int valid, const int* rows, int count, int first_byte, u32 dst,
                      int thread) {
-  constexpr int BLOCKS = CHUNKS / 2 > 0 ? CHUNKS / 2 : 1, BATCH = 4;
+  constexpr int BLOCKS = CHUNKS / 2 > 0 ? CHUNKS / 2 : 1;
   int part = thread & 15, items = count * BLOCKS;
-  for (int i0 = thread >> 4; i0 - (thread >> 4) < items; i0 += BATCH * (LOADERS / 16)) {
-    uint4 v[BATCH];                                   // all loads of a batch before the first is used
-#pragma unroll
-    for (int n = 0; n < BATCH; ++n) {
-      int i = i0 + n * (LOADERS / 16), r = i / BLOCKS, at = first_byte + (i - r * BLOCKS) * 256 + part * 16;
-      v[n] = make_uint4(0, 0, 0, 0);
-      if (i < items && at < valid) v[n] = load_global16(data + rows[r] * pitch + at);
-    }
-#pragma unroll
-    for (int n = 0; n < BATCH; ++n) {
-      int i = i0 + n * (LOADERS / 16), r = i / BLOCKS;
-      uint4 rounded = round8(v[n], scale_exponent(block_amax(v[n])));
-      int atom = (i - r * BLOCKS) * 2 + (part >> 3), column = part & 7;
-      if (i < items) store_shared16(dst + atom * ATOM_BYTES + r * 128 + ((column ^ (r & 7)) << 4), rounded);
-    }
+  for (int i0 = 0; i0 < items; i0 += LOADERS / 16) {
+    int i = i0 + (thread >> 4), r = i / BLOCKS, at = first_byte + (i - r * BLOCKS) * 256 + part * 16;
+    bool live = i < items;
+    uint4 v = make_uint4(0, 0, 0, 0);
+    if (live && at < valid) v = load_global16(data + rows[r] * pitch + at);
+    uint4 rounded = round8(v, scale_exponent(block_amax(v)));
+    int atom = (i - r * BLOCKS) * 2 + (part >> 3), column = part & 7;
+    if (live) store_shared16(dst + atom * ATOM_BYTES + r * 128 + ((column ^ (r & 7)) << 4), rounded);
   }
 }
