@@ -8,6 +8,7 @@ import torch
 
 from shardproof.errors import KernelError
 from shardproof.kernels.triton import gemm
+from shardproof.kernels.triton.device import holds_e4m3
 
 if TYPE_CHECKING:
     from shardproof.experts import Activation
@@ -48,11 +49,6 @@ def round_e4m3(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     scale = (exponent << 23).view(torch.float32)
     codes = (blocks / scale).clamp(-448, 448).to(torch.float8_e4m3fn).reshape(m, -1)
     return codes, exponent.to(torch.uint8).expand(-1, -1, 4).reshape(m, -1).contiguous()
-
-
-def holds_e4m3(device: torch.device) -> bool:
-    """Whether the device's matrix unit reads OCP e4m3; gfx94x does not, and gets the values in bf16."""
-    return torch.version.hip is None or "gfx94" not in torch.cuda.get_device_properties(device).gcnArchName
 
 
 class TritonExperts:
