@@ -10,6 +10,7 @@ import torch
 
 from shardproof.api import open_model, select
 from shardproof.experts import ExpertSpec
+from shardproof.kernels.reference import Reference, from_packed
 from shardproof.pack import pack_in_memory
 from shardproof.packed import PackedLayer
 from shardproof.plan import ExpertMap, make_plan
@@ -39,3 +40,18 @@ def claim_gpu(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], name
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: name)
+
+
+class WholeProducts(Reference):
+    """The judge with products in float32, as kernels leave them; DeepSeek's own code rounds them to bfloat16."""
+
+    def _product(self, x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        return x @ w.T if bias is None else x @ w.T + bias
+
+
+def judged(ranks: list[PackedLayer], name: str, *given: torch.Tensor) -> torch.Tensor:
+    """The judge's result for (x, ids, weights), with activations as the implementation `name` rounds them."""
+    quant = "e4m3_1x128" if name.endswith("w4a8") else None
+    x, ids, weights = given
+    judges = [WholeProducts(**vars(from_packed(layer, activation_quant=quant))) for layer in ranks]
+    return sum((judge(x.float(), ids, weights) for judge in judges), torch.zeros(()))

@@ -44,7 +44,7 @@ def test_fake_tensors_of_a_gpu_run_nothing():
         out = torch.ops.shardproof.gpu_moe(x, ids, weights, 10**9)
         assert (out.shape, out.dtype, out.device.type) == ((5, 64), torch.bfloat16, "cuda")
         with pytest.raises(KernelError, match=r"kernel\.shape.*wrong shape"):
-            torch.ops.shardproof.gpu_moe(x, ids, weights[:2], 0)
+            torch.ops.shardproof.gpu_moe(x, ids, torch.empty(2, 2, device="cuda"), 0)
 
 
 def test_a_layer_that_is_gone_is_named():
@@ -76,7 +76,7 @@ def prepared(tmp_path):
 @pytest.mark.parametrize("ids_dtype", [torch.int32, torch.int64])
 def test_inputs_reach_the_kernel_as_it_takes_them(prepared, dtype, ids_dtype):
     layer, doubler = prepared
-    x, ids, weights = given()
+    _, ids, weights = given()
     wide = torch.randn(5, 128).to(dtype)[:, ::2]
     out = layer(wide, ids.to(ids_dtype).T.contiguous().T, weights.to(dtype))
     (seen,) = doubler.calls

@@ -14,7 +14,7 @@ import pytest
 os.environ["TRITON_INTERPRET"] = "1"
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
-sys.path.insert(0, str(Path(__file__).parents[1] / "cuda"))
+sys.path[:0] = [str(Path(__file__).parents[1] / "cuda"), str(Path(__file__).parents[3])]
 
 from hopper_cases import Case, relative_error  # noqa: E402
 
@@ -22,8 +22,20 @@ from shardproof.experts import Activation  # noqa: E402
 from shardproof.kernels.triton.layer import TritonExperts, round_e4m3, token_tiles  # noqa: E402
 
 SILU = Activation("silu", limit=10.0)
-# Triton 3.6's interpreter turns one-element arrays into numbers, which NumPy says it will refuse one day.
-pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")
+
+
+@pytest.fixture(autouse=True)
+def one_element_arrays_are_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton 3.6's interpreter makes loop bounds of one-element arrays by int(), which NumPy 2.4 refuses."""
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang_tensor
+
+    def patched(tensor, scope):
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+
+    monkeypatch.setattr(interpreter, "_patch_lang_tensor", patched)
 
 
 def layer(case: Case, expert_map: torch.Tensor | None = None) -> TritonExperts:
@@ -71,6 +83,35 @@ def test_map_and_absent_slots() -> None:
     out = layer(case, expert_map)(x.float(), ids, weights)
     assert relative_error(out, case.reference(x, ids, weights, expert_map)) < 5e-3
     assert torch.equal(out[2], torch.zeros(64))
+
+
+@pytest.mark.parametrize("precision", ["w4a16", "w4a8"])
+def test_from_packed_ranks(precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the implementation makes of a packed layer: biases, padding, expert maps, global ids."""
+    from functools import partial
+
+    from shardproof.kernels.implementation import implementations
+    from shardproof.kernels.triton import layer as triton_layer
+    from tests.checkpoints import make
+    from tests.kernels.gpu_layers import PORTABLE, judged, packed
+    from tests.layers import inputs
+
+    monkeypatch.setattr(triton_layer, "TritonExperts", partial(TritonExperts, mode="float32"))
+    make(tmp_path, "gpt_oss", experts=3, hidden=64, intermediate=96)
+    name = "shardproof_triton" + ("" if precision == "w4a16" else "_w4a8")
+    way = next(i for i in implementations() if i.name == name)
+    for layer in packed(tmp_path, PORTABLE, tp=2, ep=2):
+        x, ids, weights = inputs(4, layer.spec)
+        x, ids[1, 0] = (x / 64).bfloat16(), -1
+        run = way.prepare(layer, torch.device("cpu"))
+        with monkeypatch.context() as only:
+            only.setattr(torch.Tensor, "to", _never_bfloat16(torch.Tensor.to))
+            found = run(x, ids, weights)
+        assert relative_error(found, judged([layer], name, x, ids, weights).double()) < 1e-5
+
+
+def _never_bfloat16(to):  # the interpreter cannot hold bfloat16 (Triton 3.6)
+    return lambda t, *a, **kw: t.float() if a == (torch.bfloat16,) else to(t, *a, **kw)
 
 
 def test_no_tokens() -> None:

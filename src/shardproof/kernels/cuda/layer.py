@@ -23,8 +23,9 @@ SMALL_SLOTS = 512  # csrc/params.cuh
 
 def refuse_arch(device: torch.device) -> str | None:
     """Why the kernels cannot run on this GPU, or None."""
-    found = None if torch.version.hip else torch.cuda.get_device_capability(device)
-    return None if found == (9, 0) else f"found {torch.cuda.get_device_name(device)}, needed an NVIDIA Hopper GPU (sm90)"
+    if torch.version.hip is None and torch.cuda.get_device_capability(device) == (9, 0):
+        return None
+    return f"found {torch.cuda.get_device_name(device)}, needed an NVIDIA Hopper GPU (sm90)"
 
 
 def _padded_bias(bias: torch.Tensor | None, parts: int, size: int) -> torch.Tensor | None:
