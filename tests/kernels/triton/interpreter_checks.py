@@ -19,6 +19,7 @@ sys.path[:0] = [str(Path(__file__).parents[1] / "cuda"), str(Path(__file__).pare
 from hopper_cases import Case, relative_error  # noqa: E402
 
 from shardproof.experts import Activation  # noqa: E402
+from shardproof.kernels.triton import grouped  # noqa: E402
 from shardproof.kernels.triton.layer import TritonExperts, round_e4m3, token_tiles  # noqa: E402
 
 SILU = Activation("silu", limit=10.0)
@@ -90,11 +91,12 @@ def test_from_packed_ranks(precision: str, tmp_path: Path, monkeypatch: pytest.M
     """What the implementation makes of a packed layer: biases, padding, expert maps, global ids."""
     from functools import partial
 
-    from shardproof.kernels.implementation import implementations
-    from shardproof.kernels.triton import layer as triton_layer
     from tests.checkpoints import make
     from tests.kernels.gpu_layers import PORTABLE, judged, packed
     from tests.layers import inputs
+
+    from shardproof.kernels.implementation import implementations
+    from shardproof.kernels.triton import layer as triton_layer
 
     monkeypatch.setattr(triton_layer, "TritonExperts", partial(TritonExperts, mode="float32"))
     make(tmp_path, "gpt_oss", experts=3, hidden=64, intermediate=96)
@@ -129,6 +131,53 @@ def test_tiles_hold_every_slot_once() -> None:
         assert all(local[s] == expert for s in places)
         seen += places
     assert sorted(seen) == (local >= 0).nonzero().flatten().tolist()
+
+
+@pytest.mark.parametrize(("tokens", "experts", "block"), [(1, 3, 8), (40, 5, 16), (2100, 4, 64), (3, 200, 8)])
+def test_blocks_hold_every_slot_once(tokens: int, experts: int, block: int) -> None:
+    ids = torch.randint(-1, experts + 1, (tokens, 2), dtype=torch.int32)
+    ids = grouped.local_ids(ids, None)
+    made = grouped.align(ids, experts, block)
+    flat, used = ids.flatten(), int(made.padded)
+    assert used % block == 0
+    seen = []
+    for i, slots in enumerate(made.slots[:used].view(-1, block).tolist()):
+        live = [s for s in slots if s < flat.numel()]
+        assert all(flat[s] == made.experts[i] for s in live)
+        seen += live
+    assert sorted(seen) == (flat < experts).nonzero().flatten().tolist()
+    assert (made.slots[used:] == flat.numel()).all()
+    assert used == sum(-(-int((flat == e).sum()) // block) * block for e in range(experts))
+
+
+@pytest.mark.parametrize("activation", [Activation("silu"), Activation("swiglu_oai", limit=7.0), Activation("situ")])
+def test_the_activation_apart(activation: Activation) -> None:
+    h = torch.randn(3, 2 * 1100) * 4
+    wanted = Case(1, 32, 32, activation, device="cpu").gate(h[:, :1100].double(), h[:, 1100:].double())
+    assert relative_error(grouped.gated(h, activation), wanted) < 1e-6
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("moved", [False, True])
+def test_the_sum_over_slots(weighted: bool, moved: bool) -> None:
+    ids = torch.tensor([[0, -1, 2], [1, 1, 9]], dtype=torch.int32)
+    y, weights, at = torch.randn(6, 1200), torch.rand(2, 3), torch.randperm(6)
+    rows = (y[at] if moved else y).view(2, 3, 1200) * (weights[..., None] if weighted else 1)
+    wanted = torch.where(((ids >= 0) & (ids < 3))[..., None], rows, 0).sum(1)[:, :1100]
+    local = grouped.local_ids(ids, None)
+    y[int(at[1]) if moved else 1] = float("nan")
+    found = grouped.sum_routed(
+        y, local, 3, 1100, weights=weights if weighted else None, at=at.int() if moved else None
+    )  # fmt: skip
+    assert relative_error(found, wanted.double()) < 1e-6
+
+
+def test_local_ids() -> None:
+    ids = torch.tensor([[0, -1], [3, 7]], dtype=torch.int32)
+    expert_map = torch.tensor([-1, 0, -1, 1], dtype=torch.int32)
+    absent = 0x7FFFFFFF
+    assert grouped.local_ids(ids, expert_map).tolist() == [[absent, absent], [1, absent]]
+    assert grouped.local_ids(ids, None).tolist() == [[0, absent], [3, 7]]
 
 
 def test_rounding_is_deepseeks() -> None:

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shardproof.experts import Stack
+from shardproof.errors import KernelError
+from shardproof.experts import Field, Stack
 from shardproof.kernels import torch_op
 from shardproof.kernels.implementation import Runner, local_experts
 from shardproof.packed import PackedLayer
@@ -74,3 +75,44 @@ def runner(layer: PackedLayer, experts: GpuLayer) -> Runner:
         )  # fmt: skip
 
     return run
+
+
+def vendor_tensor(layer: PackedLayer, slot: tuple[Stack, Field], like: Tensor, device: torch.device) -> Tensor:
+    """A field's bytes on a device as a vendor's kernel holds them.
+
+    `like` is what the vendor's own code makes of one expert: its shape (expert first), strides and dtype are taken.
+    Raises KernelError `kernel.tensor` where the sizes differ.
+    """
+    held, strides = layer.torch(*slot), like.stride()
+    count, size = len(layer.experts), like.numel() * like.element_size()
+    order = sorted(range(1, like.ndim), key=lambda axis: -strides[axis])
+    if held.numel() != count * size:
+        raise KernelError(
+            "kernel.tensor", "the packed bytes are not as many as the vendor's own code makes", tensor=".".join(slot),
+            layer=layer.key, found=f"{held.numel()} bytes", needed=f"{count} x {size} bytes",
+            next_step="pack with the version of the package that is installed: --with PACKAGE=VERSION",
+        )  # fmt: skip
+    order = [0, *order]
+    shape = [count, *(like.shape[axis] for axis in order[1:])]
+    back = [order.index(axis) for axis in range(like.ndim)]
+    return held.to(device).view(like.dtype).view(shape).permute(back)
+
+
+def own_bias(layer: PackedLayer, stack: Stack, device: torch.device) -> Tensor | None:
+    """A stack's biases in the kernel's own order and dtype, [E, N] with the padded N, or None."""
+    if (stack, "bias") not in layer.tensors:
+        return None
+    dtype = torch.float32 if layer.plan.bias_item == 4 else torch.bfloat16
+    return layer.torch(stack, "bias").to(device).view(dtype).view(len(layer.experts), -1)
+
+
+def padded_tokens(x: Tensor, hidden: int) -> Tensor:
+    """Tokens [M, H] with zeros up to `hidden` columns."""
+    return x if x.shape[1] == hidden else torch.nn.functional.pad(x, (0, hidden - x.shape[1]))
+
+
+def refuse_double_weight(layer: PackedLayer) -> str | None:
+    """For kernels that weight after w2: where that differs from weighting before it."""
+    if layer.spec.bias and layer.spec.weight_before_w2:
+        return "found biases and the routing weight before w2, needed one of them at most"
+    return None
