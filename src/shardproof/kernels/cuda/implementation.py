@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import torch
 
     from shardproof.experts import Field, Stack
-    from shardproof.kernels.cuda.layer import Precision
+    from shardproof.kernels.cuda.layer import HopperExperts, Precision
     from shardproof.packed import PackedLayer
 
 LAYOUTS: dict[tuple[Stack, Field], tuple[str, ...]] = {
@@ -38,17 +38,28 @@ class _Hopper(Implementation):
 
     def prepare(self, layer: PackedLayer, device: torch.device, *, keep: bool = False) -> Runner:  # noqa: ARG002
         """Copy the packed bytes to the device as they are; what is derived beside them is made there."""
-        from shardproof.kernels.cuda.layer import HopperExperts
-        from shardproof.kernels.device.experts import bias, expert_map, runner, tensor
+        from shardproof.kernels.device.experts import runner
 
-        experts = HopperExperts(
+        return runner(layer, self.experts(layer, device))
+
+    def experts(self, layer: PackedLayer, device: torch.device) -> HopperExperts:
+        """The layer itself, whose geometries can be chosen by hand."""
+        from shardproof.kernels.cuda.layer import HopperExperts
+        from shardproof.kernels.device.experts import bias, expert_map, tensor
+
+        return HopperExperts(
             tensor(layer, "w13", device), tensor(layer, "w13", device, scale=True), tensor(layer, "w2", device),
             tensor(layer, "w2", device, scale=True), bias(layer, "w13", device), _hidden_bias(layer, device),
             experts=len(layer.experts), hidden=layer.spec.hidden, intermediate=layer.shape.intermediate,
             activation=layer.spec.activation, weight_before_w2=layer.spec.weight_before_w2, precision=self.precision,
             expert_map=expert_map(layer, device),
         )  # fmt: skip
-        return runner(layer, experts)
+
+
+def layer_of(name: str, layer: PackedLayer, device: torch.device) -> HopperExperts:
+    """The layer as the Hopper implementation of that name runs it."""
+    kinds = {kind.name: kind for kind in (HopperW4A16, HopperW4A8)}
+    return kinds[name]().experts(layer, device)
 
 
 def _hidden_bias(layer: PackedLayer, device: torch.device) -> torch.Tensor | None:
