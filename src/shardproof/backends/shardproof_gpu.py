@@ -14,7 +14,7 @@ for _name, _source in (
     register(_name, Package(distributions=(_name,), any_version=True, source=_source))
 
 HOPPER = RunsOn(cuda=((90, 90),))
-PORTABLE = RunsOn(cuda=((80, 129),), rocm=("gfx942", "gfx950", "gfx1250"))
+PORTABLE = RunsOn(cuda=((80, 129),), rocm=("gfx942", "gfx950"))
 HOPPER_LAYOUTS = {
     "w13.weight": "shardproof.hopper_w13",
     "w13.scale": "shardproof.hopper_w13_scale",
@@ -53,7 +53,12 @@ class ShardproofGpu(Kernel):
     """The whole layer from topk ids to reduced output; the activation dtype changes no byte."""
 
     name = "shardproof_gpu"
-    summary = "shardproof's own GPU kernels: CUDA C++ on Hopper, Triton elsewhere; bfloat16 or e4m3 activations"
-    source = "shardproof.kernels.cuda and shardproof.kernels.triton. On AMD they were compiled, never run."
+    summary = (
+        "shardproof's own GPU kernels: CUDA C++ on Hopper, Triton elsewhere; bfloat16 or e4m3 activations"
+    )
+    source = (
+        "shardproof.kernels.cuda and shardproof.kernels.triton. On AMD they were compiled, never "
+        "run; for gfx1250 Triton 3.6 cannot assemble them."
+    )
     conditions = (RunsOn(cuda=PORTABLE.cuda, rocm=PORTABLE.rocm), Activations(("silu", "swiglu_oai", "situ")))
     variants = (*_variants("bfloat16"), *_variants("fp8", E4M3))

@@ -119,6 +119,7 @@ def _errors(subject: Subject, made: Sequence[Way], given: Inputs, device: torch.
 
 def _repeat(layer: PreparedLayer, sets: Sequence[Inputs]) -> tuple[Callable[[], object], str]:
     """All routings as one call: a CUDA graph where it can be captured."""
+
     def eager() -> list[Tensor]:
         return [layer(*given) for given in sets]
 

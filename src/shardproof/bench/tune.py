@@ -43,7 +43,10 @@ def tune(
             best = []
             for count in sorted(tokens):
                 times = _times(subject, layer, precision, count, rounds)
-                seen += [{"precision": precision, "tokens": count, "geometry": n, "us": us} for n, us in times.items()]
+                seen += [
+                    {"precision": precision, "tokens": count, "geometry": n, "us": us}
+                    for n, us in times.items()
+                ]
                 best.append((count, min(times, key=times.__getitem__)))
             table[precision] = rows(best, subject.spec.top_k, subject.spec.experts)
     if not table:
@@ -90,7 +93,9 @@ def _precisions(layer: HopperExperts) -> list[str]:
     return ["w4a8", "w4a8 exact"] if layer.exact8 else ["w4a8"]
 
 
-def _times(subject: Subject, layer: HopperExperts, precision: str, tokens: int, rounds: int) -> dict[str, float]:
+def _times(
+    subject: Subject, layer: HopperExperts, precision: str, tokens: int, rounds: int
+) -> dict[str, float]:
     """Median us of every geometry that can serve this precision, in turn."""
     import torch
 

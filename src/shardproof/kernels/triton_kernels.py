@@ -171,7 +171,10 @@ class OgsExperts(_Experts):
         data = compute_expt_data(counts, self.experts, slots)
         routed = RoutingData(None, counts, self.experts, top_k, data)
         (w13, c13), (w2, c2) = self.weights
-        first: dict[str, Any] = {"gather_indx": GatherIndx(src_indx=order, dst_indx=back), "precision_config": c13}
+        first: dict[str, Any] = {
+            "gather_indx": GatherIndx(src_indx=order, dst_indx=back),
+            "precision_config": c13,
+        }
         h = x.new_empty(1, slots, self.inner if self.fused else 2 * self.inner)
         if self.fused:
             name, function, parameters, values = fused_activation(self.activation)
@@ -213,7 +216,9 @@ class MatmulExperts(_Experts):
         first: dict[str, Any] = {}
         if self.fused:
             name, function, parameters, values = fused_activation(self.activation)
-            first["fused_activation"] = FusedActivation(FnSpecs(name, function, parameters, reduction_n=2), values)
+            first["fused_activation"] = FusedActivation(
+                FnSpecs(name, function, parameters, reduction_n=2), values
+            )
         h = matmul(x, w13, self.biases[0], ragged, None, token, None, c13, **first)
         h = h if self.fused else gated(h, self.activation)
         y: Tensor = matmul(h, w2, self.biases[1], ragged, None, None, None, c2)

@@ -23,6 +23,10 @@ backend, arch, mode, block = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv
 wave = 32 if backend == "cuda" or arch.startswith("gfx12") else 64
 target = GPUTarget(backend, int(arch) if backend == "cuda" else arch, wave)
 value = "*fp8e4nv" if mode == "scaled8" else "*bf16"
+if arch == "gfx1250":
+    # Triton 3.6's assembler does not take its own code for kernels of this many arguments: the code alone is read
+    from triton.backends.amd.compiler import HIPBackend
+    HIPBackend.make_hsaco = staticmethod(lambda *_: b"")
 out = {}
 for kernel in (gemm.gate_up, gemm.down):
     signature, constants, attrs = {}, {}, {}

@@ -85,7 +85,9 @@ def align(ids: torch.Tensor, experts: int, block: int) -> Blocks:
         return Blocks(*made)
     key = ids.reshape(-1).clamp(max=experts).long()
     order = torch.sort(key, stable=True).indices
-    counts = torch.zeros(experts + 1, dtype=torch.int64, device=ids.device).scatter_add_(0, key, torch.ones_like(key))
+    counts = torch.zeros(experts + 1, dtype=torch.int64, device=ids.device).scatter_add_(
+        0, key, torch.ones_like(key)
+    )
     counts[experts] = 0
     parts = (counts + block - 1) // block
     starts, first = counts.cumsum(0) - counts, (parts.cumsum(0) - parts) * block
@@ -124,7 +126,18 @@ def gated(h: torch.Tensor, activation: Activation) -> torch.Tensor:
 
 @triton.jit
 def _sum_routed(
-    y, ids, weights, at, out, E, H, pitch, top_k, WEIGHTED: tl.constexpr, MOVED: tl.constexpr, BLOCK: tl.constexpr
+    y,
+    ids,
+    weights,
+    at,
+    out,
+    E,
+    H,
+    pitch,
+    top_k,
+    WEIGHTED: tl.constexpr,
+    MOVED: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     token = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
