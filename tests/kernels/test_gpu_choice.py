@@ -67,9 +67,7 @@ def test_one_is_chosen_by_name(folder, monkeypatch):
 def test_refusals_say_what_was_found(folder, monkeypatch):
     (hopper,), (raw,) = packed(folder), packed(folder, PORTABLE)
     kernel, portable = named("shardproof_hopper"), named("shardproof_triton")
-    assert kernel.refuses(raw, CUDA) == (
-        "found layout raw.weight@1 for w13.weight, needed shardproof.hopper_w13@1"
-    )
+    assert kernel.refuses(raw, CUDA) == ("found layout raw.weight@1 for w13.weight, needed shardproof.hopper_w13@1")
     assert kernel.refuses(hopper, torch.device("cpu")) == "found device cpu, needed a GPU (cuda)"
     assert portable.refuses(raw, torch.device("cpu")) == "found device cpu, needed a GPU (cuda)"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

@@ -122,7 +122,6 @@ def test_a_vendor_tensor_has_the_vendors_strides():
     assert made.mT.reshape(-1).numpy().tobytes() == held.tobytes()
 
 
-
 def prepared(name: str, spec: ExpertSpec, ep: int = 1):
     version = "3.5.1" if triton_kernels.generation() != "triton_kernels.matmul" else "1.0.0.post20260510"
     subject, layer = layer_for(name, spec, ep, version)

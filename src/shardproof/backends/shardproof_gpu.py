@@ -53,9 +53,7 @@ class ShardproofGpu(Kernel):
     """The whole layer from topk ids to reduced output; the activation dtype changes no byte."""
 
     name = "shardproof_gpu"
-    summary = (
-        "shardproof's own GPU kernels: CUDA C++ on Hopper, Triton elsewhere; bfloat16 or e4m3 activations"
-    )
+    summary = "shardproof's own GPU kernels: CUDA C++ on Hopper, Triton elsewhere; bfloat16 or e4m3 activations"
     source = (
         "shardproof.kernels.cuda and shardproof.kernels.triton. On AMD they were compiled, never "
         "run; for gfx1250 Triton 3.6 cannot assemble them."

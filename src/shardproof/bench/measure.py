@@ -71,9 +71,7 @@ def draw(subject: Subject, tokens: int, seed: int, device: torch.device) -> Inpu
     return x, held[chosen].int().contiguous(), (weights / weights.sum(1, keepdim=True)).contiguous()
 
 
-def measure(
-    subject: Subject, made: Sequence[Way], tokens: int, *, device: str = "cpu", rounds: int = 15
-) -> list[Row]:
+def measure(subject: Subject, made: Sequence[Way], tokens: int, *, device: str = "cpu", rounds: int = 15) -> list[Row]:
     """One row a way that is not refused, timed in turn: every round visits each of them once."""
     import torch
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from shardproof.kernels.cuda.layer import HopperExperts
 
 Table = dict[str, dict[str, list[list[Any]]]]
-"""GPU name -> precision -> rows [most tokens an expert or null, geometry]."""
+"""GPU name -> "PRECISION" or "PRECISION SHAPE" -> rows [most tokens an expert or null, geometry]."""
 
 
 def tune(
@@ -33,6 +33,8 @@ def tune(
     """
     import torch
 
+    from shardproof.kernels.cuda.builds import shape_class
+
     table: dict[str, list[list[Any]]] = {}
     seen: list[dict[str, Any]] = []
     for way in made:
@@ -43,12 +45,10 @@ def tune(
             best = []
             for count in sorted(tokens):
                 times = _times(subject, layer, precision, count, rounds)
-                seen += [
-                    {"precision": precision, "tokens": count, "geometry": n, "us": us}
-                    for n, us in times.items()
-                ]
+                seen += [{"precision": precision, "tokens": count, "geometry": n, "us": us} for n, us in times.items()]
                 best.append((count, min(times, key=times.__getitem__)))
-            table[precision] = rows(best, subject.spec.top_k, subject.spec.experts)
+            shape = shape_class(layer.experts, layer.intermediate)
+            table[f"{precision} {shape}".strip()] = rows(best, subject.spec.top_k, subject.spec.experts)
     if not table:
         reasons = [f"{w.name}: {w.reason}" for w in made if w.name.startswith("shardproof_hopper")]
         raise KernelError(
@@ -93,9 +93,7 @@ def _precisions(layer: HopperExperts) -> list[str]:
     return ["w4a8", "w4a8 exact"] if layer.exact8 else ["w4a8"]
 
 
-def _times(
-    subject: Subject, layer: HopperExperts, precision: str, tokens: int, rounds: int
-) -> dict[str, float]:
+def _times(subject: Subject, layer: HopperExperts, precision: str, tokens: int, rounds: int) -> dict[str, float]:
     """Median us of every geometry that can serve this precision, in turn."""
     import torch
 

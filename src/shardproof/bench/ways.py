@@ -59,18 +59,14 @@ def ways(
     known = {i.name: i for i in implementations() if i.backend or i.name == "reference"}
     unknown = [name for name in names or () if name not in known]
     if unknown:
-        raise KernelError(
-            "kernel.implementation", "no such implementation", found=unknown[0], needed=", ".join(known)
-        )
+        raise KernelError("kernel.implementation", "no such implementation", found=unknown[0], needed=", ".join(known))
     packed: dict[str, PackedLayer] = {}
     asked = names or [name for name in known if name != "reference"]
     where = detect(packages) if device != "cpu" else Platform("cpu")
     return [_way(subject, device, where, known[name], packed) for name in asked]
 
 
-def _way(
-    subject: Subject, device: str, where: Platform, way: Implementation, packed: dict[str, PackedLayer]
-) -> Way:
+def _way(subject: Subject, device: str, where: Platform, way: Implementation, packed: dict[str, PackedLayer]) -> Way:
     import torch
 
     from shardproof.moe import PreparedLayer

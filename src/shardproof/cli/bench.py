@@ -22,20 +22,14 @@ def bench(
     shape: Annotated[
         str | None, typer.Option("--shape", metavar="NAME", help=f"Random weights instead: {SHAPE_NAMES}.")
     ] = None,
-    device: Annotated[
-        str | None, typer.Option("--device", metavar="cpu|cuda", help="Default: cuda if any.")
-    ] = None,
-    tokens: Annotated[
-        str, typer.Option("--tokens", metavar="1,4,16", help="Tokens a call.")
-    ] = "1,4,16,64,256",
+    device: Annotated[str | None, typer.Option("--device", metavar="cpu|cuda", help="Default: cuda if any.")] = None,
+    tokens: Annotated[str, typer.Option("--tokens", metavar="1,4,16", help="Tokens a call.")] = "1,4,16,64,256",
     implementations: Annotated[
         str | None,
         typer.Option("--implementations", metavar="A,B", help="Only these; default: all but the reference."),
     ] = None,
     rank: Annotated[int, typer.Option("--rank", metavar="N", min=0, help="Rank of the packed folder.")] = 0,
-    layer: Annotated[
-        str | None, typer.Option("--layer", metavar="KEY", help="Layer; default: the first.")
-    ] = None,
+    layer: Annotated[str | None, typer.Option("--layer", metavar="KEY", help="Layer; default: the first.")] = None,
     rounds: Annotated[int, typer.Option("--rounds", metavar="N", min=1, help="Timed rounds.")] = 15,
     tune: Annotated[
         Path | None,
@@ -83,18 +77,14 @@ def _subject(packed: Path | None, shape: str | None, rank: int, layer: str | Non
     )  # fmt: skip
 
 
-def _tune(
-    subject: Subject, made: list[Way], counts: list[int], rounds: int, path: Path, as_json: bool
-) -> None:
+def _tune(subject: Subject, made: list[Way], counts: list[int], rounds: int, path: Path, as_json: bool) -> None:
     from shardproof.bench.tune import tune, write
 
     table, seen = tune(subject, made, counts, rounds)
     write(path, table)
 
     def render() -> None:
-        cells: list[list[Any]] = [
-            [r["precision"], r["tokens"], r["geometry"], f"{r['us']:.1f}"] for r in seen
-        ]
+        cells: list[list[Any]] = [[r["precision"], r["tokens"], r["geometry"], f"{r['us']:.1f}"] for r in seen]
         show.table(subject.name, ("precision", "tokens", "geometry", "us"), cells, numbers=(1, 3))
         show.line(f"written to {path}; use it with SHARDPROOF_TUNING={path}", style="bold green")
 

@@ -33,9 +33,7 @@ class Humming(Implementation):
         """Refuses other layouts and devices, biases with the weight before w2, and an install without humming."""
         from shardproof.kernels.device.experts import is_importable, refuse_device, refuse_double_weight
 
-        reason = (
-            refuse_layouts(layer, LAYOUTS) or refuse_device(device, ["triton"]) or refuse_double_weight(layer)
-        )
+        reason = refuse_layouts(layer, LAYOUTS) or refuse_device(device, ["triton"]) or refuse_double_weight(layer)
         if reason is None and not is_importable("humming.transform"):
             return "found no package humming, needed humming-kernels (read at 0.1.19)"
         return reason
@@ -74,17 +72,13 @@ class _Product:
             ),
         }
         _, like = prepare_and_transform_humming_tensors(tensors=blank, num_experts=1, **sizes)
-        self.config = prepare_layer_config(
-            num_experts=len(layer.experts), has_bias=self.bias is not None, **sizes
-        )
+        self.config = prepare_layer_config(num_experts=len(layer.experts), has_bias=self.bias is not None, **sizes)
         self.weight = vendor_tensor(layer, (stack, "weight"), like["weight"], device)
         self.scale = vendor_tensor(layer, (stack, "scale"), like["weight_scale"], device)
         kind = GemmType("indexed")
         self.tuning = get_heuristics_config(layer_config=self.config, gemm_type=kind)
         self.tuning_text = json.dumps(self.tuning)
-        self.compute = json.dumps(
-            {"use_batch_invariant": False, "use_f16_accum": False, "gemm_type": kind.value}
-        )
+        self.compute = json.dumps({"use_batch_invariant": False, "use_f16_accum": False, "gemm_type": kind.value})
 
     def places(self, slots: int) -> int:
         """Places a block that humming's heuristics take for this many slots."""

@@ -64,9 +64,7 @@ class Marlin(Implementation):
         """Refuses other layouts and devices, biases with the weight before w2, and an install without the operator."""
         from shardproof.kernels.device.experts import refuse_device, refuse_double_weight
 
-        reason = (
-            refuse_layouts(layer, LAYOUTS) or refuse_device(device, ["triton"]) or refuse_double_weight(layer)
-        )
+        reason = refuse_layouts(layer, LAYOUTS) or refuse_device(device, ["triton"]) or refuse_double_weight(layer)
         if reason is None and operator() is None:
             return "found no operator _moe_C.moe_wna16_marlin_gemm, needed vllm 0.33 (read at 0.33.0)"
         return reason
@@ -90,8 +88,7 @@ class MarlinExperts:
         self.experts, self.hidden, self.width, self.inner = e, layer.spec.hidden, h, i
         self.activation, self.map, self.gemm = layer.spec.activation, expert_map(layer, device), operator()
         self.weights = [
-            tensor(layer, stack, device).view(torch.int32).view(e, k // 16, 2 * n)
-            for stack, k, n in self._sizes()
+            tensor(layer, stack, device).view(torch.int32).view(e, k // 16, 2 * n) for stack, k, n in self._sizes()
         ]
         self.scales = [
             tensor(layer, stack, device, scale=True).view(torch.float8_e8m0fnu).view(e, k // 32, n)
@@ -104,9 +101,7 @@ class MarlinExperts:
     def _sizes(self) -> tuple[tuple[Stack, int, int], tuple[Stack, int, int]]:
         return ("w13", self.width, 2 * self.inner), ("w2", self.inner, self.width)
 
-    def _product(
-        self, which: int, a: Tensor, out: Tensor, blocks: Any, weights: Tensor, top_k: int, size: int
-    ) -> None:
+    def _product(self, which: int, a: Tensor, out: Tensor, blocks: Any, weights: Tensor, top_k: int, size: int) -> None:
         _, k, n = self._sizes()[which]
         self.gemm(
             a, out, self.weights[which], self.biases[which], self.scales[which], None, None, None, self.workspace,

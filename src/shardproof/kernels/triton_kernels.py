@@ -216,9 +216,7 @@ class MatmulExperts(_Experts):
         first: dict[str, Any] = {}
         if self.fused:
             name, function, parameters, values = fused_activation(self.activation)
-            first["fused_activation"] = FusedActivation(
-                FnSpecs(name, function, parameters, reduction_n=2), values
-            )
+            first["fused_activation"] = FusedActivation(FnSpecs(name, function, parameters, reduction_n=2), values)
         h = matmul(x, w13, self.biases[0], ragged, None, token, None, c13, **first)
         h = h if self.fused else gated(h, self.activation)
         y: Tensor = matmul(h, w2, self.biases[1], ragged, None, None, None, c2)

@@ -58,10 +58,19 @@ def test_choice_follows_the_table() -> None:
     assert builds.choose(0.02, "w4a16").name == "small"
     assert builds.choose(1e9, "w4a8 exact").name == "large8"
     assert builds.choose(24, "w4a8").name == "mid"
-    for precision in ("w4a16", "w4a8", "w4a8 exact"):
-        for top, name in builds.table("*")[precision]:
-            assert builds.BUILDS[name].fp8 <= (precision == "w4a8 exact")
-            assert builds.choose(top, precision).name == name
+    for key, rows in builds.table("*").items():
+        shape = next((s for s in ("few", "short") if key.endswith(s)), "")
+        for top, name in rows:
+            assert builds.BUILDS[name].fp8 <= ("exact" in key)
+            assert builds.choose(top, key.removesuffix(shape).strip(), shape=shape).name == name
+
+
+def test_shape_classes_have_rows_of_their_own() -> None:
+    assert builds.shape_class(256, 256) == "short"
+    assert builds.shape_class(32, 2048) == "few"
+    assert builds.choose(0.02, "w4a16", shape="short").name == "short"
+    assert builds.choose(3, "w4a16", shape="few").name == "small"
+    assert builds.choose(3, "w4a16").name == "wide"
 
 
 def test_a_file_extends_the_table(monkeypatch, tmp_path) -> None:
@@ -70,3 +79,5 @@ def test_a_file_extends_the_table(monkeypatch, tmp_path) -> None:
     monkeypatch.setenv("SHARDPROOF_TUNING", str(path))
     assert builds.choose(0.01, "w4a16", "My GPU").name == "mid"
     assert builds.choose(0.01, "w4a16", "Another GPU").name == "small"
+    assert builds.choose(24, "w4a8", "My GPU").name == "mid"
+    assert builds.choose(1e9, "w4a8", "My GPU").name == "large"

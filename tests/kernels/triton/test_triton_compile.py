@@ -78,7 +78,15 @@ def compiled(backend: str, arch: str, mode: str, block: int) -> dict[str, dict[s
     return json.loads(run.stdout.splitlines()[-1])
 
 
-SHARED = {"gfx942": 65536, "gfx950": 163840, "gfx1250": 327680, "80": 166912, "90": 232448, "100": 232448, "120": 101376}
+SHARED = {
+    "gfx942": 65536,
+    "gfx950": 163840,
+    "gfx1250": 327680,
+    "80": 166912,
+    "90": 232448,
+    "100": 232448,
+    "120": 101376,
+}
 """Bytes of shared memory that a block may have."""
 
 

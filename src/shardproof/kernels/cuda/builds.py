@@ -47,15 +47,12 @@ LARGE8 = Build(
     consumer_regs=224,
     producer_regs=56,
 )
-WIDE32 = Build("wide32", wgs=4, mw=1, kw=1, widths=(8, 16, 24, 32), each=4, w_depth=3, x_depth=3, narrow=True, consumer_regs=88, producer_regs=48)
-#WIDE24 = Build("wide24", wgs=4, mw=1, kw=1, widths=(8, 16, 24), each=4, w_depth=4, x_depth=3, narrow=True, consumer_regs=88, producer_regs=48)
-#WIDE2 = Build("wide2", wgs=4, mw=1, kw=1, widths=(8, 16), each=2, w_depth=8, x_depth=8, narrow=True, consumer_regs=88, producer_regs=48)
 BUILDS = {b.name: b for b in (SMALL, SHORT, HALF, WIDE, MID, LARGE, MID8, LARGE8)}
 
 
 @functools.cache
 def table(device_name: str) -> dict[str, list[tuple[float, str]]]:
-    """The tuning table of a GPU by its name, else the one of all ("*"): rows (most tokens an expert, build).
+    """The tuning table of a GPU: rows (most tokens an expert, build), those of its name before those of all ("*").
 
     The table of tuning.json was measured on an NVIDIA H100 80GB HBM3; `SHARDPROOF_TUNING` names a file that
     extends it.
@@ -64,7 +61,7 @@ def table(device_name: str) -> dict[str, list[tuple[float, str]]]:
     extra = os.environ.get("SHARDPROOF_TUNING")
     if extra:
         tables |= json.loads(Path(extra).read_text())
-    chosen = tables.get(device_name, tables["*"])
+    chosen = {**tables["*"], **tables.get(device_name, {})}
     return {k: [(float("inf") if top is None else top, name) for top, name in rows] for k, rows in chosen.items()}
 
 

@@ -30,11 +30,7 @@ class _Hopper(Implementation):
         from shardproof.kernels.cuda.layer import refuse_arch
         from shardproof.kernels.device.experts import refuse_device
 
-        return (
-            refuse_layouts(layer, LAYOUTS)
-            or refuse_device(device, ["cuda.bindings.nvrtc"])
-            or refuse_arch(device)
-        )
+        return refuse_layouts(layer, LAYOUTS) or refuse_device(device, ["cuda.bindings.nvrtc"]) or refuse_arch(device)
 
     def prepare(self, layer: PackedLayer, device: torch.device, *, keep: bool = False) -> Runner:  # noqa: ARG002
         """Copy the packed bytes to the device as they are; what is derived beside them is made there."""

@@ -66,9 +66,7 @@ def runner(layer: PackedLayer, experts: GpuLayer) -> Runner:
     handle = torch_op.register(experts)
     if not layer.experts or not layer.valid:
         hidden = layer.spec.hidden
-        return lambda x, _ids, _weights: torch.zeros(
-            x.shape[0], hidden, dtype=torch.bfloat16, device=x.device
-        )
+        return lambda x, _ids, _weights: torch.zeros(x.shape[0], hidden, dtype=torch.bfloat16, device=x.device)
 
     def run(x: Tensor, topk_ids: Tensor, topk_weights: Tensor) -> Tensor:
         return torch_op.run(
@@ -79,9 +77,7 @@ def runner(layer: PackedLayer, experts: GpuLayer) -> Runner:
     return run
 
 
-def vendor_tensor(
-    layer: PackedLayer, slot: tuple[Stack, Field], like: Tensor, device: torch.device
-) -> Tensor:
+def vendor_tensor(layer: PackedLayer, slot: tuple[Stack, Field], like: Tensor, device: torch.device) -> Tensor:
     """A field's bytes on a device as a vendor's kernel holds them.
 
     `like` is what the vendor's own code makes of one expert: its shape (expert first), strides and dtype are taken.

@@ -85,9 +85,7 @@ def align(ids: torch.Tensor, experts: int, block: int) -> Blocks:
         return Blocks(*made)
     key = ids.reshape(-1).clamp(max=experts).long()
     order = torch.sort(key, stable=True).indices
-    counts = torch.zeros(experts + 1, dtype=torch.int64, device=ids.device).scatter_add_(
-        0, key, torch.ones_like(key)
-    )
+    counts = torch.zeros(experts + 1, dtype=torch.int64, device=ids.device).scatter_add_(0, key, torch.ones_like(key))
     counts[experts] = 0
     parts = (counts + block - 1) // block
     starts, first = counts.cumsum(0) - counts, (parts.cumsum(0) - parts) * block
