@@ -51,8 +51,7 @@ class _Candidate:
     loose: float
 
     def rank(self, stack: Stack, needed: str | None, usual: int) -> tuple[float, ...]:
-        """More pieces in place wins; then no empty expert, less padding of many values, the needed layout, and so on:
-        the order of rows, the usual size."""
+        """More pieces in place wins; then no empty expert, uniform padding, the needed layout, rows, the usual size."""
         aside = abs(self.trial.hidden(stack) - usual)
         own = self.trial.identity == needed
         left = -round(self.loose, 1)
