@@ -45,6 +45,7 @@ def scale_layout(
 ) -> tuple[str, float]:
     """The catalogue's layout under which most bytes of a scale (or bias) tensor agree, and their share.
 
+    Compared are the first and the last expert: under wrong sizes the first one may stand where it should.
     `only` names the one layout to look at.
     """
     stack = slot[0]
@@ -55,15 +56,20 @@ def scale_layout(
     vendor = weight.partition(".")[0]
     known = [x for x in catalogue() if x.field == name and stack in x.stacks]
     best = (-1.0, False, f"raw.{name}@1")
-    matrix = scene.matrix(0, *slot)
+    ends = {local: scene.matrix(local, *slot) for local in (0, shape[0] - 1)}
+
+    def agreement(identity: str) -> float | None:
+        found = {local: views.expert(local, identity) for local in ends}
+        shares = [float((one == ends[local]).mean()) for local, one in found.items() if one is not None]
+        return sum(shares) / len(ends) if shares else None
+
     if only is not None:
-        found = views.expert(0, only)
-        return only, 0.0 if found is None else float((found == matrix).mean())
+        return only, agreement(only) or 0.0
     for layout in sorted(known, key=lambda x: not x.name.startswith("raw.")):
-        found = views.expert(0, layout.identity())
-        if found is None:
+        share = agreement(layout.identity())
+        if share is None:
             continue
-        score = (round(float((found == matrix).mean()), 4), layout.name.startswith(vendor))
+        score = (round(share, 4), layout.name.startswith(vendor))
         if score > best[:2]:
             best = (*score, layout.identity())
     return best[2], max(best[0], 0.0)
