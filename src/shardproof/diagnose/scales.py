@@ -14,6 +14,8 @@ from shardproof.experts import Field, Stack
 from shardproof.layouts import catalogue
 from shardproof.mistakes import Scene, Views
 
+_MOST = 0.5
+
 
 def scale_bytes(tensor: Foreign) -> tuple[Foreign, str | None]:
     """A scale tensor as bytes, and the name of the mistake where bytes were turned into numbers (120 -> 120.0).
@@ -69,7 +71,8 @@ def scale_layout(
         share = agreement(layout.identity())
         if share is None:
             continue
-        score = (round(share, 4), layout.name.startswith(vendor))
+        # where most bytes are wrong in every order, chance must not choose one: then the vendor of the weights' order
+        score = (round(share, 4) if share >= _MOST else 0.0, layout.name.startswith(vendor))
         if score > best[:2]:
             best = (*score, layout.identity())
     return best[2], max(best[0], 0.0)
