@@ -11,28 +11,27 @@ distributed) is a stand-in that answers "no". Each case is one layer of a small 
 from __future__ import annotations
 
 import importlib
-import importlib.abc
-import importlib.util
 import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "examples")]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks"), str(ROOT / "examples")]
 
 from dump_vllm import dump_layer  # noqa: E402
+from tests.checkpoints import make  # noqa: E402
+from tests.models import recipe  # noqa: E402
 
+from engine_files import EngineFiles, absent  # noqa: E402
 from shardproof.checkpoint import Checkpoint  # noqa: E402
 from shardproof.diagnose import diagnose  # noqa: E402
 from shardproof.formats import ExpertModel, read_experts  # noqa: E402
-from tests.checkpoints import make  # noqa: E402
-from tests.models import recipe  # noqa: E402
 
 MOE, QUANT = "vllm.model_executor.layers.fused_moe", "vllm.model_executor.layers.quantization"
 OWN = (
@@ -43,31 +42,6 @@ OWN = (
 EXPERTS, TOP_K = 4, 2
 
 
-class _Absent(type):
-    """A class in place of something that is not here: attributes and calls give others like it; it is false."""
-
-    def __getattr__(cls, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return _absent(name)
-
-    def __call__(cls, *args: Any, **options: Any) -> Any:
-        if not cls.__dict__.get("_stand_in"):
-            return super().__call__(*args, **options)
-        decorated = len(args) == 1 and callable(args[0]) and not isinstance(args[0], _Absent)
-        return args[0] if decorated else _absent(cls.__name__)
-
-    def __bool__(cls) -> bool:
-        return False
-
-    def __iter__(cls) -> Any:
-        return iter(())
-
-
-def _absent(name: str) -> _Absent:
-    return _Absent(name, (), {"_stand_in": True})
-
-
 class Pluggable(torch.nn.Module):
     """Stands for vLLM's PluggableLayer: a module whose subclasses are registered by name."""
 
@@ -76,32 +50,8 @@ class Pluggable(torch.nn.Module):
         return lambda subclass: subclass
 
 
-class Importer(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Gives vLLM's own file for the modules of OWN, and an empty module for every other one of vLLM."""
-
-    def __init__(self, wheel: Path) -> None:
-        self.wheel = wheel
-
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        if name.partition(".")[0] != "vllm":
-            return None
-        if name in OWN:
-            return importlib.util.spec_from_file_location(name, self.wheel / f"{name.replace('.', '/')}.py")
-        return importlib.util.spec_from_loader(name, self, is_package=True)
-
-    def create_module(self, spec: Any) -> ModuleType:
-        module = ModuleType(spec.name)
-        module.__getattr__ = lambda name: _given(spec.name, name)  # type: ignore[method-assign]
-        return module
-
-    def exec_module(self, module: ModuleType) -> None:
-        """Nothing to run."""
-
-
 def _given(module: str, name: str) -> Any:
     """What a stand-in module gives: the real classes that a package passes on, or something that is not here."""
-    if name.startswith("__"):
-        raise AttributeError(name)
     if name == "PluggableLayer":
         return Pluggable
     if name == "OCP_MX_BLOCK_SIZE":
@@ -109,7 +59,7 @@ def _given(module: str, name: str) -> Any:
     source = {"FusedMoEConfig": "config", "FusedMoEMethodBase": "fused_moe_method_base"}.get(name)
     if module == MOE and source:
         return getattr(importlib.import_module(f"{MOE}.{source}"), name)
-    return _absent(name)
+    return absent(name)
 
 
 @dataclass(frozen=True)
@@ -146,7 +96,9 @@ def load(case: Case, model: ExpertModel) -> torch.nn.Module:
         moe_parallel_config=parallel, max_num_tokens=16,
     )  # fmt: skip
     module = importlib.import_module(f"{MOE}.routed_experts").RoutedExperts
-    quant = SimpleNamespace(online_quantization_config=None, get_name=lambda: "mxfp4", get_quant_method=lambda _layer, _prefix: method(moe))
+    quant = SimpleNamespace(
+        online_quantization_config=None, get_name=lambda: "mxfp4", get_quant_method=lambda _layer, _prefix: method(moe)
+    )  # fmt: skip
     experts = module("layers.0", torch.bfloat16, moe, quant, manager, "w1", "w2", "w3")
     _feed(experts, model)
     return experts
@@ -166,12 +118,11 @@ def _without_kernels(backend: str) -> Any:
 
 def _feed(experts: Any, model: ExpertModel) -> None:
     for (projection, name), source in model.layer("layers.0").sources.items():
-        parameter = getattr(experts, {"w2": "w2"}.get(projection, "w13") + {"weight": "_weight"}.get(name, "_weight_scale"))
+        suffix = {"weight": "weight", "scale": "weight_scale"}[name]
+        parameter = getattr(experts, f"{'w2' if projection == 'w2' else 'w13'}_{suffix}")
         for expert in range(EXPERTS):
             loaded = torch.from_numpy(source.matrix(model.checkpoint, expert).copy())
-            named = f"layers.0.ffn.experts.{expert}.{projection}.{name}"
-            weight_name = "w13_weight_scale" if name == "scale" else named
-            parameter.weight_loader(parameter, loaded, weight_name, projection, expert)
+            parameter.weight_loader(parameter, loaded, f"experts.{suffix}", projection, expert)
 
 
 def in_a_model(experts: torch.nn.Module) -> torch.nn.Module:
@@ -203,7 +154,7 @@ def examine(case: Case, folder: Path) -> None:
 
 def main() -> None:
     """The cases: lawful slices that are padded, experts dealt to ranks, and slices that cut blocks in two."""
-    sys.meta_path.insert(0, Importer(Path(sys.argv[1])))
+    sys.meta_path.insert(0, EngineFiles("vllm", Path(sys.argv[1]), OWN, _given))
     for case in (
         Case(256, 768, tp=8, ep=1, rank=6, backend="MARLIN"),
         Case(192, 768, tp=4, ep=2, rank=5, backend="FLASHINFER_TRTLLM_MXFP4_MXFP8"),

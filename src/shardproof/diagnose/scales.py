@@ -14,7 +14,7 @@ from shardproof.experts import Field, Stack
 from shardproof.layouts import catalogue
 from shardproof.mistakes import Scene, Views
 
-_MOST = 0.5
+_MOST = 0.5  # of the content's bytes are right
 
 
 def scale_bytes(tensor: Foreign) -> tuple[Foreign, str | None]:
@@ -58,21 +58,24 @@ def scale_layout(
     vendor = weight.partition(".")[0]
     known = [x for x in catalogue() if x.field == name and stack in x.stacks]
     best = (-1.0, False, f"raw.{name}@1")
-    ends = {local: scene.matrix(local, *slot) for local in (0, shape[0] - 1)}
+    ends = (0, shape[0] - 1)
+    needed = np.stack([scene.matrix(local, *slot) for local in ends])
+    content = np.stack([scene.content(local, *slot) for local in ends])
 
-    def agreement(identity: str) -> float | None:
-        found = {local: views.expert(local, identity) for local in ends}
-        shares = [float((one == ends[local]).mean()) for local, one in found.items() if one is not None]
-        return sum(shares) / len(ends) if shares else None
+    def agreement(identity: str) -> np.ndarray | None:
+        found = [views.expert(local, identity) for local in ends]
+        return None if found[0] is None or found[1] is None else np.stack([f for f in found if f is not None]) == needed
 
     if only is not None:
-        return only, agreement(only) or 0.0
+        same = agreement(only)
+        return only, 0.0 if same is None else float(same.mean())
     for layout in sorted(known, key=lambda x: not x.name.startswith("raw.")):
-        share = agreement(layout.identity())
-        if share is None:
+        same = agreement(layout.identity())
+        if same is None:
             continue
-        # where most bytes are wrong in every order, chance must not choose one: then the vendor of the weights' order
-        score = (round(share, 4) if share >= _MOST else 0.0, layout.name.startswith(vendor))
+        # where most content is wrong in every order, chance must not choose one: then the vendor of the weights' order
+        certain = not content.any() or same[content].mean() >= _MOST
+        score = (round(float(same.mean()), 4) if certain else 0.0, layout.name.startswith(vendor))
         if score > best[:2]:
             best = (*score, layout.identity())
     return best[2], max(best[0], 0.0)
