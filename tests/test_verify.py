@@ -148,6 +148,19 @@ def test_a_wrong_byte_in_a_shuffled_layout_names_the_byte_that_belongs_there(mod
         assert expected in values
 
 
+@pytest.mark.parametrize("expert", range(9))
+def test_one_wrong_byte_of_many_experts_is_no_mistake_of_the_museum(tmp_path, expert):
+    """Two mistakes that undo each other give right bytes, so they must be held against the expert that is wrong."""
+    make(tmp_path / "model", "deepseek", experts=9, hidden=64, intermediate=64)
+    model = opened(tmp_path / "model")
+    packed(model, tmp_path / "out")
+    at = expert * 128 * 32 + 5 * 32 + 7
+    flip(tmp_path / "out", 0, "layers.0", ("w13", "weight"), at)
+    (difference,) = verify(tmp_path / "out", model).differences
+    assert (difference.wrong, difference.mistake, difference.sentence) == (1, None, "")
+    assert f"byte {at} = layers.0.ffn.experts.{expert}.w1.weight expert {expert} row 5 byte 7: " in difference.first[0]
+
+
 def test_a_wrong_padding_byte_is_found(model, tmp_path):
     packed(model, tmp_path / "out", recipe(32, 128), tp=5)
     flip(tmp_path / "out", 0, "layers.0", ("w13", "scale"), 40 * 3, to=255)  # row 40 of w1's half: padding

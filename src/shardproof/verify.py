@@ -6,7 +6,7 @@ compared; padding is compared as well. The plan itself must be for this checkpoi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,8 @@ from shardproof.errors import VerifyError
 from shardproof.experts import Field, Stack
 from shardproof.formats import ExpertModel
 from shardproof.layouts.placed import UNITS_PER_BYTE
-from shardproof.mistakes import Mistake, Owners, Scene, Views, explain, find_mistake, museum
-from shardproof.mistakes.explain import Slot
+from shardproof.mistakes import Mistake, Owners, Scene, Slot, Views, explain, find_mistake, museum
+from shardproof.mistakes.extent import telling_experts, wrong_experts
 from shardproof.mxfp4 import Bytes
 from shardproof.pack import pack_layer
 from shardproof.pack.matrices import read_cut
@@ -135,7 +135,7 @@ def verify_layer(model: ExpertModel, layer: PackedLayer) -> tuple[list[Differenc
     bad = {slot: mask for slot, mask in wrong.items() if mask.any()}
     if not bad:
         return [], digest
-    cause = _explain(model, layer, list(bad))
+    cause = _explain(model, layer, bad)
     return [
         _difference(model, layer, slot, mask, expected[slot], cause.get(slot, ())) for slot, mask in bad.items()
     ], digest
@@ -150,19 +150,22 @@ def scene_of(model: ExpertModel, plan: Plan, key: str, rank: Rank, owners: Owner
     return Scene(plan, key, rank, read, owners)
 
 
-def _explain(model: ExpertModel, layer: PackedLayer, slots: list[Slot]) -> dict[Slot, tuple[Mistake, ...]]:
+def _explain(
+    model: ExpertModel, layer: PackedLayer, bad: Mapping[Slot, np.ndarray]
+) -> dict[Slot, tuple[Mistake, ...]]:
     """For each wrong tensor the known mistakes - one, or two or three at once - that give exactly its bytes."""
     found: dict[Slot, tuple[Mistake, ...]] = {}
     tried: list[tuple[Mistake, ...]] = []
-    for slot in slots:
+    for slot, mask in bad.items():
         views = Views(layer.tensors[slot], layer.placed(*slot).shape)
         loaded = _loaded(layer, slot, views)
         scene = scene_of(model, layer.plan, layer.key, layer.rank)
         if None in loaded and any(e is not None for e in loaded):
             found[slot] = (find_mistake("zero_experts"),)
             scene = scene_of(model, layer.plan, layer.key, layer.rank, loaded)
-        sample = [i for i, e in enumerate(loaded) if e is not None] or [0]
-        sample = sorted({sample[0], sample[len(sample) // 2], sample[-1]})
+        sample = telling_experts(wrong_experts(layer.placed(*slot), mask), loaded)
+        if not sample:
+            continue
         most = 3 if views.kernel.size < _SMALL else 2
         cause = explain(scene, slot, views, museum(), most=most, sample=sample, first=tried, exact=True)
         if cause is not None:

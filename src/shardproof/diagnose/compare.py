@@ -11,7 +11,7 @@ import numpy as np
 from shardproof.layouts import Placed, find
 from shardproof.layouts.placed import UNITS_PER_BYTE
 from shardproof.mistakes import Mistake, Scene, Views, stands_alone
-from shardproof.mistakes.explain import Slot
+from shardproof.mistakes.scene import Slot
 from shardproof.mxfp4 import SCALE_NAN, Bytes
 
 

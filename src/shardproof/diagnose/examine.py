@@ -19,7 +19,7 @@ from shardproof.diagnose.reading import UNKNOWN
 from shardproof.diagnose.report import Finding, LayerReport, Row, finding
 from shardproof.experts import Stack
 from shardproof.mistakes import Owners, Views, find_mistake
-from shardproof.mistakes.explain import Slot
+from shardproof.mistakes.scene import Slot
 from shardproof.mxfp4 import BLOCK
 
 _DTYPES = {"float32": "F32", "bfloat16": "BF16"}

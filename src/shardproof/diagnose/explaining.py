@@ -125,7 +125,7 @@ class Explaining(Intake):
         for held in self.held:
             for mistake in held.explanation.mistakes if held.explanation else ():
                 shows.setdefault(mistake.name, []).append(held)
-                mistakes[mistake.name] = mistake
+                mistakes.setdefault(mistake.name, mistake)
         for name, where in shows.items():
             combos = [combo for h in where for combo in (h.explanation.also if h.explanation else ())]
             also = sorted({m.name for combo in combos for m in combo})

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from shardproof.diagnose.compare import Comparison
 from shardproof.diagnose.foreign import Foreign
 from shardproof.mistakes import Explanation, Scene, Views
-from shardproof.mistakes.explain import Slot
+from shardproof.mistakes.scene import Slot
 
 
 @dataclass

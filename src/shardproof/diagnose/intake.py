@@ -22,7 +22,7 @@ from shardproof.experts import FIELDS, STACKS, Stack
 from shardproof.formats import ExpertModel
 from shardproof.layouts import find
 from shardproof.mistakes import Owners, Scene, find_mistake
-from shardproof.mistakes.explain import Slot
+from shardproof.mistakes.scene import Slot
 from shardproof.plan import Plan
 from shardproof.verify import scene_of
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from shardproof.diagnose.examine import Examination
     from shardproof.diagnose.held import Held
     from shardproof.kernels.reference import Expert, Reference
-    from shardproof.mistakes.explain import Slot
+    from shardproof.mistakes.scene import Slot
 
 _TOLERANCE = 0.02  # relative L2 error that bfloat16 arithmetic may have
 _SHOWN = 4

@@ -10,7 +10,7 @@ import numpy as np
 from shardproof.diagnose.foreign import Foreign
 from shardproof.diagnose.pieces import Found, Ints, PieceIndex, row_step
 from shardproof.diagnose.reading import NEARLY, UNKNOWN, Reading
-from shardproof.diagnose.score import CODECS, Score, mode, rows_and_blocks, scores, words
+from shardproof.diagnose.score import CODECS, Score, loose, mode, rows_and_blocks, scores, words
 from shardproof.diagnose.trials import Trial, trials
 from shardproof.experts import ExpertSpec, Stack
 from shardproof.mistakes import Owners
@@ -48,12 +48,14 @@ class _Candidate:
     codec: str
     score: Score
     empty: int
+    loose: float
 
     def rank(self, stack: Stack, needed: str | None, usual: int) -> tuple[float, ...]:
-        """More pieces in place wins; then no empty expert, the needed layout, the order of rows, the usual size."""
+        """More pieces in place wins; then no empty expert, uniform padding, the needed layout, rows, the usual size."""
         aside = abs(self.trial.hidden(stack) - usual)
         own = self.trial.identity == needed
-        return self.score.weight, -self.empty, own, round(self.score.in_order, 1), -aside, not self.codec
+        left = -round(self.loose, 1)
+        return self.score.weight, -self.empty, left, own, round(self.score.in_order, 1), -aside, not self.codec
 
 
 def read_weight(
@@ -68,7 +70,7 @@ def read_weight(
     best = _best(found, lambda c: c.rank(stack, known.needed, usual))
     if best.score.share < _LEAST_SHARE:
         return None
-    straight = _best(found, lambda c: (c.score.weight, round(c.score.in_order, 3)))
+    straight = _best(found, lambda c: (c.score.weight, -round(c.loose, 1), round(c.score.in_order, 3)))
     alike = tuple(
         (c.trial.identity, c.trial.shape)
         for c in found
@@ -97,12 +99,15 @@ def _candidates(tensor: Foreign, stack: Stack, spec: ExpertSpec, index: PieceInd
         ends = sorted({*sample[:1], *sample[-1:]})  # the last one shows a wrong size of all before it
         counted = known.experts is not None and len(known.experts) == 1
         empty = 0 if counted else _empty(kernel, trial.shape[0])
+        unexplained: float | None = None
         for codec, score in scores(trial, kernel, stack, spec, index, ends):
             if codec and any(c.score.share == 1.0 for c in found):
                 break
             if score.good:
-                found.append(_Candidate(trial, codec, score, empty))
-                if not (codec or empty or trial.padded) and _certain(score, expected):
+                if unexplained is None:
+                    unexplained = loose(trial, kernel, stack, spec)
+                found.append(_Candidate(trial, codec, score, empty, unexplained))
+                if not (codec or empty or unexplained or trial.padded) and _certain(score, expected):
                     return found
     return found
 

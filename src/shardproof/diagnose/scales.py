@@ -14,6 +14,8 @@ from shardproof.experts import Field, Stack
 from shardproof.layouts import catalogue
 from shardproof.mistakes import Scene, Views
 
+_MOST = 0.5  # of the content's bytes are right
+
 
 def scale_bytes(tensor: Foreign) -> tuple[Foreign, str | None]:
     """A scale tensor as bytes, and the name of the mistake where bytes were turned into numbers (120 -> 120.0).
@@ -45,6 +47,7 @@ def scale_layout(
 ) -> tuple[str, float]:
     """The catalogue's layout under which most bytes of a scale (or bias) tensor agree, and their share.
 
+    Compared are the first and the last expert: under wrong sizes the first one may stand where it should.
     `only` names the one layout to look at.
     """
     stack = slot[0]
@@ -55,15 +58,24 @@ def scale_layout(
     vendor = weight.partition(".")[0]
     known = [x for x in catalogue() if x.field == name and stack in x.stacks]
     best = (-1.0, False, f"raw.{name}@1")
-    matrix = scene.matrix(0, *slot)
+    ends = (0, shape[0] - 1)
+    needed = np.stack([scene.matrix(local, *slot) for local in ends])
+    content = np.stack([scene.content(local, *slot) for local in ends])
+
+    def agreement(identity: str) -> np.ndarray | None:
+        found = [views.expert(local, identity) for local in ends]
+        return None if found[0] is None or found[1] is None else np.stack([f for f in found if f is not None]) == needed
+
     if only is not None:
-        found = views.expert(0, only)
-        return only, 0.0 if found is None else float((found == matrix).mean())
+        same = agreement(only)
+        return only, 0.0 if same is None else float(same.mean())
     for layout in sorted(known, key=lambda x: not x.name.startswith("raw.")):
-        found = views.expert(0, layout.identity())
-        if found is None:
+        same = agreement(layout.identity())
+        if same is None:
             continue
-        score = (round(float((found == matrix).mean()), 4), layout.name.startswith(vendor))
+        # where most content is wrong in every order, chance must not choose one: then the vendor of the weights' order
+        certain = not content.any() or same[content].mean() >= _MOST
+        score = (round(float(same.mean()), 4) if certain else 0.0, layout.name.startswith(vendor))
         if score > best[:2]:
             best = (*score, layout.identity())
     return best[2], max(best[0], 0.0)

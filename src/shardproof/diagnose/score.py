@@ -10,7 +10,10 @@ import numpy as np
 from shardproof.diagnose.pieces import Found, Ints, PieceIndex, sampled_columns, sampled_rows
 from shardproof.diagnose.trials import Trial
 from shardproof.experts import ExpertSpec, Stack
+from shardproof.layouts.placed import UNITS_PER_BYTE
 from shardproof.mxfp4 import BLOCK, BLOCK_BYTES, Bytes
+
+_ADDRESSES = 4096
 
 
 def _join_nibbles(pieces: Bytes) -> Bytes:
@@ -65,6 +68,25 @@ def scores(
             codec,
             _score(index.look_up(undo(pieces)), stack, trial.shape[1], np.array(rows), np.array(blocks)),
         )
+
+
+def loose(trial: Trial, kernel: Bytes, stack: Stack, spec: ExpertSpec) -> float:
+    """Of the bytes that are not padding's commonest value, the share that the trial takes for padding, 0..1.
+
+    Counted are padding of H and what the layout itself adds, over some addresses of the whole weight. Padding that
+    nobody wrote looks like that too, but then under every trial; others take one expert's bytes for padding of another.
+    """
+    layout = trial.placed
+    at = np.random.default_rng(0).integers(0, kernel.size, _ADDRESSES)
+    _, row, unit = layout.element(at * UNITS_PER_BYTE[layout.unit])
+    beyond = (row >= spec.hidden) if stack == "w2" else (unit >= spec.hidden // 2 * UNITS_PER_BYTE[layout.unit])
+    shared = trial.identity.startswith("gguf.")  # weights and scales share the buffer: holes hold the other field
+    padding = beyond & (row >= 0) if shared else beyond | (row < 0)
+    values = kernel[at]
+    if not padding.any():
+        return 0.0
+    several = values != mode(values[padding].astype(np.int64))
+    return float((several & padding).sum() / max(int(several.sum()), 1))
 
 
 def mode(values: Ints) -> int:

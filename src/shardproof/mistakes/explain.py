@@ -6,21 +6,18 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TypeAlias
 
 import numpy as np
 
 from shardproof.errors import ShardproofError
-from shardproof.experts import Field, Stack
-from shardproof.layouts import Layout, find
-from shardproof.layouts.notation import Place
+from shardproof.experts import Field
+from shardproof.layouts import find
+from shardproof.mistakes.extent import UNDONE, changed_bytes, changes, stands_alone
 from shardproof.mistakes.mistake import Mistake
-from shardproof.mistakes.scene import Scene
+from shardproof.mistakes.scene import Scene, Slot
 from shardproof.mxfp4 import SCALE_NAN, Bytes
 
-Slot: TypeAlias = tuple[Stack, Field]
 _HARMLESS = (0, 1, 127)
-_SMALL = 1 << 22
 _TELLING = 0.25  # of the bytes must be content other than zero, before padding may hold anything
 
 
@@ -44,31 +41,6 @@ class Explanation:
     def names(self) -> tuple[str, ...]:
         """Names of the mistakes."""
         return tuple(m.name for m in self.mistakes)
-
-
-def changes(scene: Scene, slot: Slot, mistake: Mistake, sample: Sequence[int] = (0,)) -> bool:
-    """Whether a mistake changes one tensor at all."""
-    if slot[1] not in mistake.fields:
-        return False
-    try:
-        if mistake.write is not None:
-            size = len(scene.experts()) * scene.matrix(0, *slot).nbytes
-            return size > _SMALL or not np.array_equal(scene.kernel(*slot, (mistake,)), scene.kernel(*slot))
-        if scene.layout(*slot, (mistake,)) != scene.layout(*slot):
-            return True
-        return any(not np.array_equal(scene.matrix(e, *slot, (mistake,)), scene.matrix(e, *slot)) for e in sample)
-    except (ShardproofError, ValueError, IndexError):
-        return False
-
-
-def stands_alone(layout: Layout) -> bool:
-    """Whether each expert has a run of the buffer to itself, so that it can be read without the others."""
-    pattern = layout.parsed
-    first = pattern.places[0]
-    return (
-        len(pattern.axes) > 2 and isinstance(first, Place) and not first.reverse and first.table is None
-        and first.digits == (pattern.digits[0][0].name,)
-    )  # fmt: skip
 
 
 class Views:
@@ -148,10 +120,25 @@ class _Search:
             return Explanation(held[0], tuple(c for c in held[1:] if len(c) == len(held[0])))
         known = [m for m in self.candidates if changes(self.scene, self.slot, m, self.sample)]
         for count in range(1, most + 1):
-            found = self._exactest(_combos(known, count))
+            found = self._exactest(_combos(known if count == 1 else self._narrow(known), count))
             if found:
                 return Explanation(found[0], tuple(found[1:]))
         return None
+
+    def _narrow(self, known: Sequence[Mistake]) -> list[Mistake]:
+        """Without those that change far more bytes than are wrong: no other mistake makes so much right again."""
+        local = self.sample[0]
+        found = self.views.expert(local, self.scene.layout(*self.slot))
+        if found is None:
+            return list(known)
+        most = UNDONE * int((found != self.scene.matrix(local, *self.slot)).sum())
+        return [m for m in known if most >= found.size or self._changed(m, local) <= most]
+
+    def _changed(self, mistake: Mistake, local: int) -> int:
+        try:
+            return changed_bytes(self.scene, self.slot, mistake, local) or 0
+        except (ShardproofError, ValueError, IndexError):
+            return 0
 
     def _exactest(self, combos: Iterable[tuple[Mistake, ...]]) -> list[tuple[Mistake, ...]]:
         """The combinations that hold; only those with the right padding too, where there are such."""

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 ReadCut: TypeAlias = "Callable[[str, Cut, Field, int], Bytes]"
 """(layer key, cut, field, global expert) to the bytes of the cut, uint8 [rows, bytes]."""
 Mistakes: TypeAlias = Sequence[Mistake]
+Slot: TypeAlias = tuple[Stack, Field]
 UNWRITTEN = -1
 _PROBES = (127, 128)  # two fills that differ in every nibble: what differs between them is padding
 
