@@ -1,12 +1,15 @@
-"""The CPU MoE layer beside ggml and torch, with the memory's read speed measured in the same rounds.
+"""The CPU MoE layer beside ggml, ik_llama.cpp and torch, with the memory's read speed measured in the same rounds.
 
 Every round visits every implementation in turn: a pause (so that the last one's threads are asleep), calls that
 are not timed (so that its own are awake), then timed calls, each with fresh random routing. Reported are medians
-over all timed calls, the best call, and the ratio of medians to ggml's better way.
+over all timed calls, the best call, and the ratio of medians to each peer's better form of weights.
 
 ggml: `pip install llama-cpp-python` compiles it for this machine (into any environment), then
     python benchmarks/moe_cpu.py --ggml <that environment>/lib/python3.11/site-packages/llama_cpp/lib
 Without --ggml, an installed llama_cpp is looked for; without one, ggml is left out, and the output says so.
+ik_llama.cpp: its ggml alone is enough, built as a shared library from its source, then --ik <build folder>/src:
+    cmake -S ggml -B <build folder> -DCMAKE_CXX_STANDARD=20 -DGGML_BUILD_TESTS=OFF
+    cmake --build <build folder> --target ggml     (cmake asks for a file ggml.pc.in; an empty one does)
 torch's way is dequantise (table look-up) + float32 matmul, expert by expert: slow, so only with --torch.
 
     python benchmarks/moe_cpu.py                              gpt-oss-20b's layer: E 32, H = I = 2880, top 4
@@ -117,7 +120,13 @@ def own_way(layer: Layer, packed: tuple, isa: str, precision: str, threads: int)
     return lambda inputs: experts.forward(inputs.x, inputs.ids, inputs.weights, inputs.out)
 
 
-def ggml_way(peer: GgmlLayer) -> Callable[[Inputs], object]:
+def peers_of(name: str, folder: Path, layer: Layer, threads: int) -> dict[str, GgmlLayer]:
+    """Every form of weights of the library in `folder`, as "name form"."""
+    ggml, blocks = Ggml(folder), layer.blocks()
+    return {f"{name} {f}": GgmlLayer(ggml, blocks, top_k=layer.top_k, threads=threads, form=f) for f in ggml.forms}
+
+
+def peer_way(peer: GgmlLayer) -> Callable[[Inputs], object]:
     return lambda inputs: peer.run(inputs.tokens)
 
 
@@ -154,16 +163,15 @@ def read_way(threads: int) -> tuple[Callable[[Inputs], object], int]:
     return lambda _: library().sp_read(buffer.ctypes.data, buffer.nbytes, threads), buffer.nbytes
 
 
-def report(name: str, times: list[float], inputs: Inputs, read: float | None, peer: float | None) -> None:
+def report(name: str, times: list[float], inputs: Inputs, read: float, best: dict[str, float]) -> None:
     layer, median = inputs.layer, statistics.median(times)
     flops = 6 * layer.hidden * layer.inter * layer.top_k * inputs.tokens
     speed = inputs.bytes / median / 1e9
     line = f"  {name:24s} {median * 1e3:9.3f} ms  best {min(times) * 1e3:9.3f}  {flops / median / 1e9:7.1f} GFLOP/s"
     line += f"  {speed:5.1f} GB/s"
-    if read is not None and inputs.tokens <= 8:
+    if inputs.tokens <= 8:
         line += f" = {100 * speed / read:3.0f} % of read"
-    if peer is not None:
-        line += f"  {peer / median:5.2f}x ggml"
+    line += "".join(f"  {seconds / median:5.2f}x {peer}" for peer, seconds in best.items())
     print(line, f" n={len(times)}", flush=True)
 
 
@@ -177,6 +185,7 @@ def main() -> None:
     parser.add_argument("--cpu-time", action="store_true", help="one thread's CPU time: for a busy machine")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--ggml", type=Path, default=None, help="folder with libggml*.so")
+    parser.add_argument("--ik", type=Path, default=None, help="folder with ik_llama.cpp's libggml.so")
     parser.add_argument("--torch", action="store_true", help="also dequantise + matmul")
     args = parser.parse_args()
     clock = time.thread_time if args.cpu_time else time.perf_counter
@@ -189,13 +198,13 @@ def main() -> None:
         f"{p} {isa}": own_way(layer, packed, isa, p, args.threads) for p in args.precision.split(",") for isa in isas
     }
     peers: dict[str, GgmlLayer] = {}
-    if (folder := ggml_folder(args.ggml)) is not None:
-        ggml = Ggml(folder)
-        for name, repack in (("ggml plain", False), ("ggml repack", True)):
-            peers[name] = GgmlLayer(ggml, layer.blocks(), top_k=layer.top_k, threads=args.threads, repack=repack)
-            ways[name] = ggml_way(peers[name])
-    else:
-        print("ggml: not installed here, left out")
+    folders = {"ggml": ggml_folder(args.ggml), "ik": args.ik}
+    for name, folder in folders.items():
+        if folder is None:
+            print(f"{name}: not here, left out")
+        else:
+            peers |= peers_of(name, folder, layer, args.threads)
+    ways |= {name: peer_way(peer) for name, peer in peers.items()}
     if args.torch:
         ways["torch dequantise + matmul"] = torch_way(layer)
     read, read_bytes = read_way(args.threads)
@@ -209,9 +218,12 @@ def main() -> None:
         speed = read_bytes / statistics.median(times["read"]) / 1e9
         best = read_bytes / min(times["read"]) / 1e9
         print(f"{tokens} tokens (read {speed:.1f} GB/s, best {best:.1f}; load {os.getloadavg()[0]:.2f})")
-        peer_time = min((statistics.median(times[n]) for n in peers), default=None)
+        medians = {name: statistics.median(times[name]) for name in peers}
+        best_form = {
+            f: min(m for name, m in medians.items() if name.startswith(f)) for f, folder in folders.items() if folder
+        }
         for name in ways:
-            report(name, times[name], inputs, speed, peer_time)
+            report(name, times[name], inputs, speed, best_form)
 
 
 if __name__ == "__main__":
