@@ -14,6 +14,7 @@ torch's way is dequantise (table look-up) + float32 matmul, expert by expert: sl
 
     python benchmarks/moe_cpu.py                              gpt-oss-20b's layer: E 32, H = I = 2880, top 4
     python benchmarks/moe_cpu.py --shape 32,7168,384,6        a DeepSeek-V4-Pro rank at TP 8
+    python benchmarks/moe_cpu.py --product                    MUL_MAT_ID alone, of that layer's w2
     python benchmarks/moe_cpu.py --cpu-time                   one thread's CPU time, on a machine that is busy
 """
 
@@ -33,7 +34,7 @@ import torch
 
 from ggml_peer import Ggml, GgmlLayer, gguf_blocks
 from shardproof.experts import Activation
-from shardproof.kernels.cpu import CpuExperts, default_threads, usable_isas
+from shardproof.kernels.cpu import CpuExperts, ExpertMatrix, default_threads, usable_isas
 from shardproof.kernels.cpu.library import library
 from shardproof.mxfp4 import E2M1, E8M0
 
@@ -62,19 +63,22 @@ class Layer:
             np.ascontiguousarray(self.scale["w2"].reshape(e, m, 16, j).transpose(0, 1, 3, 2)).reshape(-1),
         )
 
-    def blocks(self) -> list[np.ndarray]:
-        """The blocks that ggml reads, of w1, w3, w2."""
-        return [gguf_blocks(self.weight[p], self.scale[p]) for p in ("w1", "w3", "w2")]
+    def blocks(self, projections: tuple[str, ...]) -> list[np.ndarray]:
+        """The blocks that ggml reads."""
+        return [gguf_blocks(self.weight[p], self.scale[p]) for p in projections]
 
 
 class Inputs:
     """x, ids and weights of one call; `fresh` draws new ids."""
 
-    def __init__(self, layer: Layer, tokens: int) -> None:
+    def __init__(self, layer: Layer, tokens: int, product: bool) -> None:
         self.rng, self.layer, self.tokens = np.random.default_rng(tokens), layer, tokens
         self.x = torch.from_numpy(self.rng.standard_normal((tokens, layer.hidden)).astype(np.float32))
         self.weights = torch.from_numpy(self.rng.random((tokens, layer.top_k)).astype(np.float32))
         self.out = torch.empty_like(self.x)
+        self.rows = torch.empty((tokens, layer.top_k, layer.hidden))
+        self.x = self.x[:, : layer.inter].contiguous() if product else self.x
+        self.matrices = 1 if product else 3
         self.fresh()
 
     def fresh(self) -> None:
@@ -85,7 +89,12 @@ class Inputs:
     def bytes(self) -> int:
         """Weight and scale bytes of the experts that are hit."""
         used = len(np.unique(self.ids.numpy()))
-        return used * 3 * self.layer.hidden * self.layer.inter * 17 // 32
+        return used * self.matrices * self.layer.hidden * self.layer.inter * 17 // 32
+
+    @property
+    def flops(self) -> int:
+        """Two for each weight and token."""
+        return 2 * self.matrices * self.layer.hidden * self.layer.inter * self.layer.top_k * self.tokens
 
 
 def torch_way(layer: Layer) -> Callable[[Inputs], object]:
@@ -120,9 +129,17 @@ def own_way(layer: Layer, packed: tuple, isa: str, precision: str, threads: int)
     return lambda inputs: experts.forward(inputs.x, inputs.ids, inputs.weights, inputs.out)
 
 
-def peers_of(name: str, folder: Path, layer: Layer, threads: int) -> dict[str, GgmlLayer]:
+def own_product(layer: Layer, packed: tuple, isa: str, precision: str, threads: int) -> Callable[[Inputs], object]:
+    matrix = ExpertMatrix(
+        packed[2], packed[3], experts=layer.experts, rows=layer.hidden, columns=layer.inter,
+        precision=precision, isa=isa, threads=threads,
+    )  # fmt: skip
+    return lambda inputs: matrix.forward(inputs.x, inputs.ids, inputs.rows)
+
+
+def peers_of(name: str, folder: Path, layer: Layer, threads: int, product: bool) -> dict[str, GgmlLayer]:
     """Every form of weights of the library in `folder`, as "name form"."""
-    ggml, blocks = Ggml(folder), layer.blocks()
+    ggml, blocks = Ggml(folder), layer.blocks(("w2",) if product else ("w1", "w3", "w2"))
     return {f"{name} {f}": GgmlLayer(ggml, blocks, top_k=layer.top_k, threads=threads, form=f) for f in ggml.forms}
 
 
@@ -164,10 +181,9 @@ def read_way(threads: int) -> tuple[Callable[[Inputs], object], int]:
 
 
 def report(name: str, times: list[float], inputs: Inputs, read: float, best: dict[str, float]) -> None:
-    layer, median = inputs.layer, statistics.median(times)
-    flops = 6 * layer.hidden * layer.inter * layer.top_k * inputs.tokens
+    median = statistics.median(times)
     speed = inputs.bytes / median / 1e9
-    line = f"  {name:24s} {median * 1e3:9.3f} ms  best {min(times) * 1e3:9.3f}  {flops / median / 1e9:7.1f} GFLOP/s"
+    line = f"  {name:24s} {median * 1e3:9.3f} ms  best {min(times) * 1e3:9.3f}  {inputs.flops / median / 1e9:7.1f} GFLOP/s"
     line += f"  {speed:5.1f} GB/s"
     if inputs.tokens <= 8:
         line += f" = {100 * speed / read:3.0f} % of read"
@@ -178,6 +194,7 @@ def report(name: str, times: list[float], inputs: Inputs, read: float, best: dic
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", default="32,2880,2880,4", help="E,H,I,top_k")
+    parser.add_argument("--product", action="store_true", help="one matrix alone (w2: K = I, N = H)")
     parser.add_argument("--tokens", default="1,8,64,512")
     parser.add_argument("--isa", default=None, help="variants, comma separated; default: avx2 and the best")
     parser.add_argument("--precision", default="int8", help="int8,int16,float32")
@@ -194,8 +211,9 @@ def main() -> None:
     layer = Layer(*map(int, args.shape.split(",")))
     isas = args.isa.split(",") if args.isa else list(dict.fromkeys([*usable_isas()[1:2], usable_isas()[-1]]))
     packed = layer.packed()
+    own = own_product if args.product else own_way
     ways = {
-        f"{p} {isa}": own_way(layer, packed, isa, p, args.threads) for p in args.precision.split(",") for isa in isas
+        f"{p} {isa}": own(layer, packed, isa, p, args.threads) for p in args.precision.split(",") for isa in isas
     }
     peers: dict[str, GgmlLayer] = {}
     folders = {"ggml": ggml_folder(args.ggml), "ik": args.ik}
@@ -203,14 +221,14 @@ def main() -> None:
         if folder is None:
             print(f"{name}: not here, left out")
         else:
-            peers |= peers_of(name, folder, layer, args.threads)
+            peers |= peers_of(name, folder, layer, args.threads, args.product)
     ways |= {name: peer_way(peer) for name, peer in peers.items()}
-    if args.torch:
+    if args.torch and not args.product:
         ways["torch dequantise + matmul"] = torch_way(layer)
     read, read_bytes = read_way(args.threads)
     print(f"{platform.machine()}, {args.threads} threads, load {os.getloadavg()[0]:.2f}, E,H,I,k = {args.shape}")
     for tokens in map(int, args.tokens.split(",")):
-        inputs = Inputs(layer, tokens)
+        inputs = Inputs(layer, tokens, args.product)
         for peer in peers.values():
             peer.prepare(tokens)
         rounds = args.rounds if tokens < 256 else (args.rounds + 2) // 3
