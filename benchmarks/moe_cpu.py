@@ -183,8 +183,8 @@ def read_way(threads: int) -> tuple[Callable[[Inputs], object], int]:
 def report(name: str, times: list[float], inputs: Inputs, read: float, best: dict[str, float]) -> None:
     median = statistics.median(times)
     speed = inputs.bytes / median / 1e9
-    line = f"  {name:24s} {median * 1e3:9.3f} ms  best {min(times) * 1e3:9.3f}  {inputs.flops / median / 1e9:7.1f} GFLOP/s"
-    line += f"  {speed:5.1f} GB/s"
+    line = f"  {name:24s} {median * 1e3:9.3f} ms  best {min(times) * 1e3:9.3f}"
+    line += f"  {inputs.flops / median / 1e9:7.1f} GFLOP/s  {speed:5.1f} GB/s"
     if inputs.tokens <= 8:
         line += f" = {100 * speed / read:3.0f} % of read"
     line += "".join(f"  {seconds / median:5.2f}x {peer}" for peer, seconds in best.items())
