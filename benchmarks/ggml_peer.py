@@ -1,21 +1,27 @@
-"""ggml's MXFP4 experts through ctypes: the peer that moe_cpu.py measures beside our own kernels.
+"""The MXFP4 experts of ggml and of ik_llama.cpp's ggml through ctypes: the peers that moe_cpu.py measures.
 
-Works on the libraries that `pip install llama-cpp-python` builds for the machine it runs on
-(llama_cpp/lib/libggml*.so, version 0.3.36 tried). Two ways of ggml: `plain` (weights as in the file) and `repack` (its
-own interleaved order, where this build has one for MXFP4). The graph is llama.cpp's for a MoE block without
-router: MUL_MAT_ID for gate and up, swiglu, MUL_MAT_ID for down, routing weights, sum over the experts.
+A peer is a folder with libggml*.so and a form of its weights:
+    mxfp4      as in the file
+    repack     ggml's own interleaved order, where its build has one for MXFP4
+    mxfp4_r8   ik_llama.cpp's: 8 rows interleaved, made of mxfp4 by its own `iqk_repack_tensor`
+Both libraries fit into one process: symbols stay local to each. The graph is that of the library's own models, for
+a MoE block without router: MUL_MAT_ID for gate and up, swiglu, MUL_MAT_ID for down, routing weights, sum over the
+experts; where the library has them (ik_llama.cpp), gate, up and swiglu are one operation, and so are weights and sum.
 """
 
 from __future__ import annotations
 
 import ctypes
-import ctypes.util
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 import numpy as np
 
 F32, I32, MXFP4 = 0, 26, 39
+SILU = 10  # ggml_unary_op
 P, I64, SIZE = ctypes.c_void_p, ctypes.c_int64, ctypes.c_size_t
+
+Form: TypeAlias = Literal["mxfp4", "repack", "mxfp4_r8"]
 
 
 class InitParams(ctypes.Structure):
@@ -38,30 +44,42 @@ SIGNATURES = {
     "ggml_backend_alloc_ctx_tensors_from_buft": (P, (P, P)),
     "ggml_backend_cpu_init": (P, ()),
     "ggml_backend_cpu_buffer_type": (P, ()),
-    "ggml_backend_cpu_reg": (P, ()),
     "ggml_backend_cpu_set_n_threads": (None, (P, ctypes.c_int)),
     "ggml_backend_buffer_set_usage": (None, (P, ctypes.c_int)),
     "ggml_backend_buffer_free": (None, (P,)),
     "ggml_backend_buft_name": (ctypes.c_char_p, (P,)),
     "ggml_backend_graph_compute": (ctypes.c_int, (P, P)),
-    "ggml_backend_reg_get_proc_address": (P, (P, ctypes.c_char_p)),
-    "ggml_backend_reg_dev_get": (P, (P, SIZE)),
     "ggml_backend_tensor_set": (None, (P, P, SIZE, SIZE)),
     "ggml_backend_tensor_get": (None, (P, P, SIZE, SIZE)),
-    "ggml_nbytes": (SIZE, (P,)),
+}
+REPACKING = {  # ggml's
+    "ggml_backend_cpu_reg": (P, ()),
+    "ggml_backend_reg_get_proc_address": (P, (P, ctypes.c_char_p)),
+    "ggml_backend_reg_dev_get": (P, (P, SIZE)),
+}
+FUSED = {  # ik_llama.cpp's
+    "iqk_repack_tensor": (None, (P,)),
+    "ggml_moe_up_gate": (P, (P, P, P, P, P, ctypes.c_int)),
+    "ggml_mul_multi_add": (P, (P, P, P)),
 }
 
 
 class Ggml:
-    """The loaded libraries; attribute access gives typed functions."""
+    """The loaded libraries of one folder; attribute access gives typed functions."""
 
     def __init__(self, folder: Path) -> None:
         names = ("libggml-base.so", "libggml-cpu.so", "libggml.so")
-        self._libs = [ctypes.CDLL(str(folder / n), mode=ctypes.RTLD_GLOBAL) for n in names if (folder / n).exists()]
-        for name, (result, arguments) in SIGNATURES.items():
+        self._libs = [ctypes.CDLL(str(folder / n)) for n in names if (folder / n).exists()]
+        self.fuses = any(hasattr(lib, "ggml_moe_up_gate") for lib in self._libs)
+        for name, (result, arguments) in {**SIGNATURES, **(FUSED if self.fuses else REPACKING)}.items():
             function = next(getattr(lib, name) for lib in self._libs if hasattr(lib, name))
             function.restype, function.argtypes = result, arguments
             setattr(self, name, function)
+
+    @property
+    def forms(self) -> tuple[Form, Form]:
+        """The forms of weights that this library multiplies."""
+        return ("mxfp4", "mxfp4_r8") if self.fuses else ("mxfp4", "repack")
 
     def repack_buffer_type(self) -> int | None:
         """The buffer type that reorders weights when they are set; None if this build has none."""
@@ -93,11 +111,11 @@ def gguf_blocks(weight: np.ndarray, scale: np.ndarray) -> np.ndarray:
 class GgmlLayer:
     """One MoE layer in ggml; `stacks` are gguf_blocks of w1, w3, w2 (whole layer) or of one matrix (MUL_MAT_ID)."""
 
-    def __init__(self, ggml: Ggml, stacks: list[np.ndarray], *, top_k: int, threads: int, repack: bool) -> None:
+    def __init__(self, ggml: Ggml, stacks: list[np.ndarray], *, top_k: int, threads: int, form: Form) -> None:
         self.g, self.top_k, self.graphs = ggml, top_k, {}
         self.backend = ggml.ggml_backend_cpu_init()
         ggml.ggml_backend_cpu_set_n_threads(self.backend, threads)
-        buffer_type = ggml.repack_buffer_type() if repack else ggml.ggml_backend_cpu_buffer_type()
+        buffer_type = ggml.repack_buffer_type() if form == "repack" else ggml.ggml_backend_cpu_buffer_type()
         if not buffer_type:
             raise LookupError("this ggml build has no repack buffer type")
         context = ggml.ggml_init(InitParams(1 << 20, None, True))
@@ -108,6 +126,8 @@ class GgmlLayer:
         ggml.ggml_backend_buffer_set_usage(buffer, 1)  # weights
         for tensor, data in zip(self.weights, stacks, strict=True):
             ggml.ggml_backend_tensor_set(tensor, data.ctypes.data, 0, data.nbytes)
+            if form == "mxfp4_r8":
+                ggml.iqk_repack_tensor(tensor)
         self.rows = stacks[-1].shape[1]
         self.columns = stacks[0].shape[2] * 32
 
@@ -119,20 +139,27 @@ class GgmlLayer:
         weights = g.ggml_new_tensor_3d(context, F32, 1, k, tokens)
         if len(self.weights) == 1:
             out = g.ggml_mul_mat_id(context, self.weights[0], x, ids)
+        elif g.fuses:
+            h = g.ggml_moe_up_gate(context, self.weights[1], self.weights[0], x, ids, SILU)
+            out = g.ggml_mul_multi_add(context, g.ggml_mul_mat_id(context, self.weights[2], h, ids), weights)
         else:
-            gate = g.ggml_mul_mat_id(context, self.weights[0], x, ids)
-            up = g.ggml_mul_mat_id(context, self.weights[1], x, ids)
-            down = g.ggml_mul_mat_id(context, self.weights[2], g.ggml_swiglu_split(context, gate, up), ids)
-            scaled = g.ggml_mul(context, down, weights)
-            row = self.rows * 4
-            views = [g.ggml_view_2d(context, scaled, self.rows, tokens, row * k, row * i) for i in range(k)]
-            out = views[0]
-            for view in views[1:]:
-                out = g.ggml_add(context, out, view)
+            out = self._steps(context, x, ids, weights, tokens)
         graph = g.ggml_new_graph(context)
         g.ggml_build_forward_expand(graph, out)
         buffer = g.ggml_backend_alloc_ctx_tensors_from_buft(context, g.ggml_backend_cpu_buffer_type())
         return {"x": x, "ids": ids, "weights": weights, "out": out, "graph": graph, "buffer": buffer}
+
+    def _steps(self, context: int, x: int, ids: int, weights: int, tokens: int) -> int:
+        g, k, row = self.g, self.top_k, self.rows * 4
+        gate = g.ggml_mul_mat_id(context, self.weights[0], x, ids)
+        up = g.ggml_mul_mat_id(context, self.weights[1], x, ids)
+        down = g.ggml_mul_mat_id(context, self.weights[2], g.ggml_swiglu_split(context, gate, up), ids)
+        scaled = g.ggml_mul(context, down, weights)
+        views = [g.ggml_view_2d(context, scaled, self.rows, tokens, row * k, row * i) for i in range(k)]
+        out = views[0]
+        for view in views[1:]:
+            out = g.ggml_add(context, out, view)
+        return out
 
     def prepare(self, tokens: int) -> None:
         """Build and allocate the graph for this many tokens, outside of what is timed."""

@@ -1,16 +1,20 @@
-"""The CPU MoE layer beside ggml and torch, with the memory's read speed measured in the same rounds.
+"""The CPU MoE layer beside ggml, ik_llama.cpp and torch, with the memory's read speed measured in the same rounds.
 
 Every round visits every implementation in turn: a pause (so that the last one's threads are asleep), calls that
 are not timed (so that its own are awake), then timed calls, each with fresh random routing. Reported are medians
-over all timed calls, the best call, and the ratio of medians to ggml's better way.
+over all timed calls, the best call, and the ratio of medians to each peer's better form of weights.
 
 ggml: `pip install llama-cpp-python` compiles it for this machine (into any environment), then
     python benchmarks/moe_cpu.py --ggml <that environment>/lib/python3.11/site-packages/llama_cpp/lib
 Without --ggml, an installed llama_cpp is looked for; without one, ggml is left out, and the output says so.
+ik_llama.cpp: its ggml alone is enough, built as a shared library from its source, then --ik <build folder>/src:
+    cmake -S ggml -B <build folder> -DCMAKE_CXX_STANDARD=20 -DGGML_BUILD_TESTS=OFF
+    cmake --build <build folder> --target ggml     (cmake asks for a file ggml.pc.in; an empty one does)
 torch's way is dequantise (table look-up) + float32 matmul, expert by expert: slow, so only with --torch.
 
     python benchmarks/moe_cpu.py                              gpt-oss-20b's layer: E 32, H = I = 2880, top 4
     python benchmarks/moe_cpu.py --shape 32,7168,384,6        a DeepSeek-V4-Pro rank at TP 8
+    python benchmarks/moe_cpu.py --product                    MUL_MAT_ID alone, of that layer's w2
     python benchmarks/moe_cpu.py --cpu-time                   one thread's CPU time, on a machine that is busy
 """
 
@@ -30,7 +34,7 @@ import torch
 
 from ggml_peer import Ggml, GgmlLayer, gguf_blocks
 from shardproof.experts import Activation
-from shardproof.kernels.cpu import CpuExperts, default_threads, usable_isas
+from shardproof.kernels.cpu import CpuExperts, ExpertMatrix, default_threads, usable_isas
 from shardproof.kernels.cpu.library import library
 from shardproof.mxfp4 import E2M1, E8M0
 
@@ -59,19 +63,22 @@ class Layer:
             np.ascontiguousarray(self.scale["w2"].reshape(e, m, 16, j).transpose(0, 1, 3, 2)).reshape(-1),
         )
 
-    def blocks(self) -> list[np.ndarray]:
-        """The blocks that ggml reads, of w1, w3, w2."""
-        return [gguf_blocks(self.weight[p], self.scale[p]) for p in ("w1", "w3", "w2")]
+    def blocks(self, projections: tuple[str, ...]) -> list[np.ndarray]:
+        """The blocks that ggml reads."""
+        return [gguf_blocks(self.weight[p], self.scale[p]) for p in projections]
 
 
 class Inputs:
     """x, ids and weights of one call; `fresh` draws new ids."""
 
-    def __init__(self, layer: Layer, tokens: int) -> None:
+    def __init__(self, layer: Layer, tokens: int, product: bool) -> None:
         self.rng, self.layer, self.tokens = np.random.default_rng(tokens), layer, tokens
         self.x = torch.from_numpy(self.rng.standard_normal((tokens, layer.hidden)).astype(np.float32))
         self.weights = torch.from_numpy(self.rng.random((tokens, layer.top_k)).astype(np.float32))
         self.out = torch.empty_like(self.x)
+        self.rows = torch.empty((tokens, layer.top_k, layer.hidden))
+        self.x = self.x[:, : layer.inter].contiguous() if product else self.x
+        self.matrices = 1 if product else 3
         self.fresh()
 
     def fresh(self) -> None:
@@ -82,7 +89,12 @@ class Inputs:
     def bytes(self) -> int:
         """Weight and scale bytes of the experts that are hit."""
         used = len(np.unique(self.ids.numpy()))
-        return used * 3 * self.layer.hidden * self.layer.inter * 17 // 32
+        return used * self.matrices * self.layer.hidden * self.layer.inter * 17 // 32
+
+    @property
+    def flops(self) -> int:
+        """Two for each weight and token."""
+        return 2 * self.matrices * self.layer.hidden * self.layer.inter * self.layer.top_k * self.tokens
 
 
 def torch_way(layer: Layer) -> Callable[[Inputs], object]:
@@ -117,7 +129,21 @@ def own_way(layer: Layer, packed: tuple, isa: str, precision: str, threads: int)
     return lambda inputs: experts.forward(inputs.x, inputs.ids, inputs.weights, inputs.out)
 
 
-def ggml_way(peer: GgmlLayer) -> Callable[[Inputs], object]:
+def own_product(layer: Layer, packed: tuple, isa: str, precision: str, threads: int) -> Callable[[Inputs], object]:
+    matrix = ExpertMatrix(
+        packed[2], packed[3], experts=layer.experts, rows=layer.hidden, columns=layer.inter,
+        precision=precision, isa=isa, threads=threads,
+    )  # fmt: skip
+    return lambda inputs: matrix.forward(inputs.x, inputs.ids, inputs.rows)
+
+
+def peers_of(name: str, folder: Path, layer: Layer, threads: int, product: bool) -> dict[str, GgmlLayer]:
+    """Every form of weights of the library in `folder`, as "name form"."""
+    ggml, blocks = Ggml(folder), layer.blocks(("w2",) if product else ("w1", "w3", "w2"))
+    return {f"{name} {f}": GgmlLayer(ggml, blocks, top_k=layer.top_k, threads=threads, form=f) for f in ggml.forms}
+
+
+def peer_way(peer: GgmlLayer) -> Callable[[Inputs], object]:
     return lambda inputs: peer.run(inputs.tokens)
 
 
@@ -154,22 +180,21 @@ def read_way(threads: int) -> tuple[Callable[[Inputs], object], int]:
     return lambda _: library().sp_read(buffer.ctypes.data, buffer.nbytes, threads), buffer.nbytes
 
 
-def report(name: str, times: list[float], inputs: Inputs, read: float | None, peer: float | None) -> None:
-    layer, median = inputs.layer, statistics.median(times)
-    flops = 6 * layer.hidden * layer.inter * layer.top_k * inputs.tokens
+def report(name: str, times: list[float], inputs: Inputs, read: float, best: dict[str, float]) -> None:
+    median = statistics.median(times)
     speed = inputs.bytes / median / 1e9
-    line = f"  {name:24s} {median * 1e3:9.3f} ms  best {min(times) * 1e3:9.3f}  {flops / median / 1e9:7.1f} GFLOP/s"
-    line += f"  {speed:5.1f} GB/s"
-    if read is not None and inputs.tokens <= 8:
+    line = f"  {name:24s} {median * 1e3:9.3f} ms  best {min(times) * 1e3:9.3f}"
+    line += f"  {inputs.flops / median / 1e9:7.1f} GFLOP/s  {speed:5.1f} GB/s"
+    if inputs.tokens <= 8:
         line += f" = {100 * speed / read:3.0f} % of read"
-    if peer is not None:
-        line += f"  {peer / median:5.2f}x ggml"
+    line += "".join(f"  {seconds / median:5.2f}x {peer}" for peer, seconds in best.items())
     print(line, f" n={len(times)}", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", default="32,2880,2880,4", help="E,H,I,top_k")
+    parser.add_argument("--product", action="store_true", help="one matrix alone (w2: K = I, N = H)")
     parser.add_argument("--tokens", default="1,8,64,512")
     parser.add_argument("--isa", default=None, help="variants, comma separated; default: avx2 and the best")
     parser.add_argument("--precision", default="int8", help="int8,int16,float32")
@@ -177,6 +202,7 @@ def main() -> None:
     parser.add_argument("--cpu-time", action="store_true", help="one thread's CPU time: for a busy machine")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--ggml", type=Path, default=None, help="folder with libggml*.so")
+    parser.add_argument("--ik", type=Path, default=None, help="folder with ik_llama.cpp's libggml.so")
     parser.add_argument("--torch", action="store_true", help="also dequantise + matmul")
     args = parser.parse_args()
     clock = time.thread_time if args.cpu_time else time.perf_counter
@@ -185,23 +211,24 @@ def main() -> None:
     layer = Layer(*map(int, args.shape.split(",")))
     isas = args.isa.split(",") if args.isa else list(dict.fromkeys([*usable_isas()[1:2], usable_isas()[-1]]))
     packed = layer.packed()
+    own = own_product if args.product else own_way
     ways = {
-        f"{p} {isa}": own_way(layer, packed, isa, p, args.threads) for p in args.precision.split(",") for isa in isas
+        f"{p} {isa}": own(layer, packed, isa, p, args.threads) for p in args.precision.split(",") for isa in isas
     }
     peers: dict[str, GgmlLayer] = {}
-    if (folder := ggml_folder(args.ggml)) is not None:
-        ggml = Ggml(folder)
-        for name, repack in (("ggml plain", False), ("ggml repack", True)):
-            peers[name] = GgmlLayer(ggml, layer.blocks(), top_k=layer.top_k, threads=args.threads, repack=repack)
-            ways[name] = ggml_way(peers[name])
-    else:
-        print("ggml: not installed here, left out")
-    if args.torch:
+    folders = {"ggml": ggml_folder(args.ggml), "ik": args.ik}
+    for name, folder in folders.items():
+        if folder is None:
+            print(f"{name}: not here, left out")
+        else:
+            peers |= peers_of(name, folder, layer, args.threads, args.product)
+    ways |= {name: peer_way(peer) for name, peer in peers.items()}
+    if args.torch and not args.product:
         ways["torch dequantise + matmul"] = torch_way(layer)
     read, read_bytes = read_way(args.threads)
     print(f"{platform.machine()}, {args.threads} threads, load {os.getloadavg()[0]:.2f}, E,H,I,k = {args.shape}")
     for tokens in map(int, args.tokens.split(",")):
-        inputs = Inputs(layer, tokens)
+        inputs = Inputs(layer, tokens, args.product)
         for peer in peers.values():
             peer.prepare(tokens)
         rounds = args.rounds if tokens < 256 else (args.rounds + 2) // 3
@@ -209,9 +236,12 @@ def main() -> None:
         speed = read_bytes / statistics.median(times["read"]) / 1e9
         best = read_bytes / min(times["read"]) / 1e9
         print(f"{tokens} tokens (read {speed:.1f} GB/s, best {best:.1f}; load {os.getloadavg()[0]:.2f})")
-        peer_time = min((statistics.median(times[n]) for n in peers), default=None)
+        medians = {name: statistics.median(times[name]) for name in peers}
+        best_form = {
+            f: min(m for name, m in medians.items() if name.startswith(f)) for f, folder in folders.items() if folder
+        }
         for name in ways:
-            report(name, times[name], inputs, speed, peer_time)
+            report(name, times[name], inputs, speed, best_form)
 
 
 if __name__ == "__main__":

@@ -64,6 +64,30 @@ static int check(test_case *c, const char *what, int isa, int64_t first, int64_t
     return wrong;
 }
 
+/* w2 alone, of the layer's own tensors: h rows of x, ids as they are. */
+static int product(test_case *c, int isa, int64_t tokens, int threads, float *out) {
+    const sp_matrix matrix = {.weight = c->layer.w2, .scale = c->layer.s2, .experts = c->layer.experts,
+                              .rows = c->layer.hidden, .columns = c->layer.inter, .precision = c->layer.precision,
+                              .isa = isa};
+    const int64_t width = c->layer.inter < c->layer.hidden ? c->layer.inter : c->layer.hidden;
+    sp_call call = {.x = c->x, .out = out, .ids = c->ids, .tokens = tokens, .top_k = c->call.top_k, .x_stride = width,
+                    .out_stride = c->layer.hidden, .threads = threads};
+    return c->layer.inter > c->layer.hidden ? SP_OK : sp_product(&matrix, &call); /* x has `hidden` columns */
+}
+
+static int check_product(test_case *c, int isa) {
+    const size_t bytes = (size_t)(c->call.tokens * c->call.top_k * c->layer.hidden) * sizeof(float);
+    float *want = space(bytes), *out = space(bytes);
+    memset(want, 0xff, bytes);
+    memset(out, 0xff, bytes);
+    int wrong = product(c, 0, c->call.tokens, 1, want) != SP_OK || product(c, isa, c->call.tokens, 2, out) != SP_OK;
+    wrong |= memcmp(out, want, bytes) != 0;
+    if (wrong) printf("FAILED product %s\n", sp_isa_name(isa));
+    free(want);
+    free(out);
+    return wrong;
+}
+
 static void *caller(void *case_as_void) {
     test_case *c = case_as_void;
     for (int i = 0; i < 3; i++) c->failures += check(c, "threads", sp_isa_best(), 0, c->call.tokens, 3);
@@ -114,6 +138,7 @@ int main(int count, char **arguments) {
             if (!sp_isa_usable(isa)) continue;
             failures += check(&c, "batch", isa, 0, c.call.tokens, 2);
             for (int64_t t = 0; t < c.call.tokens; t += 5) failures += check(&c, "single", isa, t, 1, 1);
+            failures += check_product(&c, isa);
             checks++;
         }
         if (number % 4 == 0) {

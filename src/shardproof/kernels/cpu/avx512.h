@@ -1,6 +1,8 @@
 /* AVX-512 tiles: one register covers the 16 rows of a group. Included by avx512.c and avx512vnni.c (VNNI 0 or 1). */
 #include <immintrin.h>
 
+#define CHUNK_8 32
+#define PAIRED_CORRECTION (!VNNI)
 #include "tiles.h"
 #include "widths.h"
 
@@ -28,17 +30,18 @@ INLINE __m512i word(const void *at) {
 INLINE __m512i low_nibbles(__m512i r) { return _mm512_and_si512(r, _mm512_set1_epi8(15)); }
 INLINE __m512i high_nibbles(__m512i r) { return low_nibbles(_mm512_srli_epi16(r, 4)); }
 
-/* sum + the products of 4 weight words (unsigned) with 16 activations (signed). */
-INLINE __m512i dot16(__m512i sum, const __m512i *w, const int8_t *q) {
+/* sum += the products of one weight word (unsigned) with one activation word (signed): int32 with VNNI, else int16 as in
+ * avx2.c, of which row_sums makes int32. */
+INLINE __m512i add_word(__m512i sum, __m512i w, const int8_t *q) {
 #if VNNI
-    UNROLL for (int j = 0; j < 4; j++) sum = _mm512_dpbusd_epi32(sum, w[j], word(q + 4 * j));
-    return sum;
+    return _mm512_dpbusd_epi32(sum, w, word(q));
 #else
-    __m512i x = _mm512_add_epi16(_mm512_maddubs_epi16(w[0], word(q)), _mm512_maddubs_epi16(w[1], word(q + 4)));
-    __m512i y = _mm512_add_epi16(_mm512_maddubs_epi16(w[2], word(q + 8)), _mm512_maddubs_epi16(w[3], word(q + 12)));
-    return _mm512_add_epi32(sum, _mm512_madd_epi16(_mm512_add_epi16(x, y), _mm512_set1_epi16(1)));
+    sum = _mm512_add_epi16(sum, _mm512_maddubs_epi16(w, word(q)));
+    __asm__("" : "+v"(sum)); /* added now: left alone, compilers make a block's products first, then spill them */
+    return sum;
 #endif
 }
+INLINE __m512i row_sums(__m512i sum) { return VNNI ? sum : _mm512_madd_epi16(sum, _mm512_set1_epi16(1)); }
 INLINE __m512 accumulate(__m512i sum, float scale, __m512 row_scale, __m512 acc) {
     return _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(scale)), row_scale, acc);
 }
@@ -63,17 +66,12 @@ INLINE void few8_tile(const int T, const uint8_t *pw, const uint8_t *ps, int64_t
         }
         __m512i sum[8];
         UNROLL for (int t = 0; t < T; t++) sum[t] = _mm512_set1_epi32(a[t][b].correction);
-#if VNNI
         UNROLL for (int j = 0; j < 4; j++) {
-            UNROLL for (int t = 0; t < T; t++) sum[t] = _mm512_dpbusd_epi32(sum[t], lo[j], word(a[t][b].q + 4 * j));
-            UNROLL for (int t = 0; t < T; t++) sum[t] = _mm512_dpbusd_epi32(sum[t], hi[j], word(a[t][b].q + 16 + 4 * j));
+            UNROLL for (int t = 0; t < T; t++) sum[t] = add_word(sum[t], lo[j], a[t][b].q + 4 * j);
+            UNROLL for (int t = 0; t < T; t++) sum[t] = add_word(sum[t], hi[j], a[t][b].q + 16 + 4 * j);
         }
-#else
-        UNROLL for (int t = 0; t < T; t++) sum[t] = dot16(sum[t], lo, a[t][b].q);
-        UNROLL for (int t = 0; t < T; t++) sum[t] = dot16(sum[t], hi, a[t][b].q + 16);
-#endif
         const __m512 scale = row_scales(ps);
-        UNROLL for (int t = 0; t < T; t++) acc[t] = accumulate(sum[t], a[t][b].scale, scale, acc[t]);
+        UNROLL for (int t = 0; t < T; t++) acc[t] = accumulate(row_sums(sum[t]), a[t][b].scale, scale, acc[t]);
     }
     UNROLL for (int t = 0; t < T; t++) _mm512_storeu_ps(out + t * ROWS, acc[t]);
 }
@@ -89,6 +87,7 @@ static void unpack8(const uint8_t *pw, const uint8_t *ps, int64_t blocks, void *
     for (int64_t b = 0; b < blocks; b++, tile++, pw += TILE_BYTES, ps += ROWS) {
         UNROLL for (int j = 0; j < 4; j++) {
             const __m512i r = _mm512_loadu_si512(pw + 64 * j);
+            PREFETCH_NEXT_CHUNK(pw + 64 * j, CHUNK_8);
             tile->w[j] = _mm512_shuffle_epi8(table, low_nibbles(r));
             tile->w[4 + j] = _mm512_shuffle_epi8(table, high_nibbles(r));
         }
@@ -107,16 +106,11 @@ INLINE void many8_tile(const int T, const void *scratch, int64_t blocks, const u
     for (int64_t b = 0; b < blocks; b++, tile++) {
         __m512i sum[8];
         UNROLL for (int t = 0; t < T; t++) sum[t] = _mm512_set1_epi32(a[t][b].correction);
-#if VNNI
         UNROLL for (int j = 0; j < 8; j++) {
             const __m512i w = tile->w[j];
-            UNROLL for (int t = 0; t < T; t++) sum[t] = _mm512_dpbusd_epi32(sum[t], w, word(a[t][b].q + 4 * j));
+            UNROLL for (int t = 0; t < T; t++) sum[t] = add_word(sum[t], w, a[t][b].q + 4 * j);
         }
-#else
-        UNROLL for (int t = 0; t < T; t++) sum[t] = dot16(sum[t], tile->w, a[t][b].q);
-        UNROLL for (int t = 0; t < T; t++) sum[t] = dot16(sum[t], tile->w + 4, a[t][b].q + 16);
-#endif
-        UNROLL for (int t = 0; t < T; t++) acc[t] = accumulate(sum[t], a[t][b].scale, tile->scale, acc[t]);
+        UNROLL for (int t = 0; t < T; t++) acc[t] = accumulate(row_sums(sum[t]), a[t][b].scale, tile->scale, acc[t]);
     }
     UNROLL for (int t = 0; t < T; t++) _mm512_storeu_ps(out + t * ROWS, acc[t]);
 }
@@ -148,7 +142,6 @@ FEW_BY_WIDTH(few_float, few_float_tile, WIDTHS_4)
 #define WIDTH_8 8
 #define WIDTH_16 8
 #define WIDTH_F 8
-#define CHUNK_8 32
 #define CHUNK_16 16
 #define CHUNK_F 8
 #include "variant.h"

@@ -134,7 +134,8 @@ def _expect(buffer: Buffer, name: str, dtypes: tuple[str, ...]) -> None:
         )
 
 
-def _expect_contiguous(buffer: Buffer, name: str) -> None:
+def expect_contiguous(buffer: Buffer, name: str) -> None:
+    """Raises KernelError `kernel.stride`."""
     if not buffer.contiguous:
         raise KernelError(
             "kernel.stride",
@@ -152,7 +153,7 @@ def constant(tensor: Tensor | None, name: str, dtype: type[np.generic], size: in
         return None
     buffer = view(tensor, name)
     _expect(buffer, name, (np.dtype(dtype).name,))
-    _expect_contiguous(buffer, name)
+    expect_contiguous(buffer, name)
     if size is not None and buffer.size != size:
         raise KernelError(
             "kernel.layout",
@@ -191,22 +192,32 @@ def activations(tensor: Tensor, name: str, hidden: int, tokens: int | None = Non
     return buffer
 
 
+def experts_of_tokens(topk_ids: Tensor, tokens: int) -> Buffer:
+    """Check topk_ids [M, k] int32 or int64, contiguous."""
+    ids = view(topk_ids, "topk_ids")
+    _expect(ids, "topk_ids", ("int32", "int64"))
+    _expect_of_tokens(ids, "topk_ids", tokens, ids)
+    return ids
+
+
 def routing(topk_ids: Tensor, topk_weights: Tensor, tokens: int) -> tuple[Buffer, Buffer]:
     """Check topk_ids [M, k] int32 or int64 and topk_weights [M, k] float32, both contiguous."""
-    ids, weights = view(topk_ids, "topk_ids"), view(topk_weights, "topk_weights")
-    _expect(ids, "topk_ids", ("int32", "int64"))
+    ids, weights = experts_of_tokens(topk_ids, tokens), view(topk_weights, "topk_weights")
     _expect(weights, "topk_weights", ("float32",))
-    for name, buffer in (("topk_ids", ids), ("topk_weights", weights)):
-        if len(buffer.shape) != 2 or buffer.shape[0] != tokens or buffer.shape != ids.shape:
-            raise KernelError(
-                "kernel.shape",
-                "the tensor has the wrong shape",
-                tensor=name,
-                found=list(buffer.shape),
-                needed=f"[{tokens}, k], the same for ids and weights",
-            )
-        _expect_contiguous(buffer, name)
+    _expect_of_tokens(weights, "topk_weights", tokens, ids)
     return ids, weights
+
+
+def _expect_of_tokens(buffer: Buffer, name: str, tokens: int, ids: Buffer) -> None:
+    if len(buffer.shape) != 2 or buffer.shape[0] != tokens or buffer.shape != ids.shape:
+        raise KernelError(
+            "kernel.shape",
+            "the tensor has the wrong shape",
+            tensor=name,
+            found=list(buffer.shape),
+            needed=f"[{tokens}, k], the same for ids and weights",
+        )
+    expect_contiguous(buffer, name)
 
 
 def empty_like(x: Tensor) -> Tensor:

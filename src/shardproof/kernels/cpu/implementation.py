@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import warnings
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -29,6 +31,16 @@ _READ = ("torch.float32", "torch.bfloat16", "torch.float16")
 """Dtypes that the kernels read themselves; the sum is float32 in any case."""
 
 
+@functools.cache
+def _say_missing(what: str) -> None:
+    """Once: a layer that was packed for these kernels will be run by something much slower."""
+    warnings.warn(
+        f"shardproof: {what} (no C compiler?); layers in the CPU layout run many times slower, on the reference",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
 class _CpuKernels(Implementation):
     backend = "shardproof_cpu"
     precision: Precision
@@ -44,6 +56,7 @@ class _CpuKernels(Implementation):
         try:
             library()
         except KernelError as missing:
+            _say_missing(missing.what)
             return f"found {missing.what}"
         return None
 

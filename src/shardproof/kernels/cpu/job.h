@@ -13,14 +13,16 @@
 #ifndef PREFETCH
 #define PREFETCH 4096
 #endif
+/* While a chunk of tiles is decoded its successor is asked for: the tokens that pass in between hide the memory. */
+#define PREFETCH_NEXT_CHUNK(at, chunk) __builtin_prefetch((at) + (chunk) * TILE_BYTES, 0, 2)
 #define SCRATCH_BYTES (40 * 1024)
 
-/* One block of 32 quantised activations. int8 order: the 16 even k, then the 16 odd k (low and high nibbles);
- * q + 128 where a variant flips. int16 order: see quantise.h. float32 blocks are 32 plain floats. */
+/* One block of 32 quantised activations. int8 order: the 16 even k, then the 16 odd k (low and high nibbles). int16 order: see quantise.h. float32 blocks are 32 plain floats. */
 typedef struct {
     int8_t q[32];
     float scale;        /* half the step, because weights are decoded as twice E2M1 */
-    int32_t correction; /* -12 * sum(q): undoes the +12 that makes decoded weights unsigned */
+    int32_t correction; /* -12 * sum(q): undoes the +12 that makes decoded weights unsigned; where the variant adds
+                         * products as int16: one sum for the bytes 0, 1 of all words, and one for the bytes 2, 3 */
 } sp_block8;
 typedef struct {
     int16_t q[32];
@@ -42,13 +44,14 @@ typedef struct {
     int64_t first, tokens;           /* this pass's tokens of the call */
     int64_t pairs, active;           /* routed (token, expert) pairs; experts that have any */
     int32_t *token_of;               /* [pairs] sorted by expert, then by position in ids */
+    int32_t *place_of;               /* [pairs] where in this pass's ids the pair stands */
     float *weight_of;                /* [pairs] */
+    int64_t rows;                    /* of a single product's matrix (layer->w2, columns = hidden); 0: a whole layer */
     int32_t *expert_of;              /* [active] */
     int64_t *begin;                  /* [active + 1] into pairs */
     uint8_t *x_rows, *h_rows;        /* quantised activations of tokens and of pairs */
-    uint8_t *x_flipped;              /* x_rows again as q + 128 where the variant flips, else x_rows itself */
     int64_t x_stride, h_stride;
-    int64_t down_groups;             /* 16-row groups in one item of the last stage */
+    int64_t down_groups;             /* 16-row groups in one item of the last stage, or of a product */
     float *sums;                     /* [slots][tokens][16 * down_groups] */
     sp_slot *slots;
     int slot_count;
@@ -59,10 +62,10 @@ typedef struct {
 
 typedef struct sp_variant {
     const char *name;
-    int flips; /* its decoded int8 tiles want activations as q + 128; packed bytes always take q */
     void (*quantise)(const sp_job *, int64_t token);
     void (*gate_up)(const sp_job *, int64_t item, sp_slot *);
     void (*down)(const sp_job *, int64_t item, sp_slot *, float *sums);
+    void (*product)(const sp_job *, int64_t item, sp_slot *);
 } sp_variant;
 
 const sp_variant *sp_variant_of(int isa);
@@ -76,6 +79,13 @@ extern const sp_variant sp_avx2, sp_avx512, sp_avx512vnni;
 #endif
 extern const sp_variant sp_neon, sp_dotprod;
 #endif
+
+/* The local expert of ids[index], -1 where this rank has no part in it, -2 where the id names no expert. */
+int64_t sp_local_expert(const sp_layer *layer, const sp_call *call, int64_t index);
+/* SP_BAD_ID where an id names no expert. */
+int sp_check_ids(const sp_layer *layer, sp_call *call);
+/* A pass's pairs, sorted by expert; `count` is `experts` long. */
+void sp_route(sp_job *job, int64_t *count);
 
 /* Calls fn(arg) on up to `threads` threads at once, the caller among them. */
 void sp_run(int threads, void (*fn)(void *), void *arg);

@@ -1,4 +1,4 @@
-/* One call: checks ids, sorts (token, expert) pairs, and drives the stages of each pass over all workers. */
+/* One call, of a whole layer or of a single product: drives the stages of each pass over all workers. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -36,57 +36,6 @@ static void restore_floats(uint64_t old) {
 #endif
 }
 
-static inline int64_t id_at(const sp_call *call, int64_t index) {
-    return call->ids_are_64 ? ((const int64_t *)call->ids)[index] : ((const int32_t *)call->ids)[index];
-}
-/* Local expert, -1 where this rank has no part in it, -2 where the id names no expert. */
-static int64_t local_expert(const sp_layer *layer, int64_t id) {
-    const int64_t known = layer->expert_map ? layer->map_length : layer->experts;
-    if (id == -1) return -1;
-    if (id < 0 || id >= known) return -2;
-    const int64_t local = layer->expert_map ? layer->expert_map[id] : id;
-    return local < layer->experts ? local : -2;
-}
-
-static int check_ids(const sp_layer *layer, sp_call *call) {
-    for (int64_t i = 0; i < call->tokens * call->top_k; i++) {
-        if (local_expert(layer, id_at(call, i)) == -2) {
-            call->bad_index = i;
-            return SP_BAD_ID;
-        }
-    }
-    return SP_OK;
-}
-
-/* Counting sort, stable: a token that names one expert twice gets two pairs. */
-static void route(sp_job *job, int64_t *count) {
-    const sp_layer *layer = job->layer;
-    const sp_call *call = job->call;
-    const int64_t first = job->first * call->top_k, last = first + job->tokens * call->top_k;
-    memset(count, 0, (size_t)layer->experts * sizeof *count);
-    for (int64_t i = first; i < last; i++) {
-        const int64_t e = local_expert(layer, id_at(call, i));
-        if (e >= 0) count[e]++;
-    }
-    job->active = job->pairs = 0;
-    for (int64_t e = 0; e < layer->experts; e++) {
-        const int64_t n = count[e];
-        if (n == 0) continue;
-        job->expert_of[job->active] = (int32_t)e;
-        job->begin[job->active++] = job->pairs;
-        count[e] = job->pairs; /* from here on: where its next pair goes */
-        job->pairs += n;
-    }
-    job->begin[job->active] = job->pairs;
-    for (int64_t i = first; i < last; i++) {
-        const int64_t e = local_expert(layer, id_at(call, i));
-        if (e < 0) continue;
-        const int64_t at = count[e]++;
-        job->token_of[at] = (int32_t)(i / call->top_k - job->first);
-        job->weight_of[at] = call->weights[i];
-    }
-}
-
 /* Every item that is counted as taken is being worked on by a running thread, so waiting for it cannot lock up,
  * however many threads the executor really gave. */
 static void run_stage(sp_job *job, int stage, sp_slot *slot, float *sums) {
@@ -95,7 +44,7 @@ static void run_stage(sp_job *job, int stage, sp_slot *slot, float *sums) {
         if (stage == 0) {
             job->variant->quantise(job, item);
         } else if (stage == 1) {
-            job->variant->gate_up(job, item, slot);
+            (job->rows ? job->variant->product : job->variant->gate_up)(job, item, slot);
         } else {
             job->variant->down(job, item, slot, sums);
         }
@@ -149,14 +98,11 @@ static int64_t lay_out(sp_job *job, uint8_t *base, int64_t tokens, int64_t **cou
     job->x_stride = layer->hidden / BLOCK * block;
     job->h_stride = layer->inter / BLOCK * block;
     job->slots = carve(base, &size, job->slot_count * (int64_t)sizeof(sp_slot));
-    job->sums = carve(base, &size, job->slot_count * tokens * job->down_groups * ROWS * (int64_t)sizeof(float));
+    job->sums = carve(base, &size, job->rows ? 0 : job->slot_count * tokens * job->down_groups * ROWS * (int64_t)sizeof(float));
     job->x_rows = carve(base, &size, tokens * job->x_stride);
-    job->x_flipped = job->x_rows;
-    if (job->variant->flips && layer->precision == SP_INT8) {
-        job->x_flipped = carve(base, &size, tokens * job->x_stride);
-    }
     job->h_rows = carve(base, &size, pairs * job->h_stride);
     job->token_of = carve(base, &size, pairs * (int64_t)sizeof(int32_t));
+    job->place_of = carve(base, &size, pairs * (int64_t)sizeof(int32_t));
     job->weight_of = carve(base, &size, pairs * (int64_t)sizeof(float));
     job->expert_of = carve(base, &size, layer->experts * (int64_t)sizeof(int32_t));
     job->begin = carve(base, &size, (layer->experts + 1) * (int64_t)sizeof(int64_t));
@@ -173,18 +119,20 @@ static int64_t tokens_of_a_pass(const sp_layer *layer, const sp_call *call) {
 }
 
 /* Output groups of one item: as many as keep the sums in cache and still leave every worker several items. */
-static int64_t groups_of_an_item(const sp_layer *layer, int64_t tokens, int threads) {
-    const int64_t groups = layer->hidden / ROWS, spread = groups / (16 * (int64_t)threads);
+static int64_t groups_of_an_item(int64_t rows, int64_t tokens, int threads) {
+    const int64_t groups = rows / ROWS, spread = groups / (16 * (int64_t)threads);
     int64_t most = SUMS_FLOATS / (tokens * ROWS);
     most = most < spread ? most : spread;
     return most < 1 ? 1 : most > 8 ? 8 : most;
 }
 
 static void run_pass(sp_job *job, int64_t *count) {
-    route(job, count);
+    const int64_t rows = job->rows ? job->rows : job->layer->hidden;
+    const int64_t runs = (rows / ROWS + job->down_groups - 1) / job->down_groups;
+    sp_route(job, count);
     job->items[0] = job->pairs ? job->tokens : 0;
-    job->items[1] = job->active * (job->layer->inter / BLOCK);
-    job->items[2] = (job->layer->hidden / ROWS + job->down_groups - 1) / job->down_groups;
+    job->items[1] = job->active * (job->rows ? runs : job->layer->inter / BLOCK);
+    job->items[2] = job->rows ? 0 : runs;
     for (int stage = 0; stage < 3; stage++) {
         atomic_store(&job->next[stage], 0);
         atomic_store(&job->done[stage], 0);
@@ -197,7 +145,8 @@ static int run_passes(sp_job *job, sp_memory *memory) {
     const sp_call *call = job->call;
     const int64_t pass = tokens_of_a_pass(job->layer, call);
     int64_t *count;
-    job->down_groups = groups_of_an_item(job->layer, pass, job->slot_count);
+    job->down_groups = job->rows ? groups_of_an_item(job->rows, 1, job->slot_count)
+                                 : groups_of_an_item(job->layer->hidden, pass, job->slot_count);
     if (reserve(memory, lay_out(job, NULL, pass, &count)) != SP_OK) return SP_NO_MEMORY;
     lay_out(job, memory->at, pass, &count);
     for (job->first = 0; job->first < call->tokens; job->first += pass) {
@@ -207,16 +156,44 @@ static int run_passes(sp_job *job, sp_memory *memory) {
     return SP_OK;
 }
 
-int sp_forward(const sp_layer *layer, sp_call *call) {
-    if (!sp_isa_usable(layer->isa)) return SP_NO_ISA;
-    if (check_ids(layer, call) != SP_OK) return SP_BAD_ID;
-    if (call->tokens == 0) return SP_OK;
-    sp_job job = {.layer = layer, .call = call, .variant = sp_variant_of(layer->isa)};
+static int run_job(sp_job *job) {
     sp_memory own = {0};
     const int owner = sp_claim(); /* a second caller at the same time works alone, on memory of its own */
-    job.slot_count = owner && call->threads > 1 ? call->threads : 1;
-    const int code = run_passes(&job, owner ? &kept : &own);
+    job->variant = sp_variant_of(job->layer->isa);
+    job->slot_count = owner && job->call->threads > 1 ? job->call->threads : 1;
+    const int code = run_passes(job, owner ? &kept : &own);
     if (owner) sp_release();
     free(own.at);
     return code;
+}
+
+int sp_forward(const sp_layer *layer, sp_call *call) {
+    if (!sp_isa_usable(layer->isa)) return SP_NO_ISA;
+    if (sp_check_ids(layer, call) != SP_OK) return SP_BAD_ID;
+    if (call->tokens == 0) return SP_OK;
+    sp_job job = {.layer = layer, .call = call};
+    return run_job(&job);
+}
+
+/* Rows of out that no expert writes. */
+static void clear_skipped(const sp_job *job) {
+    const sp_call *call = job->call;
+    const int64_t width = call->out_dtype == SP_F32 ? 4 : 2;
+    for (int64_t i = 0; i < call->tokens * call->top_k; i++) {
+        if (sp_local_expert(job->layer, call, i) >= 0) continue;
+        memset((uint8_t *)call->out + i * call->out_stride * width, 0, (size_t)(job->rows * width));
+    }
+}
+
+int sp_product(const sp_matrix *matrix, sp_call *call) {
+    const sp_layer layer = {
+        .w2 = matrix->weight, .s2 = matrix->scale, .expert_map = matrix->expert_map, .map_length = matrix->map_length,
+        .experts = matrix->experts, .hidden = matrix->columns, .precision = matrix->precision, .isa = matrix->isa,
+    };
+    if (!sp_isa_usable(layer.isa)) return SP_NO_ISA;
+    if (sp_check_ids(&layer, call) != SP_OK) return SP_BAD_ID;
+    if (call->tokens == 0 || call->top_k == 0) return SP_OK;
+    sp_job job = {.layer = &layer, .call = call, .rows = matrix->rows};
+    clear_skipped(&job);
+    return run_job(&job);
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 import sys
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias, get_args
 
 import numpy as np
 
@@ -69,11 +69,8 @@ class CpuExperts:
         threads: int | None = None,
         isa: str | None = None,
     ) -> None:
-        _check_sizes(experts, hidden, intermediate)
-        if precision not in PRECISIONS:
-            raise KernelError(
-                "kernel.precision", "no such precision mode", found=precision, needed=" or ".join(PRECISIONS)
-            )
+        check_sizes(experts, {"hidden": (hidden, BLOCK), "intermediate": (intermediate, BLOCK)})
+        check_precision(precision)
         w13, w2 = experts * 2 * intermediate * hidden, experts * hidden * intermediate
         self._held: dict[str, Buffer | None] = {
             "w13": constant(w13_weight, "w13 weight", np.uint8, w13 // 2),
@@ -94,7 +91,7 @@ class CpuExperts:
         """Fill the struct of moe.h; pointers stay valid because `_held` keeps the buffers."""
         act, mapped = self.activation, self._held["expert_map"]
         if mapped is not None:
-            _check_map(mapped, self.experts)
+            check_map(mapped, self.experts)
         return LayerStruct(
             **{name: None if held is None else held.pointer for name, held in self._held.items()},
             map_length=0 if mapped is None else mapped.size,
@@ -152,42 +149,55 @@ class CpuExperts:
         choose_executor()
         code = library().sp_forward(self._address, ctypes.addressof(call))
         if code:
-            self._fail(code, call, topk_ids)
+            mapped = self._held["expert_map"]
+            raise_failure(code, call, topk_ids, self.experts if mapped is None else mapped.size, self._struct.isa)
         return out
 
     __call__ = forward
 
-    def _fail(self, code: int, call: CallStruct, topk_ids: Tensor) -> None:
-        if code == BAD_ID:
-            token, slot = divmod(call.bad_index, call.top_k)
-            mapped = self._held["expert_map"]
-            raise KernelError(
-                "kernel.id",
-                f"topk_ids[{token}, {slot}] names no expert of this layer",
-                tensor="topk_ids",
-                found=int(topk_ids[token, slot]),
-                needed=f"0 to {(self.experts if mapped is None else mapped.size) - 1}, or -1 to skip",
-            )
-        if code == NO_MEMORY:
-            raise KernelError("kernel.memory", "no memory for the activations of one pass", found=call.tokens)
-        raise KernelError("kernel.isa", "this CPU cannot run the chosen variant", found=self.isa)
+
+def raise_failure(code: int, call: CallStruct, topk_ids: Tensor, known: int, isa: int) -> NoReturn:
+    """Turn what the C core returned into an error; `known` ids name an expert."""
+    if code == BAD_ID:
+        token, slot = divmod(call.bad_index, call.top_k)
+        raise KernelError(
+            "kernel.id",
+            f"topk_ids[{token}, {slot}] names no expert of this layer",
+            tensor="topk_ids",
+            found=int(topk_ids[token, slot]),
+            needed=f"0 to {known - 1}, or -1 to skip",
+        )
+    if code == NO_MEMORY:
+        raise KernelError("kernel.memory", "no memory for the activations of one pass", found=call.tokens)
+    name = library().sp_isa_name(isa).decode()
+    raise KernelError("kernel.isa", "this CPU cannot run the chosen variant", found=name)
 
 
-def _check_sizes(experts: int, hidden: int, intermediate: int) -> None:
-    for name, size in (("hidden", hidden), ("intermediate", intermediate)):
-        if size <= 0 or size % BLOCK:
+def check_precision(precision: str) -> None:
+    """Raises KernelError `kernel.precision`."""
+    if precision not in PRECISIONS:
+        raise KernelError(
+            "kernel.precision", "no such precision mode", found=precision, needed=" or ".join(PRECISIONS)
+        )
+
+
+def check_sizes(experts: int, sizes: dict[str, tuple[int, int]]) -> None:
+    """`sizes`: name -> (size, what it must be a multiple of). Raises KernelError `kernel.shape`."""
+    for name, (size, unit) in sizes.items():
+        if size <= 0 or size % unit:
             raise KernelError(
                 "kernel.shape",
-                f"the {name} size is not a whole number of 32-value blocks",
+                f"the {name} size is not a whole number of {unit}-value blocks",
                 found=size,
-                needed=f"a positive multiple of {BLOCK}",
+                needed=f"a positive multiple of {unit}",
                 next_step="pad with weight 0 and scale 127 when packing",
             )
     if experts <= 0 or experts > sys.maxsize >> 32:
         raise KernelError("kernel.shape", "a layer needs at least one expert", found=experts, needed=">= 1")
 
 
-def _check_map(mapped: Buffer, experts: int) -> None:
+def check_map(mapped: Buffer, experts: int) -> None:
+    """Raises KernelError `kernel.map` where the map names no local expert."""
     values = np.ctypeslib.as_array((ctypes.c_int32 * mapped.size).from_address(mapped.pointer))
     wrong = np.flatnonzero((values < -1) | (values >= experts))
     if wrong.size:

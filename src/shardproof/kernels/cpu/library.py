@@ -13,7 +13,7 @@ from pathlib import Path
 from shardproof.errors import KernelError
 
 BAD_ID, NO_MEMORY, NO_ISA = 1, 2, 3
-"""What `sp_forward` returns beside 0 (moe.h)."""
+"""What `sp_forward` and `sp_product` return beside 0 (moe.h)."""
 
 _ISA_VARIABLE = "SHARDPROOF_CPU_ISA"
 
@@ -26,6 +26,16 @@ class LayerStruct(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("map_length", "experts", "hidden", "inter")),
         *((name, ctypes.c_int32) for name in ("activation", "precision", "weight_before_w2", "isa")),
         *((name, ctypes.c_float) for name in ("limit", "alpha", "beta", "linear_beta")),
+    )
+
+
+class MatrixStruct(ctypes.Structure):
+    """`sp_matrix` of moe.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("weight", "scale", "expert_map")),
+        *((name, ctypes.c_int64) for name in ("map_length", "experts", "rows", "columns")),
+        *((name, ctypes.c_int32) for name in ("precision", "isa")),
     )
 
 
@@ -66,6 +76,7 @@ def library() -> ctypes.CDLL:
         )
     loaded = ctypes.CDLL(str(path))
     loaded.sp_forward.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
+    loaded.sp_product.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
     loaded.sp_isa_name.restype = ctypes.c_char_p
     loaded.sp_set_executor.argtypes = (ctypes.c_void_p,)
     loaded.sp_set_executor.restype = None

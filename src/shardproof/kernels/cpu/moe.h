@@ -36,6 +36,14 @@ typedef struct {
     float limit, alpha, beta, linear_beta; /* limit is +inf where the model has none */
 } sp_layer;
 
+/* One matrix of every expert, in w2's layout: [experts, rows, columns], rows a multiple of 16, columns of 32. */
+typedef struct {
+    const uint8_t *weight, *scale;
+    const int32_t *expert_map; /* as in sp_layer */
+    int64_t map_length, experts, rows, columns;
+    int32_t precision, isa;
+} sp_matrix;
+
 typedef struct {
     const void *x;   /* [tokens, hidden], rows x_stride elements apart */
     void *out;       /* [tokens, hidden], rows out_stride elements apart */
@@ -47,6 +55,9 @@ typedef struct {
 } sp_call;
 
 SP_API int sp_forward(const sp_layer *layer, sp_call *call);
+/* out[token, slot] = matrix of expert ids[token, slot] times x[token]: [tokens * top_k, rows], rows out_stride apart;
+ * zeros where the id is skipped. `weights` is not read. */
+SP_API int sp_product(const sp_matrix *matrix, sp_call *call);
 SP_API int sp_isa_count(void);
 SP_API const char *sp_isa_name(int isa);
 SP_API int sp_isa_usable(int isa); /* this CPU and its kernel can run it */

@@ -4,8 +4,8 @@
 
 #include "job.h"
 
-#ifndef MANY_FLIP
-#define MANY_FLIP 0 /* 128 where a variant's decoded tiles want int8 activations as q + 128 */
+#ifndef PAIRED_CORRECTION
+#define PAIRED_CORRECTION 0 /* 1 where a variant adds int8 products as pairs of int16: see sp_block8 */
 #endif
 
 static inline uint32_t bits_of(float f) {
@@ -39,9 +39,9 @@ static inline float steps_per_unit(float amax, float steps, float *lift) {
     return steps / (amax * *lift);
 }
 
-static void quantise8(const float *x, sp_block8 *block, int flip) {
+static void quantise8(const float *x, sp_block8 *block) {
     const uint32_t top = magnitude_bits(x);
-    memset(block->q, flip, sizeof block->q);
+    memset(block->q, 0, sizeof block->q);
     block->correction = 0;
     if (top == 0 || top >= 0x7f800000u) { /* NaN and inf poison exactly this token's sums */
         block->scale = top == 0 ? 0.0f : float_of(0x7fc00000u);
@@ -50,17 +50,18 @@ static void quantise8(const float *x, sp_block8 *block, int flip) {
     const float amax = float_of(top);
     float lift;
     const float factor = steps_per_unit(amax, 127.0f, &lift);
-    int32_t v[BLOCK], sum = 0;
+    int32_t v[BLOCK], sum[2] = {0, 0}; /* of the bytes 0, 1 and of the bytes 2, 3 of each word of q */
     for (int i = 0; i < BLOCK; i++) {
         v[i] = round_int(x[i] * lift * factor);
-        sum += v[i];
+        sum[i >> 2 & 1] += v[i];
     }
     for (int i = 0; i < 16; i++) {
-        block->q[i] = (int8_t)(v[2 * i] ^ flip);
-        block->q[16 + i] = (int8_t)(v[2 * i + 1] ^ flip);
+        block->q[i] = (int8_t)v[2 * i];
+        block->q[16 + i] = (int8_t)v[2 * i + 1];
     }
     block->scale = amax / 127.0f * 0.5f;
-    block->correction = -12 * sum;
+    const uint32_t low = (uint32_t)(-12 * sum[0]), high = (uint32_t)(-12 * sum[1]);
+    block->correction = (int32_t)(PAIRED_CORRECTION ? (low & 0xffffu) | high << 16 : low + high);
 }
 
 /* int16 order: per half (even, odd k) and 4-byte word j the pairs of bytes (0,2) and (1,3), which is what
@@ -86,9 +87,9 @@ static void quantise16(const float *x, sp_block16 *block) {
     block->scale = amax / 32767.0f * 0.5f;
 }
 
-static void quantise_block(int precision, const float *x, uint8_t *block, int flip) {
+static void quantise_block(int precision, const float *x, uint8_t *block) {
     if (precision == SP_INT8) {
-        quantise8(x, (sp_block8 *)(void *)block, flip);
+        quantise8(x, (sp_block8 *)(void *)block);
     } else if (precision == SP_INT16) {
         quantise16(x, (sp_block16 *)(void *)block);
     } else {
@@ -143,24 +144,16 @@ static void store_values(int dtype, void *row, int64_t at, const float *from, in
     }
 }
 
-/* The same block as q + 128. */
-static void flip_block(const uint8_t *from, uint8_t *to) {
-    memcpy(to, from, sizeof(sp_block8));
-    for (int i = 0; i < BLOCK; i++) to[i] ^= 128;
-}
-
 static void quantise_token(const sp_job *job, int64_t token) {
     const sp_call *call = job->call;
     const int64_t width = call->x_dtype == SP_F32 ? 4 : 2;
     const uint8_t *row = (const uint8_t *)call->x + (job->first + token) * call->x_stride * width;
     const int precision = job->layer->precision;
-    uint8_t *to = job->x_rows + token * job->x_stride, *flipped = job->x_flipped + token * job->x_stride;
+    uint8_t *to = job->x_rows + token * job->x_stride;
     float x[BLOCK];
     for (int64_t k = 0; k < job->layer->hidden; k += BLOCK) {
         load_block(call->x_dtype, row, k, x);
-        quantise_block(precision, x, to, 0);
-        if (flipped != to) flip_block(to, flipped);
+        quantise_block(precision, x, to);
         to += sp_block_bytes(precision);
-        flipped += sp_block_bytes(precision);
     }
 }

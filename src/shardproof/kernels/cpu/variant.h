@@ -98,9 +98,7 @@ static void stage_gate_up(const sp_job *job, int64_t item, sp_slot *slot) {
     const int64_t groups = layer->inter / 8, end = job->begin[index + 1];
     for (int64_t pair = job->begin[index]; pair < end;) {
         const int n = next_tokens(end - pair);
-        const int direct = n <= plans[layer->precision].few_limit;
-        const uint8_t *x_rows = direct ? job->x_rows : job->x_flipped;
-        for (int t = 0; t < n; t++) slot->rows[t] = x_rows + job->token_of[pair + t] * job->x_stride;
+        for (int t = 0; t < n; t++) slot->rows[t] = job->x_rows + job->token_of[pair + t] * job->x_stride;
         for (int part = 0; part < 4; part++) {
             const int64_t group = block * 4 + part, at = (expert * groups + group) * x_blocks;
             group_product(layer->precision, layer->w13 + at * TILE_BYTES, layer->s13 + at * ROWS, x_blocks, n, slot);
@@ -112,7 +110,7 @@ static void stage_gate_up(const sp_job *job, int64_t item, sp_slot *slot) {
                 for (int i = 0; i < BLOCK; i++) h[i] *= job->weight_of[pair];
             }
             uint8_t *to = job->h_rows + pair * job->h_stride + block * sp_block_bytes(layer->precision);
-            quantise_block(layer->precision, h, to, direct ? 0 : MANY_FLIP);
+            quantise_block(layer->precision, h, to);
         }
     }
 }
@@ -159,4 +157,29 @@ static void stage_down(const sp_job *job, int64_t item, sp_slot *slot, float *su
     }
 }
 
-const sp_variant VARIANT = {VARIANT_NAME, MANY_FLIP != 0, quantise_token, stage_gate_up, stage_down};
+/* Item = (active expert, a run of 16-row groups) of a single product: sums go where the pair stands in ids. */
+static void stage_product(const sp_job *job, int64_t item, sp_slot *slot) {
+    const sp_layer *layer = job->layer;
+    const sp_call *call = job->call;
+    const int64_t groups = job->rows / ROWS, blocks = layer->hidden / BLOCK;
+    const int64_t runs = (groups + job->down_groups - 1) / job->down_groups;
+    const int64_t index = item / runs, first = item % runs * job->down_groups, expert = job->expert_of[index];
+    const int64_t count = groups - first < job->down_groups ? groups - first : job->down_groups;
+    const int64_t end = job->begin[index + 1], width = call->out_dtype == SP_F32 ? 4 : 2;
+    for (int64_t pair = job->begin[index]; pair < end;) {
+        const int n = next_tokens(end - pair);
+        for (int t = 0; t < n; t++) slot->rows[t] = job->x_rows + job->token_of[pair + t] * job->x_stride;
+        for (int64_t g = first; g < first + count; g++) {
+            const int64_t at = (expert * groups + g) * blocks;
+            group_product(layer->precision, layer->w2 + at * TILE_BYTES, layer->s2 + at * ROWS, blocks, n, slot);
+            for (int t = 0; t < n; t++) {
+                const int64_t place = job->first * call->top_k + job->place_of[pair + t];
+                uint8_t *row = (uint8_t *)call->out + place * call->out_stride * width;
+                store_values(call->out_dtype, row, g * ROWS, slot->acc + t * ROWS, ROWS);
+            }
+        }
+        pair += n;
+    }
+}
+
+const sp_variant VARIANT = {VARIANT_NAME, quantise_token, stage_gate_up, stage_down, stage_product};
