@@ -1,0 +1,257 @@
+"""Tiles: a layout cut for a GPU into blocks, tiles in shared memory, and the pieces that one thread writes.
+
+A placed layout is a permutation of digits, each with a stride in the source and one in the kernel's order, so every
+address is arithmetic on small constants; nothing is indexed through memory. Three levels of digits:
+
+    piece    one thread: whole 16 bytes of the kernel's order, and as many of them as 4 bytes of the source reach
+    tile     one block: long enough runs on both sides that memory moves whole lines each way
+    blocks   the rest
+
+Source bytes are canonical with the layout's own padding. All strides are in bits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from shardproof.layouts import Placed
+from shardproof.layouts.moves import BITS
+
+_VECTOR, _WORD = 128, 32  # bits that a thread stores, and loads, at once
+_PIECE = 64 * 8  # the longest piece
+_TILE = 16384 * 8
+_GOALS = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)  # bytes of a run, tried in turn for source and target
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """A digit, or a part of one: it moves the source by `source` bits and the kernel's address by `target`.
+
+    `step` is the digit's number where the address goes through a table (then `target` is 0).
+    """
+
+    size: int
+    source: int
+    target: int
+    step: int = -1
+
+    def split(self, inner: int) -> tuple[Axis, Axis]:
+        """The lower part, which counts to `inner`, and the upper part."""
+        upper = replace(
+            self, size=self.size // inner, source=self.source * inner, target=self.target * inner
+        )
+        return replace(self, size=inner), upper
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """The digits of one placed layout by level, innermost first; `origin` is the constant part of the address."""
+
+    placed: Placed
+    piece: tuple[Axis, ...]
+    tile: tuple[Axis, ...]
+    blocks: tuple[Axis, ...]
+    origin: int
+
+    @property
+    def bits(self) -> int:
+        """Bits of a unit."""
+        return BITS[self.placed.unit]
+
+    @property
+    def inside(self) -> tuple[Axis, ...]:
+        """All digits of a tile."""
+        return (*self.piece, *self.tile)
+
+    @cached_property
+    def run(self) -> int:
+        """Bits that follow one another in the source of a tile."""
+        return _source_run(self.inside, self.bits)
+
+    @property
+    def holes(self) -> bool:
+        """Whether the kernel's order has places that no unit fills."""
+        return self.placed.units != math.prod(self.placed.padded)
+
+    @cached_property
+    def span(self) -> int:
+        """Bits of the kernel's order that one tile owns, holes included, where tiles cut it into equal parts; else 0."""
+        count = math.prod(a.size for a in self.blocks)
+        span, odd = divmod(self.placed.nbytes * 8, count)
+        lowest = all(a.target >= 0 for a in self.inside) and all(a.target % span == 0 for a in self.blocks)
+        reach = sum((a.size - 1) * a.target for a in self.inside) + self._table_reach + self.bits + self.origin
+        return span if not odd and lowest and reach <= span and not span % 8 else 0
+
+    @property
+    def _table_reach(self) -> int:
+        return sum((len(g.table) - 1) * g.stride * self.bits for g in self.placed.strides.groups)
+
+    def units(self) -> Iterator[tuple[tuple[int, ...], int]]:
+        """Every unit of a piece: the value of each of its digits, and its address in bits."""
+        groups = self.placed.strides.groups
+        counts = [a.size for a in self.piece]
+        for number in range(math.prod(counts)):
+            rest, values = number, []
+            for size in counts:
+                rest, value = divmod(rest, size)
+                values.append(value)
+            target = sum(v * a.target for v, a in zip(values, self.piece, strict=True)) + self.origin % 8
+            for group in groups:
+                joined = 0
+                for step in group.steps:
+                    size = self.placed.strides.steps[step].size
+                    joined = joined * size + next(v for v, a in zip(values, self.piece, strict=True) if a.step == step)
+                target += group.table[joined] * group.stride * self.bits
+            yield tuple(values), target
+
+
+def tiling_of(placed: Placed) -> Tiling | None:
+    """Cut a layout; None where its units fill bytes only in part, or where holes cannot be written with the rest."""
+    bits = BITS[placed.unit]
+    piece, free = _whole_bytes(_merged(_axes(placed, bits)))
+    if placed.units * bits % 8 or math.prod(placed.padded) * bits % 8:
+        return None
+    holes = placed.units != math.prod(placed.padded)
+    piece, free = _piece(piece, free, bits)
+    tile, free = _grow(placed, piece, free, bits)
+    made = Tiling(
+        placed, tuple(piece), tuple(sorted(tile, key=lambda a: abs(a.target))),
+        tuple(sorted(free, key=lambda a: abs(a.target))), placed.strides.offset * bits,
+    )  # fmt: skip
+    return None if holes and not made.span else made
+
+
+def _axes(placed: Placed, bits: int) -> list[Axis]:
+    """The digits with their strides, those of size 1 left out."""
+    along = [math.prod(placed.padded[axis + 1 :]) for axis in range(len(placed.padded))]
+    steps = placed.strides.steps
+    return [
+        Axis(s.size, s.weight * along[s.axis] * bits, s.stride * bits, -1 if s.group is None else number)
+        for number, s in enumerate(steps)
+        if s.size > 1 or s.group is not None
+    ]
+
+
+def _merged(axes: list[Axis]) -> list[Axis]:
+    """Neighbours on both sides become one digit."""
+    found: list[Axis] = []
+    for axis in sorted(axes, key=lambda a: a.source):
+        low = found[-1] if found else None
+        joined = low and low.step == axis.step == -1
+        if low and joined and axis.source == low.source * low.size and axis.target == low.target * low.size:
+            found[-1] = replace(low, size=low.size * axis.size)
+        else:
+            found.append(axis)
+    return found
+
+
+def _whole_bytes(axes: list[Axis]) -> tuple[list[Axis], list[Axis]]:
+    """Digits inside bytes or tables, and those that move whole bytes on both sides."""
+    piece, free = [], []
+    for axis in axes:
+        if axis.step >= 0:
+            piece.append(axis)
+            continue
+        inner = next(
+            f for f in range(1, axis.size + 1)
+            if axis.size % f == 0 and (f == axis.size or (axis.source * f % 8 == 0 and axis.target * f % 8 == 0))
+        )  # fmt: skip
+        if inner == axis.size and (axis.source % 8 == 0 and axis.target % 8 == 0):
+            inner = 1
+        lower, upper = axis.split(inner)
+        piece += [lower] if lower.size > 1 else []
+        free += [upper] if upper.size > 1 else []
+    return piece, free
+
+
+def _piece(piece: list[Axis], free: list[Axis], bits: int) -> tuple[list[Axis], list[Axis]]:
+    """Fill 16 bytes of the kernel's order, then take along what else the same words of the source hold."""
+    for axis in sorted(free, key=lambda a: abs(a.target)):
+        fits = [f for f in _divisors(axis.size) if abs(axis.target) * f <= _VECTOR]
+        free = _take(axis, max(fits, default=1), piece, free)
+    for axis in sorted(free, key=lambda a: a.source):
+        room = _PIECE // _covered(piece, bits)
+        fits = [f for f in _divisors(axis.size) if axis.source * f <= _WORD and f <= room and f & (f - 1) == 0]
+        free = _take(axis, max(fits, default=1), piece, free)
+    return piece, free
+
+
+def _take(axis: Axis, part: int, taken: list[Axis], free: list[Axis]) -> list[Axis]:
+    if part == 1:
+        return free
+    lower, upper = axis.split(part)
+    taken.append(lower)
+    return [a for a in free if a is not axis] + ([upper] if upper.size > 1 else [])
+
+
+def _covered(axes: list[Axis], bits: int) -> int:
+    return math.prod(a.size for a in axes) * bits
+
+
+def _divisors(size: int) -> list[int]:
+    low = [f for f in range(1, math.isqrt(size) + 1) if size % f == 0]
+    return low + [size // f for f in reversed(low) if f * f != size]
+
+
+def _grow(placed: Placed, piece: list[Axis], free: list[Axis], bits: int) -> tuple[list[Axis], list[Axis]]:
+    """Add digits to the tile until runs are long on both sides or the tile is full.
+
+    Where there are holes, only the lowest digits of the kernel's order are taken: a tile then owns its part of it.
+    """
+    tile: list[Axis] = []
+    holes = placed.units != math.prod(placed.padded)
+    full = _TILE * math.prod(placed.padded) // placed.units
+    for goal in _GOALS:
+        for side in ("target",) if holes else ("source", "target"):
+            while True:
+                taken = [*piece, *tile]
+                run, following = _next(placed, taken, free, bits, side, holes=holes)
+                room = full // _covered(taken, bits)
+                if following is None or run >= goal * 8 or room < 2:
+                    break
+                part = _part(following.size, -(-goal * 8 // run), room)
+                if part == 1:
+                    break
+                free = _take(following, part, tile, free)
+    return tile, free
+
+
+def _next(
+    placed: Placed, taken: list[Axis], free: list[Axis], bits: int, side: str, *, holes: bool
+) -> tuple[int, Axis | None]:
+    """The length of the run so far and the digit that goes on with it."""
+    if holes:
+        return _covered(taken, bits), min(free, key=lambda a: a.target, default=None)
+    if side == "source":
+        run = _source_run(taken, bits)
+        return run, next((a for a in free if a.source == run), None)
+    run = _target_run(placed, taken, bits)
+    return run, next((a for a in free if abs(a.target) == run), None)
+
+
+def _part(size: int, wanted: int, room: int) -> int:
+    """The divisor to take: the smallest that reaches what is wanted, powers of two first; else the largest there is."""
+    fits = [f for f in _divisors(size) if f <= room]
+    enough = [f for f in fits if f >= wanted]
+    return min(enough, key=lambda f: (f & (f - 1) != 0 and f > wanted * 2, f)) if enough else max(fits)
+
+
+def _source_run(axes: list[Axis] | tuple[Axis, ...], bits: int) -> int:
+    run = bits
+    for axis in sorted(axes, key=lambda a: a.source):
+        if axis.source == run:
+            run *= axis.size
+    return run
+
+
+def _target_run(placed: Placed, axes: list[Axis] | tuple[Axis, ...], bits: int) -> int:
+    known = [(abs(a.target), a.size) for a in axes if a.step < 0]
+    known += [(g.stride * bits, len(g.table)) for g in placed.strides.groups]
+    run = bits
+    for target, size in sorted(known):
+        if target == run:
+            run *= size
+    return run

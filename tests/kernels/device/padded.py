@@ -1,0 +1,14 @@
+"""Canonical bytes as they are staged for a device."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def padded(placed, source: np.ndarray) -> np.ndarray:
+    """Canonical bytes with the layout's own padding, as the staging program writes them."""
+    per_byte = {"byte": 1, "nibble": 2, "bit": 8}[placed.unit]
+    sizes = (*placed.extents[:-1], placed.extents[-1] // per_byte)
+    whole = np.full((*placed.padded[:-1], placed.padded[-1] // per_byte), placed.pad_value, dtype=np.uint8)
+    whole[tuple(slice(0, size) for size in sizes)] = source.reshape(sizes)
+    return whole.reshape(-1)

@@ -1,0 +1,57 @@
+"""Tiles on every layout: the kernels' own text, run on the CPU, against `Placed.pack`."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tests.kernels.device.on_cpu import COMPILER, OnCpu, aligned
+from tests.kernels.device.padded import padded
+from tests.pack.test_parity import SHAPES
+
+from shardproof.errors import LayoutError
+from shardproof.kernels.device.source import kernel_of
+from shardproof.kernels.device.tiles import tiling_of
+from shardproof.layouts import catalogue, find
+
+LARGE = {"weight": (2, 768, 3584), "scale": (3, 768, 224), "bias": (3, 768, 2)}
+needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
+
+
+def _placed(identity):
+    """The layout on every shape that it can hold."""
+    layout, parameters = find(identity)
+    for shape in [*SHAPES, LARGE[layout.field]]:
+        try:
+            yield shape, layout.place(shape, parameters)
+        except LayoutError:
+            continue
+
+
+@needs_compiler
+@pytest.mark.parametrize("family", sorted({layout.name.partition(".")[0] for layout in catalogue()}))
+@pytest.mark.parametrize("at", [0, 4, 1])
+def test_every_layout_in_tiles(tmp_path, family, at):
+    """Every shape, into destinations that begin at a multiple of 16, of 4 and of 1 byte; nothing beside them."""
+    cases = [
+        (layout, shape, placed)
+        for layout in catalogue() if layout.name.startswith(f"{family}.")
+        for shape, placed in _placed(layout.identity())
+    ]  # fmt: skip
+    if at:  # the shape matters less than the width of the stores
+        cases = cases[::3]
+    tilings = [tiling_of(placed) for _, _, placed in cases]
+    assert all(tilings)
+    kernels = [kernel_of(tiling, {0: 16, 4: 4, 1: 1}[at]) for tiling in tilings]
+    library, rng = OnCpu(tmp_path, kernels), np.random.default_rng(1)
+    for number, (layout, shape, placed) in enumerate(cases):
+        source = rng.integers(0, (layout.highest if layout.add else 255) + 1, shape, dtype=np.uint8)
+        staged = padded(placed, (source + np.uint8(layout.add)).astype(np.uint8))
+        whole = aligned(staged.size)
+        whole[:] = staged
+        out = aligned(placed.nbytes + 48, at)
+        out[:] = 0x77
+        library.run(number, whole, out)
+        np.testing.assert_array_equal(
+            out[: placed.nbytes], placed.pack(source), err_msg=f"{layout.name} {shape}"
+        )
+        assert (out[placed.nbytes :] == 0x77).all(), f"{layout.name} {shape}"
