@@ -68,7 +68,11 @@ class OnCpu:
     def run(self, number: int, source: np.ndarray, target: np.ndarray) -> None:
         """Run one kernel over all its blocks."""
         call = self._library[f"run_{number}"]
-        call(ctypes.c_void_p(source.ctypes.data), ctypes.c_void_p(target.ctypes.data), self._kernels[number].blocks)
+        call(
+            ctypes.c_void_p(source.ctypes.data),
+            ctypes.c_void_p(target.ctypes.data),
+            self._kernels[number].blocks,
+        )
 
 
 def aligned(size: int, at: int = 0) -> np.ndarray:

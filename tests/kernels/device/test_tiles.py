@@ -5,26 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from tests.kernels.device.on_cpu import COMPILER, OnCpu, aligned
-from tests.kernels.device.padded import padded
-from tests.pack.test_parity import SHAPES
+from tests.kernels.device.padded import padded, placed_on
 
-from shardproof.errors import LayoutError
 from shardproof.kernels.device.source import kernel_of
 from shardproof.kernels.device.tiles import tiling_of
-from shardproof.layouts import catalogue, find
+from shardproof.layouts import catalogue
 
-LARGE = {"weight": (2, 768, 3584), "scale": (3, 768, 224), "bias": (3, 768, 2)}
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
-
-
-def _placed(identity):
-    """The layout on every shape that it can hold."""
-    layout, parameters = find(identity)
-    for shape in [*SHAPES, LARGE[layout.field]]:
-        try:
-            yield shape, layout.place(shape, parameters)
-        except LayoutError:
-            continue
 
 
 @needs_compiler
@@ -35,7 +22,7 @@ def test_every_layout_in_tiles(tmp_path, family, at):
     cases = [
         (layout, shape, placed)
         for layout in catalogue() if layout.name.startswith(f"{family}.")
-        for shape, placed in _placed(layout.identity())
+        for shape, placed in placed_on(layout, layout.filled())
     ]  # fmt: skip
     if at:  # the shape matters less than the width of the stores
         cases = cases[::3]

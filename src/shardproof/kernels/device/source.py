@@ -1,9 +1,9 @@
 """Source: the kernel of one tiling as text, for a GPU and, with a few definitions before it, for any C++ compiler.
 
-    origin     where a block begins on both sides
-    fill       runs of the source into shared memory, as wide as they are aligned
-    permute    pieces: loads from shared memory, words of the kernel's order, stores of up to 16 bytes
-    clear, send  where the order has holes, pieces go to shared memory first, and whole lines go out with the padding
+origin     where a block begins on both sides
+fill       runs of the source into shared memory, as wide as they are aligned
+permute    pieces: loads from shared memory, words of the kernel's order, stores of up to 16 bytes
+clear, send  where the order has holes, pieces go to shared memory first, and whole lines go out with the padding
 """
 
 from __future__ import annotations
@@ -54,7 +54,11 @@ def kernel_of(tiling: Tiling, alignment: int) -> Kernel:
 
 def gpu_text(kernel: Kernel) -> str:
     """One translation unit for the GPU."""
-    out = "  __shared__ __align__(16) unsigned char lines[SPAN];\n  clear(lines, threadIdx.x);\n" if kernel.holes else ""
+    out = (
+        "  __shared__ __align__(16) unsigned char lines[SPAN];\n  clear(lines, threadIdx.x);\n"
+        if kernel.holes
+        else ""
+    )
     to = "lines" if kernel.holes else "target + to"
     send = "  __syncthreads();\n  send(lines, target + to, threadIdx.x);\n" if kernel.holes else ""
     return (
@@ -149,11 +153,11 @@ def _permute(held: Staged, threads: int, alignment: int) -> str:
     tiling = held.tiling
     axes = tiling.tile
     cast = "long long" if _far(tiling.inside) else "int"
+    begin = tiling.origin // 8 if tiling.holes else 0
     body = [
         *_decoded("i", axes),
         f"const unsigned char* s = tile + ({_summed([held.place(a) // 8 for a in axes], 'unsigned')});",
-        f"unsigned char* o = target + ({_summed([a.target // 8 for a in axes], cast)})"
-        f" + {tiling.origin // 8 if tiling.holes else 0};",
+        f"unsigned char* o = target + {begin} + ({_summed([a.target // 8 for a in axes], cast)});",
         *(line for line, _, _ in _loads(held)),
         *_stores(held, alignment),
     ]
@@ -185,16 +189,14 @@ def _stores(held: Staged, alignment: int) -> Iterator[str]:
     for place, target in held.units:
         moves.setdefault(target // 8, []).append((place, target))
     for first, width in _chunks(held.tiling, sorted(moves), alignment):
-        words = []
-        for at in range(first, first + width, 4):
+        names, lines = [], []
+        for number, at in enumerate(range(first, first + width, 4)):
             inside = [m for byte in range(at, min(at + 4, first + width)) for m in moves[byte]]
-            words.append(word([_moved(registers, place, to - at * 8, bits) for place, to in inside]))
-        if width <= 4:
-            yield f"*({_TYPES[width]}*)(o + {first}) = ({_TYPES[width]})({words[0]});"
-        else:
-            names = ", ".join(f"w{j}" for j in range(len(words)))
-            texts = ", ".join(f"w{j} = {text}" for j, text in enumerate(words))
-            yield f"{{ const unsigned {texts}; *({_TYPES[width]}*)(o + {first}) = make_{_TYPES[width]}({names}); }}"
+            names.append(f"w{number}")
+            lines += word(names[-1], [_moved(registers, place, to - at * 8, bits) for place, to in inside])
+        kind = _TYPES[width]
+        value = f"({kind})w0" if width <= 4 else f"make_{kind}({', '.join(names)})"
+        yield f"{{ const unsigned {', '.join(lines)}; *({kind}*)(o + {first}) = {value}; }}"
 
 
 def _moved(registers: dict[int, str], place: int, to: int, bits: int) -> Moved:
@@ -213,7 +215,11 @@ def _chunks(tiling: Tiling, filled: Sequence[int], alignment: int) -> Iterator[t
     held, at = set(filled), 0
     while at < len(filled):
         first = filled[at]
-        width = next(w for w in (16, 8, 4, 2, 1) if w <= wide and first % w == 0 and held >= set(range(first, first + w)))
+        width = next(
+            w
+            for w in (16, 8, 4, 2, 1)
+            if w <= wide and first % w == 0 and held >= set(range(first, first + w))
+        )
         yield first, width
         at += width
 

@@ -23,7 +23,18 @@ from shardproof.layouts.moves import BITS
 _VECTOR, _WORD = 128, 32  # bits that a thread stores, and loads, at once
 _PIECE = 64 * 8  # the longest piece
 _TILE = 16384 * 8
-_GOALS = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)  # bytes of a run, tried in turn for source and target
+_GOALS = (
+    32,
+    64,
+    128,
+    256,
+    512,
+    1024,
+    2048,
+    4096,
+    8192,
+    16384,
+)  # bytes of a run, tried in turn for source and target
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +51,7 @@ class Axis:
 
     def split(self, inner: int) -> tuple[Axis, Axis]:
         """The lower part, which counts to `inner`, and the upper part."""
-        upper = replace(
-            self, size=self.size // inner, source=self.source * inner, target=self.target * inner
-        )
+        upper = replace(self, size=self.size // inner, source=self.source * inner, target=self.target * inner)
         return replace(self, size=inner), upper
 
 
@@ -78,11 +87,13 @@ class Tiling:
 
     @cached_property
     def span(self) -> int:
-        """Bits of the kernel's order that one tile owns, holes included, where tiles cut it into equal parts; else 0."""
+        """Bits of the kernel's order that one tile owns, holes included, where tiles share it evenly; else 0."""
         count = math.prod(a.size for a in self.blocks)
         span, odd = divmod(self.placed.nbytes * 8, count)
         lowest = all(a.target >= 0 for a in self.inside) and all(a.target % span == 0 for a in self.blocks)
-        reach = sum((a.size - 1) * a.target for a in self.inside) + self._table_reach + self.bits + self.origin
+        reach = (
+            sum((a.size - 1) * a.target for a in self.inside) + self._table_reach + self.bits + self.origin
+        )
         return span if not odd and lowest and reach <= span and not span % 8 else 0
 
     @property
@@ -103,7 +114,9 @@ class Tiling:
                 joined = 0
                 for step in group.steps:
                     size = self.placed.strides.steps[step].size
-                    joined = joined * size + next(v for v, a in zip(values, self.piece, strict=True) if a.step == step)
+                    joined = joined * size + next(
+                        v for v, a in zip(values, self.piece, strict=True) if a.step == step
+                    )
                 target += group.table[joined] * group.stride * self.bits
             yield tuple(values), target
 
@@ -174,7 +187,9 @@ def _piece(piece: list[Axis], free: list[Axis], bits: int) -> tuple[list[Axis], 
         free = _take(axis, max(fits, default=1), piece, free)
     for axis in sorted(free, key=lambda a: a.source):
         room = _PIECE // _covered(piece, bits)
-        fits = [f for f in _divisors(axis.size) if axis.source * f <= _WORD and f <= room and f & (f - 1) == 0]
+        fits = [
+            f for f in _divisors(axis.size) if axis.source * f <= _WORD and f <= room and f & (f - 1) == 0
+        ]
         free = _take(axis, max(fits, default=1), piece, free)
     return piece, free
 

@@ -25,17 +25,26 @@ class Moved:
     bits: int
 
 
-def word(moves: Sequence[Moved]) -> str:
-    """An expression of one word; bits that nothing moves to are 0."""
+def word(name: str, moves: Sequence[Moved]) -> list[str]:
+    """Declarators that end with the one of word `name`."""
     whole = _whole_bytes(moves)
     if whole is not None:
-        return gathered(whole)
+        return [f"{name} = {gathered(whole)}"]
     held = sorted({m.byte for m in moves})
-    parts = []
-    for first in range(0, len(held), 4):
+    lines, parts = [], []
+    for number, first in enumerate(range(0, len(held), 4)):
         some = held[first : first + 4]
-        parts.append(_turned([m for m in moves if m.byte in some], some))
-    return " | ".join(parts)
+        order, turns = _turned([m for m in moves if m.byte in some], some)
+        base = f"{name}_{number}"
+        lines.append(f"{base} = {gathered(order)}")
+        parts += [
+            _masked(f"turned({base}, {turn})" if turn else base, mask) for turn, mask in sorted(turns.items())
+        ]
+    return [*lines, f"{name} = {' | '.join(parts)}"]
+
+
+def _masked(value: str, mask: int) -> str:
+    return value if mask == _ALL else f"({value} & 0x{mask:x}u)"
 
 
 def _whole_bytes(moves: Sequence[Moved]) -> list[Byte | None] | None:
@@ -65,33 +74,25 @@ def gathered(wanted: Sequence[Byte | None]) -> str:
         return f"permuted({registers[0]}, {registers[0]}, {_selector([b[1] if b else 0 for b in wanted])})"
     if len(registers) == 2:
         a, b = registers
-        return f"permuted({a}, {b}, {_selector([0 if w is None else w[1] + 4 * (w[0] == b) for w in wanted])})"
+        return (
+            f"permuted({a}, {b}, {_selector([0 if w is None else w[1] + 4 * (w[0] == b) for w in wanted])})"
+        )
     pair = registers[:2]
     low = gathered([b if b and b[0] in pair else None for b in wanted])
     rest = gathered([b if b and b[0] not in pair else None for b in wanted])
-    return f"permuted({low}, {rest}, {_selector([i + 4 * (b is not None and b[0] not in pair) for i, b in enumerate(wanted)])})"
+    chosen = _selector([i + 4 * (b is not None and b[0] not in pair) for i, b in enumerate(wanted)])
+    return f"permuted({low}, {rest}, {chosen})"
 
 
 def _selector(values: Sequence[int]) -> str:
     return f"0x{sum(v << 4 * i for i, v in enumerate(values)):x}u"
 
 
-def _turned(moves: Sequence[Moved], held: Sequence[Byte]) -> str:
-    """Bits of at most four bytes: put into one word, rotated and masked."""
-    best: tuple[int, Sequence[Byte | None], Mapping[int, int]] | None = None
-    for order in itertools.permutations([*held, *[None] * (4 - len(held))]):
-        turns = _turns(moves, order)
-        cost = len(turns) - (0 in turns)
-        if best is None or cost < best[0]:
-            best = cost, order, turns
-    assert best is not None
-    _, order, turns = best
-    base = gathered(order)
-    parts = [
-        (f"(turned({base}, {turn})" if turn else f"({base}") + (")" if mask == _ALL else f" & 0x{mask:x}u)")
-        for turn, mask in sorted(turns.items())
-    ]
-    return " | ".join(parts)
+def _turned(moves: Sequence[Moved], held: Sequence[Byte]) -> tuple[Sequence[Byte | None], Mapping[int, int]]:
+    """The order of at most four bytes in one word, and the mask of every rotation of it."""
+    orders = itertools.permutations([*held, *[None] * (4 - len(held))])
+    found = [(order, _turns(moves, order)) for order in orders]
+    return min(found, key=lambda f: len(f[1]) - (0 in f[1]))
 
 
 def _turns(moves: Sequence[Moved], order: Sequence[Byte | None]) -> dict[int, int]:

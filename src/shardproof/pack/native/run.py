@@ -6,7 +6,8 @@ import ctypes
 import os
 import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,13 +62,14 @@ def _quota() -> int:
 
 def run(
     jobs: Records, *, totals: int, columns: int, scratch: tuple[int, int], threads: int | None = None,
-    simd: bool | None = None, keep: Sequence[Any] = (),
+    simd: bool | None = None, keep: Sequence[Any] = (), pool: ThreadPoolExecutor | None = None,
 ) -> Run:  # fmt: skip
     """Run jobs (records of `JOB`) to the end.
 
     columns   widest checkpoint row in scale bytes, for the digest's keys
     scratch   rows of the largest group, bytes a staged row
     keep      whatever the jobs' addresses point into
+    pool      threads that outlast the call, at least `threads` of them; None: they are started for it
     """
     engine = library()
     assert engine is not None
@@ -85,7 +87,7 @@ def run(
         if count == 1:
             engine.sp_work(ctypes.addressof(batch), _aligned(buffers[0]), rows)
         else:
-            _on_threads(engine, batch, [_aligned(b) for b in buffers], rows)
+            _on_threads(engine, batch, [_aligned(b) for b in buffers], rows, pool)
     del keep
     fault = Fault(batch.fault, batch.fault_job, batch.fault_row, batch.fault_at) if batch.fault else None
     return Run(tuple(Digest(int(low), int(high)) for low, high in sums), fault)
@@ -95,15 +97,18 @@ def _aligned(buffer: npt.NDArray[np.uint8]) -> int:
     return int(-(-buffer.ctypes.data // 64) * 64)
 
 
-def _on_threads(engine: ctypes.CDLL, batch: BatchStruct, scratch: list[int], rows: int) -> None:
+def _on_threads(
+    engine: ctypes.CDLL, batch: BatchStruct, scratch: list[int], rows: int, pool: ThreadPoolExecutor | None
+) -> None:
     """One call a thread. Whatever interrupts the wait (Ctrl-C) stops the batch before it goes on."""
-    with ThreadPoolExecutor(len(scratch), "shardproof-pack") as pool:
-        started = [pool.submit(engine.sp_work, ctypes.addressof(batch), at, rows) for at in scratch]
+    with nullcontext(pool) if pool else ThreadPoolExecutor(len(scratch), "shardproof-pack") as threads:
+        started = [threads.submit(engine.sp_work, ctypes.addressof(batch), at, rows) for at in scratch]
         try:
             for future in started:
                 future.result()
         except BaseException:
             batch.stop = 1
+            wait(started)
             raise
 
 
