@@ -23,7 +23,7 @@ from shardproof.mistakes import Mistake
 from shardproof.mxfp4 import Bytes
 from shardproof.pack import native
 from shardproof.pack.matrices import first_held, in_files, pad_value
-from shardproof.pack.native.library import has_simd
+from shardproof.pack.native.library import isa
 from shardproof.pack.native.run import BUS_ERROR
 from shardproof.pack.native.structs import FIELDS
 from shardproof.pack.program import Program, program
@@ -118,7 +118,7 @@ def _tensor(
     if not engine_can(model, key, slot):
         return None
     shape = plan.canonical_shape(key, rank, stack, name)
-    made = program(plan.recipe.layouts[slot], shape, pad_value(name), simd=has_simd())
+    made = program(plan.recipe.layouts[slot], shape, pad_value(name), isa=isa())
     if made is None:
         return None
     if made.holes:

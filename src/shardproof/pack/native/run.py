@@ -15,7 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from shardproof.digest import Digest, column_keys
-from shardproof.pack.native.library import has_simd, library
+from shardproof.pack.native.keys import scale_key_bytes
+from shardproof.pack.native.library import isa as best_isa
+from shardproof.pack.native.library import library
 from shardproof.pack.native.structs import BatchStruct
 
 Records = npt.NDArray[np.void]
@@ -61,12 +63,13 @@ def _quota() -> int:
 
 def run(
     jobs: Records, *, totals: int, columns: int, scratch: tuple[int, int], threads: int | None = None,
-    simd: bool | None = None, keep: Sequence[Any] = (),
+    isa: int | None = None, keep: Sequence[Any] = (),
 ) -> Run:  # fmt: skip
     """Run jobs (records of `JOB`) to the end.
 
     columns   widest checkpoint row in scale bytes, for the digest's keys
     scratch   rows of the largest group, bytes a staged row
+    isa       what the programs were compiled for; the fastest of this machine by default
     keep      whatever the jobs' addresses point into
     """
     engine = library()
@@ -74,10 +77,11 @@ def run(
     count = max(1, min(threads or default_threads(), len(jobs)))
     weight_keys, scale_keys = column_keys(columns)
     sums = np.zeros((totals, 2), dtype=np.uint64)
-    fast = has_simd() if simd is None else simd
+    scale_bytes, scale_before = scale_key_bytes(columns)
     batch = BatchStruct(
         jobs.ctypes.data, len(jobs), 0, 0, sums.ctypes.data, weight_keys.ctypes.data, scale_keys.ctypes.data,
-        weight_keys.shape[1], int(fast), 0, 0, 0, 0,
+        scale_bytes.ctypes.data, scale_before.ctypes.data, weight_keys.shape[1], best_isa() if isa is None else isa,
+        0, 0, 0, 0,
     )  # fmt: skip
     rows, pitch = scratch
     buffers = [np.empty(rows * (8 + pitch) + 64, dtype=np.uint8) for _ in range(count)]

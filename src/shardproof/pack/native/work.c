@@ -7,7 +7,6 @@
 #include "engine.h"
 
 #define ROW_SLACK 64
-#define MOST_ROWS 256 /* of a group; tile.py keeps to it */
 /* Long rows are digested first, which brings them into the cache in order. Short pieces of long rows are digested
  * after the move: read row by row, they would make the hardware fetch the rest of every row as well. */
 #define LONG_ROW 1024
@@ -92,22 +91,50 @@ static void report(Batch *batch, const Job *job, int fault, const Found *found, 
   __atomic_store_n(&batch->stop, 1, __ATOMIC_RELEASE);
 }
 
-static void digest(Batch *batch, const Job *job, const Found *found, uint64_t sums[2]) {
+/* Sums of one job: 8 partial sums a lane, as AVX-512 keeps them. */
+typedef struct { uint64_t lane[16] __attribute__((aligned(64))); } Sums;
+
+static void keys_of(const Found *found, uint64_t keys[2]) {
+  const Cut *cut = found->cut;
+  for (int lane = 0; lane < 2; lane++)
+    keys[lane] = cut->digested ? sp_row_key(cut->place[lane], (uint64_t)(cut->first_row + found->row)) : 0;
+}
+
+static void digest_avx512(Batch *batch, const Job *job, const Found *found, Sums *sums) {
+  const Cut *cut = found->cut;
+  const int64_t at = cut->first_column / (job->field == WEIGHT ? 4 : 1);
+  uint64_t keys[2];
+  keys_of(found, keys);
+  if (job->field == WEIGHT) {
+    if (!cut->digested) return;
+    const uint32_t *k = batch->weight_keys + at;
+    sp_sum_weights_avx512(found->data, found->bytes, k, k + batch->keys, keys, sums->lane);
+  } else if (sp_sum_scales_avx512(found->data, found->bytes, batch->scale_bytes + at, batch->keys,
+                                  batch->scale_before + at, keys, sums->lane)) {
+    report(batch, job, SCALE_IS_NAN, found, 0);
+  }
+}
+
+static void digest(Batch *batch, const Job *job, const Found *found, Sums *sums) {
   const Cut *cut = found->cut;
   uint64_t part[2];
+  if (batch->isa == AVX512) {
+    digest_avx512(batch, job, found, sums);
+    return;
+  }
   const int64_t at = cut->first_column / (job->field == WEIGHT ? 4 : 1);
   if (job->field == WEIGHT) {
     if (!cut->digested) return;
     const uint32_t *k = batch->weight_keys + at;
-    (batch->simd ? sp_sum_weights_avx2 : sp_sum_weights)(found->data, found->bytes, k, k + batch->keys, part);
+    (batch->isa ? sp_sum_weights_avx2 : sp_sum_weights)(found->data, found->bytes, k, k + batch->keys, part);
   } else {
     const int16_t *k = batch->scale_keys + at;
-    if ((batch->simd ? sp_sum_scales_avx2 : sp_sum_scales)(found->data, found->bytes, k, batch->keys, part))
+    if ((batch->isa ? sp_sum_scales_avx2 : sp_sum_scales)(found->data, found->bytes, k, batch->keys, part))
       report(batch, job, SCALE_IS_NAN, found, 0);
     if (!cut->digested) return;
   }
   for (int lane = 0; lane < 2; lane++)
-    sums[lane] += part[lane] * sp_row_key(cut->place[lane], (uint64_t)(cut->first_row + found->row));
+    sums->lane[8 * lane] += part[lane] * sp_row_key(cut->place[lane], (uint64_t)(cut->first_row + found->row));
 }
 
 static void stage(Batch *batch, const Job *job, const Found *found, uint8_t *row) {
@@ -132,32 +159,66 @@ static void stage(Batch *batch, const Job *job, const Found *found, uint8_t *row
 
 /* -- groups ----------------------------------------------------------------------------------------------------- */
 
-/* Row pointers of one group, straight into the map where whole rows are used as they are, else into `scratch`. */
-static void resolve(Batch *batch, const Job *job, Seen *seen, int64_t along, int64_t base, Found *all,
-                    const uint8_t **rows, uint8_t *scratch, uint64_t sums[2]) {
+/* Rows of one group: where they are, and pointers straight into the map where whole rows are used as they are, else
+ * into `scratch`. */
+static void resolve(Batch *batch, const Job *job, const Found *all, const uint8_t **rows, uint8_t *scratch) {
   const Program *p = job->program;
   const int64_t pitch = (p->padded + ROW_SLACK) | 63;
-  const int whole = p->kernel == RUN || p->kernel == TILE16;
+  const int whole = p->kernel != SHUFFLE && p->kernel != COPY && p->kernel != WORDS;
   int same = 0; /* the staged row that holds nothing but plan padding, plus one */
   for (int32_t i = 0; i < p->group_rows; i++) {
-    const Found found = all[i] = find(job, seen, along + p->group_row[i], base + p->group_base[i]);
-    if (found.data && found.bytes >= LONG_ROW && job->field != OTHER) digest(batch, job, &found, sums);
-    if (whole && !p->add && found.data && found.bytes == p->padded) {
-      rows[i] = found.data;
+    const Found *found = all + i;
+    if (whole && !p->add && found->data && found->bytes == p->padded) {
+      rows[i] = found->data;
       continue;
     }
-    if (same && !found.data && !found.outside) {
+    if (same && !found->data && !found->outside) {
       rows[i] = rows[same - 1];
       continue;
     }
     uint8_t *row = scratch + i * (pitch + 1);
-    stage(batch, job, &found, row);
+    stage(batch, job, found, row);
     rows[i] = row;
-    if (!found.data && !found.outside) same = i + 1;
+    if (!found->data && !found->outside) same = i + 1;
   }
 }
 
-static void run_job(Batch *batch, const Job *job, const uint8_t **rows, uint8_t *scratch, uint64_t sums[2]) {
+/* Whether the kernel can take the row sums: all rows share their column keys, and padding adds nothing. */
+static int weighs(const Batch *batch, const Job *job, const Found *all, uint64_t (*row_key)[2], Weighing *w) {
+  const Program *p = job->program;
+  int64_t shared = -1;
+  if (batch->isa != AVX512 || job->field != WEIGHT || p->kernel != TILE16 || p->pad || p->filler || p->add) return 0;
+  for (int32_t i = 0; i < p->group_rows; i++) {
+    row_key[i][0] = row_key[i][1] = 0;
+    if (!all[i].data) continue;
+    const int64_t first = all[i].cut->first_column - all[i].begin;
+    if (first < 0 || (shared >= 0 && first != shared)) return 0;
+    shared = first;
+    keys_of(all + i, row_key[i]);
+  }
+  if (shared < 0 || (shared + p->padded) / 4 > batch->keys) return 0;
+  w->k0 = batch->weight_keys + shared / 4;
+  w->k1 = w->k0 + batch->keys;
+  return 1;
+}
+
+static void run_group(Batch *batch, const Job *job, Found *all, const uint8_t **rows, uint8_t *dst, uint8_t *scratch,
+                      Sums *sums) {
+  const Program *p = job->program;
+  uint64_t row_key[MOST_ROWS][2];
+  Weighing w = {NULL, NULL, row_key, sums->lane};
+  const int fused = weighs(batch, job, all, row_key, &w), apart = !fused && job->field != OTHER;
+  for (int32_t i = 0; i < p->group_rows && apart; i++)
+    if (all[i].data && all[i].bytes >= LONG_ROW) digest(batch, job, all + i, sums);
+  resolve(batch, job, all, rows, scratch);
+  if (!(batch->isa == AVX512 && sp_move_avx512(p, rows, dst, fused ? &w : NULL)) &&
+      !(batch->isa && sp_move_avx2(p, rows, dst)))
+    sp_move_portable(p, rows, dst);
+  for (int32_t i = 0; i < p->group_rows && apart; i++)
+    if (all[i].data && all[i].bytes < LONG_ROW) digest(batch, job, all + i, sums);
+}
+
+static void run_job(Batch *batch, const Job *job, const uint8_t **rows, uint8_t *scratch, Sums *sums) {
   const Program *p = job->program;
   Seen seen = {0, 0};
   Found all[MOST_ROWS];
@@ -171,10 +232,9 @@ static void run_job(Batch *batch, const Job *job, const uint8_t **rows, uint8_t 
       base += i * loop->base;
       dst += i * loop->dst;
     }
-    resolve(batch, job, &seen, along, base, all, rows, scratch, sums);
-    if (!batch->simd || !sp_move_avx2(p, rows, job->dst + dst)) sp_move_portable(p, rows, job->dst + dst);
-    for (int32_t i = 0; i < p->group_rows && job->field != OTHER; i++)
-      if (all[i].data && all[i].bytes < LONG_ROW) digest(batch, job, all + i, sums);
+    for (int32_t i = 0; i < p->group_rows; i++)
+      all[i] = find(job, &seen, along + p->group_row[i], base + p->group_base[i]);
+    run_group(batch, job, all, rows, job->dst + dst, scratch, sums);
   }
 }
 
@@ -185,16 +245,16 @@ void sp_work(Batch *batch, uint8_t *scratch, int64_t pointers) {
     const int64_t i = __atomic_fetch_add(&batch->next, 1, __ATOMIC_RELAXED);
     if (i >= batch->count || __atomic_load_n(&batch->stop, __ATOMIC_ACQUIRE)) break;
     const Job *volatile job = batch->jobs + i;
-    uint64_t sums[2] = {0, 0};
+    Sums sums = {{0}};
     if (sigsetjmp(landing, 0)) {
       report(batch, job, BUS_ERROR, NULL, (int64_t)(intptr_t)struck);
       break;
     }
     armed = 1;
-    run_job(batch, job, rows, scratch + pointers * 8, sums);
+    run_job(batch, job, rows, scratch + pointers * 8, &sums);
     armed = 0;
-    for (int lane = 0; lane < 2; lane++)
-      __atomic_fetch_add(&batch->totals[2 * job->total + lane], sums[lane], __ATOMIC_RELAXED);
+    for (int i = 0; i < 16; i++)
+      __atomic_fetch_add(&batch->totals[2 * job->total + i / 8], sums.lane[i], __ATOMIC_RELAXED);
   }
 #if defined(__x86_64__)
   __builtin_ia32_sfence(); /* streamed lines are visible before another thread reads them */
@@ -202,13 +262,23 @@ void sp_work(Batch *batch, uint8_t *scratch, int64_t pointers) {
 }
 
 /* Sizes of the structs, so that Python refuses a library that was built from another version of engine.h. */
-int64_t sp_sizes(void) { return (((int64_t)sizeof(Program) * 1000 + sizeof(Cut)) * 1000 + sizeof(Job)) * 1000 + sizeof(Part); }
+int64_t sp_sizes(void) {
+  const int64_t sizes[] = {sizeof(Program), sizeof(Cut), sizeof(Job), sizeof(Part), sizeof(Term), sizeof(Batch)};
+  int64_t joined = 0;
+  for (int i = 0; i < 6; i++) joined = joined * 1000 + sizes[i];
+  return joined;
+}
 
-int sp_has_avx2(void) {
+/* The best instruction set of this machine that the engine has kernels for. */
+int sp_isa(void) {
 #if defined(__x86_64__) && defined(__GNUC__)
   __builtin_cpu_init();
-  return __builtin_cpu_supports("avx2") != 0;
+  if (!__builtin_cpu_supports("avx2")) return PORTABLE;
+  const int wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                   __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+                   __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni");
+  return wide ? AVX512 : AVX2;
 #else
-  return 0;
+  return PORTABLE;
 #endif
 }

@@ -1,0 +1,280 @@
+/* AVX-512 kernels (VBMI, VNNI): a whole cache line is one register, any byte of two registers reaches any place of it,
+ * and row sums of the digest ride along in the registers that the weights pass through. */
+#include <string.h>
+
+#include "engine.h"
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#include <immintrin.h>
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vnni,avx2")
+
+static inline __m512i get(const void *src) { return _mm512_loadu_si512(src); }
+
+static inline void put(uint8_t *dst, __m512i v, int stream) {
+  if (stream)
+    _mm512_stream_si512((void *)dst, v);
+  else
+    _mm512_storeu_si512((void *)dst, v);
+}
+
+/* -- row sums --------------------------------------------------------------------------------------------------- */
+
+static inline void add_weighed(uint64_t *acc, __m512i sum, uint64_t key) {
+  const __m512i weighed = _mm512_mullo_epi64(sum, _mm512_set1_epi64((long long)key));
+  _mm512_storeu_si512(acc, _mm512_add_epi64(get(acc), weighed));
+}
+
+/* One 64-byte column of a row: every word times its key, even and odd words apart. */
+static inline __m512i weigh(__m512i sum, __m512i words, __m512i odd, __m512i key, __m512i odd_key) {
+  sum = _mm512_add_epi64(sum, _mm512_mul_epu32(words, key));
+  return _mm512_add_epi64(sum, _mm512_mul_epu32(odd, odd_key));
+}
+
+void sp_sum_weights_avx512(const uint8_t *src, int64_t bytes, const uint32_t *k0, const uint32_t *k1,
+                           const uint64_t row_key[2], uint64_t *acc) {
+  __m512i a = _mm512_setzero_si512(), b = a;
+  for (int64_t i = 0; i < bytes; i += 64) {
+    const int64_t left = bytes - i;
+    const __mmask16 in = left >= 64 ? 0xFFFF : (__mmask16)((1u << (left / 4)) - 1);
+    const __m512i w = _mm512_maskz_loadu_epi32(in, src + i), odd = _mm512_srli_epi64(w, 32);
+    const __m512i x = _mm512_maskz_loadu_epi32(in, k0 + i / 4), y = _mm512_maskz_loadu_epi32(in, k1 + i / 4);
+    a = weigh(a, w, odd, x, _mm512_srli_epi64(x, 32));
+    b = weigh(b, w, odd, y, _mm512_srli_epi64(y, 32));
+  }
+  add_weighed(acc, a, row_key[0]);
+  add_weighed(acc + 8, b, row_key[1]);
+}
+
+/* 32-bit sums of the four bytes of a key, as eight 64-bit sums: p0 + 2^8 p1 + 2^16 (p2 + 2^8 p3). */
+static inline __m512i joined(const __m512i p[4]) {
+  const __m512i low = _mm512_add_epi32(p[0], _mm512_slli_epi32(p[1], 8));
+  const __m512i high = _mm512_add_epi32(p[2], _mm512_slli_epi32(p[3], 8));
+  const __m512i l = _mm512_add_epi64(_mm512_srai_epi64(_mm512_slli_epi64(low, 32), 32), _mm512_srai_epi64(low, 32));
+  const __m512i h = _mm512_add_epi64(_mm512_srai_epi64(_mm512_slli_epi64(high, 32), 32), _mm512_srai_epi64(high, 32));
+  return _mm512_add_epi64(l, _mm512_slli_epi64(h, 16));
+}
+
+enum { SCALES_AT_ONCE = 1024 }; /* 64 products of 255 * 128, times 2^8, fit into 32 bits */
+
+/* Key bytes 0 and 2 are unsigned: they are multiplied with byte - 128, and 128 * their sum (`before`) is added. Bytes
+ * 1 and 3 are signed. Returns whether a byte is 255. */
+int sp_sum_scales_avx512(const uint8_t *src, int64_t bytes, const uint8_t *key, int64_t keys, const uint64_t *before,
+                         const uint64_t row_key[2], uint64_t *acc) {
+  const __m512i flip = _mm512_set1_epi8(-128), all = _mm512_set1_epi8(-1);
+  uint64_t nan = 0;
+  for (int64_t first = 0; first < bytes; first += SCALES_AT_ONCE) {
+    const int64_t stop = bytes - first < SCALES_AT_ONCE ? bytes : first + SCALES_AT_ONCE;
+    __m512i p[8];
+    for (int j = 0; j < 8; j++) p[j] = _mm512_setzero_si512();
+    for (int64_t i = first; i < stop; i += 64) {
+      const int64_t left = stop - i;
+      const __mmask64 in = left >= 64 ? ~0ull : (1ull << left) - 1;
+      const __m512i s = _mm512_maskz_loadu_epi8(in, src + i), t = _mm512_xor_si512(s, flip);
+      nan |= _mm512_cmpeq_epi8_mask(s, all);
+      for (int j = 0; j < 8; j += 2) {
+        const uint8_t *at = key + j * keys + i;
+        p[j] = _mm512_dpbusd_epi32(p[j], _mm512_maskz_loadu_epi8(in, at), t);
+        p[j + 1] = _mm512_dpbusd_epi32(p[j + 1], s, _mm512_maskz_loadu_epi8(in, at + keys));
+      }
+    }
+    add_weighed(acc, joined(p), row_key[0]);
+    add_weighed(acc + 8, joined(p + 4), row_key[1]);
+  }
+  for (int lane = 0; lane < 2; lane++) {
+    const uint64_t *b = before + lane * (keys + 1);
+    acc[8 * lane] += 128 * (b[bytes] - b[0]) * row_key[lane];
+  }
+  return nan != 0;
+}
+
+/* -- tiles of 16-byte pieces ------------------------------------------------------------------------------------ */
+
+enum { AHEAD = 1024, STRIP = 16 };
+
+/* Four rows x 64 bytes become four lines, one in each of four tiles. */
+static inline void quad(__m512i a, __m512i b, __m512i c, __m512i d, uint8_t *dst, int64_t step, int stream) {
+  const __m512i ab = _mm512_shuffle_i64x2(a, b, 0x44), cd = _mm512_shuffle_i64x2(c, d, 0x44);
+  const __m512i AB = _mm512_shuffle_i64x2(a, b, 0xEE), CD = _mm512_shuffle_i64x2(c, d, 0xEE);
+  put(dst, _mm512_shuffle_i64x2(ab, cd, 0x88), stream);
+  put(dst + step, _mm512_shuffle_i64x2(ab, cd, 0xDD), stream);
+  put(dst + 2 * step, _mm512_shuffle_i64x2(AB, CD, 0x88), stream);
+  put(dst + 3 * step, _mm512_shuffle_i64x2(AB, CD, 0xDD), stream);
+}
+
+/* Tiles [from, to) of four rows; with `sums`, both lanes of every row are summed on the way. */
+static inline __attribute__((always_inline)) void strip(const uint8_t *const *rows, int64_t column, uint8_t *dst,
+                                                        int64_t step, int64_t from, int64_t to, int stream,
+                                                        const Weighing *w, __m512i sums[8]) {
+  const uint8_t *a = rows[0] + column, *b = rows[1] + column, *c = rows[2] + column, *d = rows[3] + column;
+  for (int64_t i = from; i < to; i += 4) {
+    const int64_t at = 16 * i;
+    const __m512i v[4] = {get(a + at), get(b + at), get(c + at), get(d + at)};
+    _mm_prefetch((const char *)a + at + AHEAD, _MM_HINT_T0);
+    _mm_prefetch((const char *)b + at + AHEAD, _MM_HINT_T0);
+    _mm_prefetch((const char *)c + at + AHEAD, _MM_HINT_T0);
+    _mm_prefetch((const char *)d + at + AHEAD, _MM_HINT_T0);
+    quad(v[0], v[1], v[2], v[3], dst + i * step, step, stream);
+    if (!w) continue;
+    const __m512i x = get(w->k0 + (column + at) / 4), y = get(w->k1 + (column + at) / 4);
+    const __m512i odd_x = _mm512_srli_epi64(x, 32), odd_y = _mm512_srli_epi64(y, 32);
+    for (int r = 0; r < 4; r++) {
+      const __m512i odd = _mm512_srli_epi64(v[r], 32);
+      sums[2 * r] = weigh(sums[2 * r], v[r], odd, x, odd_x);
+      sums[2 * r + 1] = weigh(sums[2 * r + 1], v[r], odd, y, odd_y);
+    }
+  }
+}
+
+static void tile16(const Program *p, const uint8_t *const *rows, int64_t column, uint8_t *dst, const ColumnLoop *c,
+                   const Weighing *w) {
+  const int stream = (((uintptr_t)dst | (uintptr_t)c->dst) & 63) == 0;
+  const int64_t whole = c->count & ~(int64_t)3;
+  for (int64_t from = 0; from < whole; from += STRIP) {
+    const int64_t to = whole - from < STRIP ? whole : from + STRIP;
+    for (int32_t r = 0; r < p->group_rows; r += 4) {
+      __m512i sums[8];
+      for (int j = 0; j < 8; j++) sums[j] = _mm512_setzero_si512();
+      if (w && stream)
+        strip(rows + r, column, dst + 16 * r, c->dst, from, to, 1, w, sums);
+      else if (stream)
+        strip(rows + r, column, dst + 16 * r, c->dst, from, to, 1, NULL, sums);
+      else
+        strip(rows + r, column, dst + 16 * r, c->dst, from, to, 0, w, sums);
+      for (int j = 0; w && j < 8; j++) add_weighed(w->acc + 8 * (j & 1), sums[j], w->row_key[r + j / 2][j & 1]);
+    }
+  }
+  for (int64_t i = whole; i < c->count; i++)
+    for (int32_t r = 0; r < p->group_rows; r++) memcpy(dst + i * c->dst + 16 * r, rows[r] + column + 16 * i, 16);
+  if (w && whole < c->count)
+    for (int32_t r = 0; r < p->group_rows; r++) {
+      const int64_t at = column + 16 * whole;
+      sp_sum_weights_avx512(rows[r] + at, 16 * (c->count - whole), w->k0 + at / 4, w->k1 + at / 4, w->row_key[r], w->acc);
+    }
+}
+
+static void run(const uint8_t *src, uint8_t *dst, int64_t bytes) {
+  if (bytes < 64 || ((uintptr_t)dst & 63) || (bytes & 63)) {
+    memcpy(dst, src, (size_t)bytes);
+    return;
+  }
+  for (int64_t i = 0; i < bytes; i += 64) put(dst + i, get(src + i), 1);
+}
+
+/* -- lines: pieces of rows are gathered in a block, and every line of the tile is put together from it ---------------- */
+
+enum { MOST_TILES = 8 };
+
+#define GATHER(type)                                                                                          \
+  for (const Part *q = p->piece, *end = q + p->pieces; q < end; q++) {                                         \
+    const uint8_t *src = rows[q->row] + column + q->column;                                                    \
+    for (int t = 0; t < tiles; t++) memcpy(block + t * p->block + q->dst, src + t * next, sizeof(type));       \
+  }
+
+static inline __attribute__((always_inline)) void gather(const Program *p, const uint8_t *const *rows, int64_t column,
+                                                         int64_t next, uint8_t *block, int tiles) {
+  switch (p->word) {
+    case 1: GATHER(uint8_t) break;
+    case 2: GATHER(uint16_t) break;
+    case 4: GATHER(uint32_t) break;
+    case 8: GATHER(uint64_t) break;
+    case 16: GATHER(__m128i) break;
+    case 32: GATHER(__m256i) break;
+    default: GATHER(__m512i)
+  }
+}
+
+static inline __attribute__((always_inline)) __m512i pick(const uint8_t *from, __m512i index, int wide) {
+  return wide ? _mm512_permutex2var_epi8(get(from), index, get(from + 64)) : _mm512_permutexvar_epi8(index, get(from));
+}
+
+/* Terms of one line stand together. A plain term brings bytes; one with `control` also moves bits within them. */
+static inline __attribute__((always_inline)) void lines(const Program *p, const uint8_t *block, uint8_t *dst,
+                                                        int64_t step, int tiles, int stream) {
+  const Term *term = p->term, *const end = term + p->terms;
+  while (term < end) {
+    const Term *const line = term;
+    __m512i v[MOST_TILES];
+    for (int t = 0; t < tiles; t++) v[t] = _mm512_setzero_si512();
+    for (; term < end && term->dst == line->dst; term++) {
+      const __m512i index = get(p->masks + 64 * (int64_t)term->index);
+      const uint8_t *from = block + term->window;
+      if (!term->control) {
+        const __mmask64 in = term->in;
+        for (int t = 0; t < tiles; t++) {
+          const __m512i moved = pick(from + t * p->block, index, term->wide);
+          v[t] = _mm512_mask_mov_epi8(v[t], in, moved);
+        }
+        continue;
+      }
+      const __m512i control = get(p->masks + 64 * (int64_t)term->control), keep = get(p->masks + 64 * (int64_t)term->keep);
+      for (int t = 0; t < tiles; t++) {
+        const __m512i moved = _mm512_multishift_epi64_epi8(control, pick(from + t * p->block, index, term->wide));
+        v[t] = _mm512_ternarylogic_epi64(v[t], moved, keep, 0xF8); /* v | (moved & keep) */
+      }
+    }
+    for (int t = 0; t < tiles; t++) {
+      uint8_t *to = dst + t * step + line->dst;
+      if (stream)
+        put(to, v[t], 1);
+      else
+        _mm512_mask_storeu_epi8(to, line->store, v[t]);
+    }
+  }
+}
+
+static void assemble(const Program *p, const uint8_t *const *rows, int64_t column, uint8_t *dst, const ColumnLoop *c) {
+  uint8_t block[MOST_TILES * MOST_BLOCK] __attribute__((aligned(64)));
+  const int stream = p->whole_lines && (((uintptr_t)dst | (uintptr_t)c->dst) & 63) == 0;
+  int64_t i = 0;
+#define TILES(tiles)                                                                   \
+  for (; i + (tiles) <= c->count; i += (tiles)) {                                      \
+    gather(p, rows, column + i * c->src, c->src, block, tiles);                        \
+    if (stream)                                                                        \
+      lines(p, block, dst + i * c->dst, c->dst, tiles, 1);                             \
+    else                                                                               \
+      lines(p, block, dst + i * c->dst, c->dst, tiles, 0);                             \
+  }
+  TILES(8)
+
+  TILES(4)
+
+  TILES(1)
+#undef TILES
+}
+
+static void loop(const Program *p, int32_t level, const uint8_t *const *rows, int64_t column, uint8_t *dst,
+                 const Weighing *w) {
+  const ColumnLoop *c = p->columns + level;
+  if (level + 1 < p->column_loops) {
+    for (int64_t i = 0; i < c->count; i++) loop(p, level + 1, rows, column + i * c->src, dst + i * c->dst, w);
+  } else if (p->kernel == TILE16) {
+    tile16(p, rows, column, dst, c, w);
+  } else if (p->kernel == RUN) {
+    for (int64_t i = 0; i < c->count; i++) run(rows[0] + column + i * c->src, dst + i * c->dst, p->tile_bytes);
+  } else {
+    assemble(p, rows, column, dst, c);
+  }
+}
+
+int sp_move_avx512(const Program *p, const uint8_t *const *rows, uint8_t *dst, const Weighing *w) {
+  if (p->kernel != RUN && p->kernel != TILE16 && p->kernel != LINES) return 0;
+  loop(p, 0, rows, 0, dst, w);
+  return 1;
+}
+#pragma GCC pop_options
+#else
+int sp_move_avx512(const Program *p, const uint8_t *const *rows, uint8_t *dst, const Weighing *w) {
+  (void)p, (void)rows, (void)dst, (void)w;
+  return 0;
+}
+void sp_sum_weights_avx512(const uint8_t *src, int64_t bytes, const uint32_t *k0, const uint32_t *k1,
+                           const uint64_t row_key[2], uint64_t *acc) {
+  (void)src, (void)bytes, (void)k0, (void)k1, (void)row_key, (void)acc;
+}
+int sp_sum_scales_avx512(const uint8_t *src, int64_t bytes, const uint8_t *key, int64_t keys, const uint64_t *before,
+                         const uint64_t row_key[2], uint64_t *acc) {
+  (void)src, (void)bytes, (void)key, (void)keys, (void)before, (void)row_key, (void)acc;
+  return 0;
+}
+#endif
