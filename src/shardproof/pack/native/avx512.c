@@ -31,19 +31,34 @@ static inline __m512i weigh(__m512i sum, __m512i words, __m512i odd, __m512i key
   return _mm512_add_epi64(sum, _mm512_mul_epu32(odd, odd_key));
 }
 
-void sp_sum_weights_avx512(const uint8_t *src, int64_t bytes, const uint32_t *k0, const uint32_t *k1,
-                           const uint64_t row_key[2], uint64_t *acc) {
-  __m512i a = _mm512_setzero_si512(), b = a;
+/* One row, or four that share their column keys. */
+static inline __attribute__((always_inline)) void sum_weights(const uint8_t *const *src, int rows, int64_t bytes,
+                                                              const uint32_t *k0, const uint32_t *k1,
+                                                              uint64_t (*row_key)[2], uint64_t *acc) {
+  __m512i sums[8];
+  for (int j = 0; j < 8; j++) sums[j] = _mm512_setzero_si512();
   for (int64_t i = 0; i < bytes; i += 64) {
     const int64_t left = bytes - i;
     const __mmask16 in = left >= 64 ? 0xFFFF : (__mmask16)((1u << (left / 4)) - 1);
-    const __m512i w = _mm512_maskz_loadu_epi32(in, src + i), odd = _mm512_srli_epi64(w, 32);
     const __m512i x = _mm512_maskz_loadu_epi32(in, k0 + i / 4), y = _mm512_maskz_loadu_epi32(in, k1 + i / 4);
-    a = weigh(a, w, odd, x, _mm512_srli_epi64(x, 32));
-    b = weigh(b, w, odd, y, _mm512_srli_epi64(y, 32));
+    const __m512i odd_x = _mm512_srli_epi64(x, 32), odd_y = _mm512_srli_epi64(y, 32);
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; r++) {
+      const __m512i w = _mm512_maskz_loadu_epi32(in, src[r] + i), odd = _mm512_srli_epi64(w, 32);
+      sums[2 * r] = weigh(sums[2 * r], w, odd, x, odd_x);
+      sums[2 * r + 1] = weigh(sums[2 * r + 1], w, odd, y, odd_y);
+    }
   }
-  add_weighed(acc, a, row_key[0]);
-  add_weighed(acc + 8, b, row_key[1]);
+#pragma GCC unroll 8
+  for (int j = 0; j < 2 * rows; j++) add_weighed(acc + 8 * (j & 1), sums[j], row_key[j / 2][j & 1]);
+}
+
+void sp_sum_weights_avx512(const uint8_t *const *src, int rows, int64_t bytes, const uint32_t *k0, const uint32_t *k1,
+                           uint64_t (*row_key)[2], uint64_t *acc) {
+  if (rows == 1)
+    sum_weights(src, 1, bytes, k0, k1, row_key, acc);
+  else
+    sum_weights(src, 4, bytes, k0, k1, row_key, acc);
 }
 
 /* 32-bit sums of the four bytes of a key, as eight 64-bit sums: p0 + 2^8 p1 + 2^16 (p2 + 2^8 p3). */
@@ -57,40 +72,51 @@ static inline __m512i joined(const __m512i p[4]) {
 
 enum { SCALES_AT_ONCE = 1024 }; /* 64 products of 255 * 128, times 2^8, fit into 32 bits */
 
-/* Key bytes 0 and 2 are unsigned: they are multiplied with byte - 128, and 128 * their sum (`before`) is added. Bytes
- * 1 and 3 are signed. Returns whether a byte is 255. */
-int sp_sum_scales_avx512(const uint8_t *src, int64_t bytes, const uint8_t *key, int64_t keys, const uint64_t *before,
-                         const uint64_t row_key[2], uint64_t *acc) {
+/* 64 columns of two rows: key bytes 0 and 2 are unsigned and multiplied with byte - 128, 1 and 3 are signed. */
+static inline __attribute__((always_inline)) uint64_t weigh_scales(const uint8_t *const src[2], const uint8_t *key,
+                                                                   int64_t keys, int64_t i, __mmask64 in,
+                                                                   __m512i p[16]) {
   const __m512i flip = _mm512_set1_epi8(-128), all = _mm512_set1_epi8(-1);
+  const __m512i s[2] = {_mm512_maskz_loadu_epi8(in, src[0] + i), _mm512_maskz_loadu_epi8(in, src[1] + i)};
+  const __m512i t[2] = {_mm512_xor_si512(s[0], flip), _mm512_xor_si512(s[1], flip)};
+#pragma GCC unroll 4
+  for (int j = 0; j < 8; j += 2) {
+    const __m512i lower = _mm512_maskz_loadu_epi8(in, key + j * (keys + 64) + i);
+    const __m512i upper = _mm512_maskz_loadu_epi8(in, key + (j + 1) * (keys + 64) + i);
+    for (int r = 0; r < 2; r++) {
+      p[8 * r + j] = _mm512_dpbusd_epi32(p[8 * r + j], lower, t[r]);
+      p[8 * r + j + 1] = _mm512_dpbusd_epi32(p[8 * r + j + 1], s[r], upper);
+    }
+  }
+  return _mm512_cmpeq_epi8_mask(s[0], all) | _mm512_cmpeq_epi8_mask(s[1], all);
+}
+
+/* Two rows at a time. The 128 that was taken from each byte comes back with the sum of its keys (`before`). Returns
+ * whether a byte is 255. */
+int sp_sum_scales_avx512(const uint8_t *const src[2], int64_t bytes, const uint8_t *key, int64_t keys,
+                         const uint64_t *before, uint64_t (*row_key)[2], uint64_t *acc) {
   uint64_t nan = 0;
   for (int64_t first = 0; first < bytes; first += SCALES_AT_ONCE) {
     const int64_t stop = bytes - first < SCALES_AT_ONCE ? bytes : first + SCALES_AT_ONCE;
-    __m512i p[8];
-    for (int j = 0; j < 8; j++) p[j] = _mm512_setzero_si512();
-    for (int64_t i = first; i < stop; i += 64) {
-      const int64_t left = stop - i;
-      const __mmask64 in = left >= 64 ? ~0ull : (1ull << left) - 1;
-      const __m512i s = _mm512_maskz_loadu_epi8(in, src + i), t = _mm512_xor_si512(s, flip);
-      nan |= _mm512_cmpeq_epi8_mask(s, all);
-      for (int j = 0; j < 8; j += 2) {
-        const uint8_t *at = key + j * keys + i;
-        p[j] = _mm512_dpbusd_epi32(p[j], _mm512_maskz_loadu_epi8(in, at), t);
-        p[j + 1] = _mm512_dpbusd_epi32(p[j + 1], s, _mm512_maskz_loadu_epi8(in, at + keys));
-      }
-    }
-    add_weighed(acc, joined(p), row_key[0]);
-    add_weighed(acc + 8, joined(p + 4), row_key[1]);
+    __m512i p[16];
+    int64_t i = first;
+#pragma GCC unroll 16
+    for (int j = 0; j < 16; j++) p[j] = _mm512_setzero_si512();
+    for (; i + 64 <= stop; i += 64) nan |= weigh_scales(src, key, keys, i, ~0ull, p);
+    if (i < stop) nan |= weigh_scales(src, key, keys, i, (1ull << (stop - i)) - 1, p);
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++) add_weighed(acc + 8 * (j & 1), joined(p + 4 * j), row_key[j / 2][j & 1]);
   }
   for (int lane = 0; lane < 2; lane++) {
     const uint64_t *b = before + lane * (keys + 1);
-    acc[8 * lane] += 128 * (b[bytes] - b[0]) * row_key[lane];
+    acc[8 * lane] += 128 * (b[bytes] - b[0]) * (row_key[0][lane] + row_key[1][lane]);
   }
   return nan != 0;
 }
 
 /* -- tiles of 16-byte pieces ------------------------------------------------------------------------------------ */
 
-enum { AHEAD = 1024, STRIP = 16 };
+enum { STRIP = 32 }; /* tiles: the lines of a strip are written close after one another */
 
 /* Four rows x 64 bytes become four lines, one in each of four tiles. */
 static inline void quad(__m512i a, __m512i b, __m512i c, __m512i d, uint8_t *dst, int64_t step, int stream) {
@@ -102,20 +128,19 @@ static inline void quad(__m512i a, __m512i b, __m512i c, __m512i d, uint8_t *dst
   put(dst + 3 * step, _mm512_shuffle_i64x2(AB, CD, 0xDD), stream);
 }
 
-/* Tiles [from, to) of four rows; with `sums`, both lanes of every row are summed on the way. */
-static inline __attribute__((always_inline)) void strip(const uint8_t *const *rows, int64_t column, uint8_t *dst,
-                                                        int64_t step, int64_t from, int64_t to, int stream,
-                                                        const Weighing *w, __m512i sums[8]) {
+/* Tiles [from, to) of four rows; `weighed`: both lanes of every row are summed on the way. The hardware follows so many
+ * rows badly, so each line of the next group is asked for where the same line of this one is used. */
+static inline __attribute__((always_inline)) void strip(const uint8_t *const *rows, const uint8_t *const *ahead,
+                                                        int64_t column, uint8_t *dst, int64_t step, int64_t from,
+                                                        int64_t to, int stream, const Aside *w, int weighed,
+                                                        __m512i sums[8]) {
   const uint8_t *a = rows[0] + column, *b = rows[1] + column, *c = rows[2] + column, *d = rows[3] + column;
   for (int64_t i = from; i < to; i += 4) {
     const int64_t at = 16 * i;
     const __m512i v[4] = {get(a + at), get(b + at), get(c + at), get(d + at)};
-    _mm_prefetch((const char *)a + at + AHEAD, _MM_HINT_T0);
-    _mm_prefetch((const char *)b + at + AHEAD, _MM_HINT_T0);
-    _mm_prefetch((const char *)c + at + AHEAD, _MM_HINT_T0);
-    _mm_prefetch((const char *)d + at + AHEAD, _MM_HINT_T0);
+    for (int r = 0; r < 4; r++) _mm_prefetch((const char *)ahead[r] + column + at, _MM_HINT_T1);
     quad(v[0], v[1], v[2], v[3], dst + i * step, step, stream);
-    if (!w) continue;
+    if (!weighed) continue;
     const __m512i x = get(w->k0 + (column + at) / 4), y = get(w->k1 + (column + at) / 4);
     const __m512i odd_x = _mm512_srli_epi64(x, 32), odd_y = _mm512_srli_epi64(y, 32);
     for (int r = 0; r < 4; r++) {
@@ -127,7 +152,8 @@ static inline __attribute__((always_inline)) void strip(const uint8_t *const *ro
 }
 
 static void tile16(const Program *p, const uint8_t *const *rows, int64_t column, uint8_t *dst, const ColumnLoop *c,
-                   const Weighing *w) {
+                   const Aside *w) {
+  const int weighed = w->k0 != NULL;
   const int stream = (((uintptr_t)dst | (uintptr_t)c->dst) & 63) == 0;
   const int64_t whole = c->count & ~(int64_t)3;
   for (int64_t from = 0; from < whole; from += STRIP) {
@@ -135,22 +161,23 @@ static void tile16(const Program *p, const uint8_t *const *rows, int64_t column,
     for (int32_t r = 0; r < p->group_rows; r += 4) {
       __m512i sums[8];
       for (int j = 0; j < 8; j++) sums[j] = _mm512_setzero_si512();
-      if (w && stream)
-        strip(rows + r, column, dst + 16 * r, c->dst, from, to, 1, w, sums);
+      if (weighed && stream)
+        strip(rows + r, w->ahead + r, column, dst + 16 * r, c->dst, from, to, 1, w, 1, sums);
       else if (stream)
-        strip(rows + r, column, dst + 16 * r, c->dst, from, to, 1, NULL, sums);
+        strip(rows + r, w->ahead + r, column, dst + 16 * r, c->dst, from, to, 1, w, 0, sums);
       else
-        strip(rows + r, column, dst + 16 * r, c->dst, from, to, 0, w, sums);
-      for (int j = 0; w && j < 8; j++) add_weighed(w->acc + 8 * (j & 1), sums[j], w->row_key[r + j / 2][j & 1]);
+        strip(rows + r, w->ahead + r, column, dst + 16 * r, c->dst, from, to, 0, w, weighed, sums);
+      for (int j = 0; weighed && j < 8; j++) add_weighed(w->acc + 8 * (j & 1), sums[j], w->row_key[r + j / 2][j & 1]);
     }
   }
   for (int64_t i = whole; i < c->count; i++)
     for (int32_t r = 0; r < p->group_rows; r++) memcpy(dst + i * c->dst + 16 * r, rows[r] + column + 16 * i, 16);
-  if (w && whole < c->count)
-    for (int32_t r = 0; r < p->group_rows; r++) {
-      const int64_t at = column + 16 * whole;
-      sp_sum_weights_avx512(rows[r] + at, 16 * (c->count - whole), w->k0 + at / 4, w->k1 + at / 4, w->row_key[r], w->acc);
-    }
+  if (!weighed || whole == c->count) return;
+  const int64_t at = column + 16 * whole;
+  for (int32_t r = 0; r < p->group_rows; r += 4) {
+    const uint8_t *const rest[4] = {rows[r] + at, rows[r + 1] + at, rows[r + 2] + at, rows[r + 3] + at};
+    sp_sum_weights_avx512(rest, 4, 16 * (c->count - whole), w->k0 + at / 4, w->k1 + at / 4, w->row_key + r, w->acc);
+  }
 }
 
 static void run(const uint8_t *src, uint8_t *dst, int64_t bytes) {
@@ -168,11 +195,14 @@ enum { MOST_TILES = 8 };
 #define GATHER(type)                                                                                          \
   for (const Part *q = p->piece, *end = q + p->pieces; q < end; q++) {                                         \
     const uint8_t *src = rows[q->row] + column + q->column;                                                    \
+    const char *const later = (const char *)ahead[q->row] + column + q->column;                                \
+    for (int64_t i = 0; i < tiles * next; i += 64) _mm_prefetch(later + i, _MM_HINT_T1);                       \
     for (int t = 0; t < tiles; t++) memcpy(block + t * p->block + q->dst, src + t * next, sizeof(type));       \
   }
 
-static inline __attribute__((always_inline)) void gather(const Program *p, const uint8_t *const *rows, int64_t column,
-                                                         int64_t next, uint8_t *block, int tiles) {
+static inline __attribute__((always_inline)) void gather(const Program *p, const uint8_t *const *rows,
+                                                         const uint8_t *const *ahead, int64_t column, int64_t next,
+                                                         uint8_t *block, int tiles) {
   switch (p->word) {
     case 1: GATHER(uint8_t) break;
     case 2: GATHER(uint16_t) break;
@@ -223,13 +253,14 @@ static inline __attribute__((always_inline)) void lines(const Program *p, const 
   }
 }
 
-static void assemble(const Program *p, const uint8_t *const *rows, int64_t column, uint8_t *dst, const ColumnLoop *c) {
+static void assemble(const Program *p, const uint8_t *const *rows, int64_t column, uint8_t *dst, const ColumnLoop *c,
+                     const uint8_t *const *ahead) {
   uint8_t block[MOST_TILES * MOST_BLOCK] __attribute__((aligned(64)));
   const int stream = p->whole_lines && (((uintptr_t)dst | (uintptr_t)c->dst) & 63) == 0;
   int64_t i = 0;
 #define TILES(tiles)                                                                   \
   for (; i + (tiles) <= c->count; i += (tiles)) {                                      \
-    gather(p, rows, column + i * c->src, c->src, block, tiles);                        \
+    gather(p, rows, ahead, column + i * c->src, c->src, block, tiles);                        \
     if (stream)                                                                        \
       lines(p, block, dst + i * c->dst, c->dst, tiles, 1);                             \
     else                                                                               \
@@ -244,7 +275,7 @@ static void assemble(const Program *p, const uint8_t *const *rows, int64_t colum
 }
 
 static void loop(const Program *p, int32_t level, const uint8_t *const *rows, int64_t column, uint8_t *dst,
-                 const Weighing *w) {
+                 const Aside *w) {
   const ColumnLoop *c = p->columns + level;
   if (level + 1 < p->column_loops) {
     for (int64_t i = 0; i < c->count; i++) loop(p, level + 1, rows, column + i * c->src, dst + i * c->dst, w);
@@ -253,27 +284,27 @@ static void loop(const Program *p, int32_t level, const uint8_t *const *rows, in
   } else if (p->kernel == RUN) {
     for (int64_t i = 0; i < c->count; i++) run(rows[0] + column + i * c->src, dst + i * c->dst, p->tile_bytes);
   } else {
-    assemble(p, rows, column, dst, c);
+    assemble(p, rows, column, dst, c, w->ahead);
   }
 }
 
-int sp_move_avx512(const Program *p, const uint8_t *const *rows, uint8_t *dst, const Weighing *w) {
+int sp_move_avx512(const Program *p, const uint8_t *const *rows, uint8_t *dst, const Aside *w) {
   if (p->kernel != RUN && p->kernel != TILE16 && p->kernel != LINES) return 0;
   loop(p, 0, rows, 0, dst, w);
   return 1;
 }
 #pragma GCC pop_options
 #else
-int sp_move_avx512(const Program *p, const uint8_t *const *rows, uint8_t *dst, const Weighing *w) {
-  (void)p, (void)rows, (void)dst, (void)w;
+int sp_move_avx512(const Program *p, const uint8_t *const *rows, uint8_t *dst, const Aside *aside) {
+  (void)p, (void)rows, (void)dst, (void)aside;
   return 0;
 }
-void sp_sum_weights_avx512(const uint8_t *src, int64_t bytes, const uint32_t *k0, const uint32_t *k1,
-                           const uint64_t row_key[2], uint64_t *acc) {
-  (void)src, (void)bytes, (void)k0, (void)k1, (void)row_key, (void)acc;
+void sp_sum_weights_avx512(const uint8_t *const *src, int rows, int64_t bytes, const uint32_t *k0, const uint32_t *k1,
+                           uint64_t (*row_key)[2], uint64_t *acc) {
+  (void)src, (void)rows, (void)bytes, (void)k0, (void)k1, (void)row_key, (void)acc;
 }
-int sp_sum_scales_avx512(const uint8_t *src, int64_t bytes, const uint8_t *key, int64_t keys, const uint64_t *before,
-                         const uint64_t row_key[2], uint64_t *acc) {
+int sp_sum_scales_avx512(const uint8_t *const src[2], int64_t bytes, const uint8_t *key, int64_t keys,
+                         const uint64_t *before, uint64_t (*row_key)[2], uint64_t *acc) {
   (void)src, (void)bytes, (void)key, (void)keys, (void)before, (void)row_key, (void)acc;
   return 0;
 }

@@ -73,7 +73,7 @@ typedef struct {
   uint64_t *totals;            /* [totals][2 lanes] */
   const uint32_t *weight_keys; /* [2][keys]: one a 4-byte word of a row */
   const int16_t *scale_keys;   /* [2][2][keys]: low and high half, one a byte of a row */
-  const uint8_t *scale_bytes;   /* [2][4][keys]: the four bytes of a scale's key, for AVX-512 */
+  const uint8_t *scale_bytes;   /* [2][4][keys + 64]: the four bytes of a scale's key, for AVX-512 */
   const uint64_t *scale_before; /* [2][keys + 1]: sums of the unsigned ones of them, each in its place */
   int64_t keys, isa;
   int64_t fault, fault_job, fault_row, fault_at;
@@ -81,23 +81,28 @@ typedef struct {
 
 uint64_t sp_row_key(uint64_t place, uint64_t row);
 
-/* Weights whose row sums are taken while they are moved: column keys of the group's first byte, row keys (0: the row
- * does not count), and eight 64-bit sums a lane. */
-typedef struct { const uint32_t *k0, *k1; uint64_t (*row_key)[2]; uint64_t *acc; } Weighing;
+/* What a kernel does besides moving a group: it asks the memory for the rows of the next one (`ahead`), and, with `k0`,
+ * takes the row sums of weights: column keys of the group's first byte, row keys (0: the row does not count), and eight
+ * 64-bit sums a lane. */
+typedef struct {
+  const uint8_t *const *ahead;
+  const uint32_t *k0, *k1;
+  uint64_t (*row_key)[2], *acc;
+} Aside;
 
 /* Kernels: one group of rows, all tiles along its width. Row pointers reach `padded` bytes (+32 where staged). */
 void sp_move_portable(const Program *p, const uint8_t *const *rows, uint8_t *dst);
 int sp_move_avx2(const Program *p, const uint8_t *const *rows, uint8_t *dst);
-int sp_move_avx512(const Program *p, const uint8_t *const *rows, uint8_t *dst, const Weighing *w);
+int sp_move_avx512(const Program *p, const uint8_t *const *rows, uint8_t *dst, const Aside *aside);
 
 /* Sums over one row, both lanes; `sp_sum_scales*` also says whether a byte is 255. */
 void sp_sum_weights(const uint8_t *src, int64_t bytes, const uint32_t *k0, const uint32_t *k1, uint64_t out[2]);
 int sp_sum_scales(const uint8_t *src, int64_t bytes, const int16_t *k, int64_t keys, uint64_t out[2]);
-/* The same, times the row's key, added to 8 sums a lane. */
-void sp_sum_weights_avx512(const uint8_t *src, int64_t bytes, const uint32_t *k0, const uint32_t *k1,
-                           const uint64_t row_key[2], uint64_t *acc);
-int sp_sum_scales_avx512(const uint8_t *src, int64_t bytes, const uint8_t *key, int64_t keys, const uint64_t *before,
-                         const uint64_t row_key[2], uint64_t *acc);
+/* The same for `rows` (1 or 4) or two rows that share their columns, times the rows' keys, added to 8 sums a lane. */
+void sp_sum_weights_avx512(const uint8_t *const *src, int rows, int64_t bytes, const uint32_t *k0, const uint32_t *k1,
+                           uint64_t (*row_key)[2], uint64_t *acc);
+int sp_sum_scales_avx512(const uint8_t *const src[2], int64_t bytes, const uint8_t *key, int64_t keys,
+                         const uint64_t *before, uint64_t (*row_key)[2], uint64_t *acc);
 void sp_sum_weights_avx2(const uint8_t *src, int64_t bytes, const uint32_t *k0, const uint32_t *k1, uint64_t out[2]);
 int sp_sum_scales_avx2(const uint8_t *src, int64_t bytes, const int16_t *k, int64_t keys, uint64_t out[2]);
 #endif

@@ -100,28 +100,28 @@ static void keys_of(const Found *found, uint64_t keys[2]) {
     keys[lane] = cut->digested ? sp_row_key(cut->place[lane], (uint64_t)(cut->first_row + found->row)) : 0;
 }
 
-static void digest_avx512(Batch *batch, const Job *job, const Found *found, Sums *sums) {
-  const Cut *cut = found->cut;
-  const int64_t at = cut->first_column / (job->field == WEIGHT ? 4 : 1);
-  uint64_t keys[2];
-  keys_of(found, keys);
+/* One to four rows that share their columns; rows that are missing to four or two count nothing. */
+static void digest_rows(Batch *batch, const Job *job, const Found *const *of, int count, Sums *sums) {
+  const Found *one = of[0];
+  const int64_t at = one->cut->first_column / (job->field == WEIGHT ? 4 : 1);
+  const uint8_t *src[4];
+  uint64_t keys[4][2] = {{0}};
+  for (int r = 0; r < 4; r++) src[r] = of[r < count ? r : 0]->data;
+  for (int r = 0; r < count; r++) keys_of(of[r], keys[r]);
   if (job->field == WEIGHT) {
-    if (!cut->digested) return;
     const uint32_t *k = batch->weight_keys + at;
-    sp_sum_weights_avx512(found->data, found->bytes, k, k + batch->keys, keys, sums->lane);
-  } else if (sp_sum_scales_avx512(found->data, found->bytes, batch->scale_bytes + at, batch->keys,
-                                  batch->scale_before + at, keys, sums->lane)) {
-    report(batch, job, SCALE_IS_NAN, found, 0);
+    sp_sum_weights_avx512(src, count == 1 ? 1 : 4, one->bytes, k, k + batch->keys, keys, sums->lane);
+    return;
   }
+  for (int r = 0; r < count; r += 2)
+    if (sp_sum_scales_avx512(src + r, one->bytes, batch->scale_bytes + at, batch->keys, batch->scale_before + at,
+                             keys + r, sums->lane))
+      report(batch, job, SCALE_IS_NAN, memchr(src[r], 255, (size_t)one->bytes) || r + 1 == count ? of[r] : of[r + 1], 0);
 }
 
 static void digest(Batch *batch, const Job *job, const Found *found, Sums *sums) {
   const Cut *cut = found->cut;
   uint64_t part[2];
-  if (batch->isa == AVX512) {
-    digest_avx512(batch, job, found, sums);
-    return;
-  }
   const int64_t at = cut->first_column / (job->field == WEIGHT ? 4 : 1);
   if (job->field == WEIGHT) {
     if (!cut->digested) return;
@@ -135,6 +135,28 @@ static void digest(Batch *batch, const Job *job, const Found *found, Sums *sums)
   }
   for (int lane = 0; lane < 2; lane++)
     sums->lane[8 * lane] += part[lane] * sp_row_key(cut->place[lane], (uint64_t)(cut->first_row + found->row));
+}
+
+/* Rows of a group that hold data, long ones or short ones. */
+static void digest_group(Batch *batch, const Job *job, const Found *all, int is_long, Sums *sums) {
+  const Found *of[4];
+  int count = 0;
+  for (int32_t i = 0; i < job->program->group_rows; i++) {
+    const Found *found = all + i;
+    if (!found->data || (found->bytes >= LONG_ROW) != is_long) continue;
+    if (batch->isa != AVX512) {
+      digest(batch, job, found, sums);
+      continue;
+    }
+    if (job->field == WEIGHT && !found->cut->digested) continue;
+    const int alike = count && of[0]->bytes == found->bytes && of[0]->cut->first_column == found->cut->first_column;
+    if (count == 4 || (count && !alike)) {
+      digest_rows(batch, job, of, count, sums);
+      count = 0;
+    }
+    of[count++] = found;
+  }
+  if (count) digest_rows(batch, job, of, count, sums);
 }
 
 static void stage(Batch *batch, const Job *job, const Found *found, uint8_t *row) {
@@ -184,57 +206,65 @@ static void resolve(Batch *batch, const Job *job, const Found *all, const uint8_
 }
 
 /* Whether the kernel can take the row sums: all rows share their column keys, and padding adds nothing. */
-static int weighs(const Batch *batch, const Job *job, const Found *all, uint64_t (*row_key)[2], Weighing *w) {
+static int weighs(const Batch *batch, const Job *job, const Found *all, Aside *aside) {
   const Program *p = job->program;
   int64_t shared = -1;
   if (batch->isa != AVX512 || job->field != WEIGHT || p->kernel != TILE16 || p->pad || p->filler || p->add) return 0;
   for (int32_t i = 0; i < p->group_rows; i++) {
-    row_key[i][0] = row_key[i][1] = 0;
+    aside->row_key[i][0] = aside->row_key[i][1] = 0;
     if (!all[i].data) continue;
     const int64_t first = all[i].cut->first_column - all[i].begin;
     if (first < 0 || (shared >= 0 && first != shared)) return 0;
     shared = first;
-    keys_of(all + i, row_key[i]);
+    keys_of(all + i, aside->row_key[i]);
   }
   if (shared < 0 || (shared + p->padded) / 4 > batch->keys) return 0;
-  w->k0 = batch->weight_keys + shared / 4;
-  w->k1 = w->k0 + batch->keys;
+  aside->k0 = batch->weight_keys + shared / 4;
+  aside->k1 = aside->k0 + batch->keys;
   return 1;
 }
 
-static void run_group(Batch *batch, const Job *job, Found *all, const uint8_t **rows, uint8_t *dst, uint8_t *scratch,
-                      Sums *sums) {
+/* Rows of group `group` and where in the destination it begins. */
+static int64_t locate(const Job *job, int64_t group, Seen *seen, Found *all) {
   const Program *p = job->program;
-  uint64_t row_key[MOST_ROWS][2];
-  Weighing w = {NULL, NULL, row_key, sums->lane};
-  const int fused = weighs(batch, job, all, row_key, &w), apart = !fused && job->field != OTHER;
-  for (int32_t i = 0; i < p->group_rows && apart; i++)
-    if (all[i].data && all[i].bytes >= LONG_ROW) digest(batch, job, all + i, sums);
-  resolve(batch, job, all, rows, scratch);
-  if (!(batch->isa == AVX512 && sp_move_avx512(p, rows, dst, fused ? &w : NULL)) &&
-      !(batch->isa && sp_move_avx2(p, rows, dst)))
-    sp_move_portable(p, rows, dst);
-  for (int32_t i = 0; i < p->group_rows && apart; i++)
-    if (all[i].data && all[i].bytes < LONG_ROW) digest(batch, job, all + i, sums);
+  int64_t rest = group, along = 0, base = 0, dst = p->offset;
+  for (int32_t l = p->row_loops - 1; l >= 0; l--) {
+    const RowLoop *loop = p->rows + l;
+    const int64_t i = rest % loop->count;
+    rest /= loop->count;
+    along += i * loop->rows;
+    base += i * loop->base;
+    dst += i * loop->dst;
+  }
+  for (int32_t i = 0; i < p->group_rows; i++) all[i] = find(job, seen, along + p->group_row[i], base + p->group_base[i]);
+  return dst;
+}
+
+static void move(const Batch *batch, const Program *p, const uint8_t *const *rows, uint8_t *dst, const Aside *aside) {
+  if (batch->isa == AVX512 && sp_move_avx512(p, rows, dst, aside)) return;
+  if (batch->isa && sp_move_avx2(p, rows, dst)) return;
+  sp_move_portable(p, rows, dst);
 }
 
 static void run_job(Batch *batch, const Job *job, const uint8_t **rows, uint8_t *scratch, Sums *sums) {
   const Program *p = job->program;
   Seen seen = {0, 0};
-  Found all[MOST_ROWS];
+  Found found[2][MOST_ROWS];
+  const uint8_t *ahead[MOST_ROWS];
+  uint64_t row_key[MOST_ROWS][2];
+  int64_t dst = locate(job, job->begin, &seen, found[job->begin & 1]);
   for (int64_t group = job->begin; group < job->end && !batch->stop; group++) {
-    int64_t rest = group, along = 0, base = 0, dst = p->offset;
-    for (int32_t l = p->row_loops - 1; l >= 0; l--) {
-      const RowLoop *loop = p->rows + l;
-      const int64_t i = rest % loop->count;
-      rest /= loop->count;
-      along += i * loop->rows;
-      base += i * loop->base;
-      dst += i * loop->dst;
-    }
+    const Found *all = found[group & 1], *next = found[(group + 1) & 1];
+    Aside aside = {ahead, NULL, NULL, row_key, sums->lane};
+    const int apart = !weighs(batch, job, all, &aside) && job->field != OTHER;
+    const int64_t following = group + 1 < job->end ? locate(job, group + 1, &seen, found[(group + 1) & 1]) : 0;
+    if (apart) digest_group(batch, job, all, 1, sums);
+    resolve(batch, job, all, rows, scratch);
     for (int32_t i = 0; i < p->group_rows; i++)
-      all[i] = find(job, &seen, along + p->group_row[i], base + p->group_base[i]);
-    run_group(batch, job, all, rows, job->dst + dst, scratch, sums);
+      ahead[i] = group + 1 < job->end && next[i].data ? next[i].data - next[i].begin : rows[i];
+    move(batch, p, rows, job->dst + dst, &aside);
+    if (apart) digest_group(batch, job, all, 0, sums);
+    dst = following;
   }
 }
 
