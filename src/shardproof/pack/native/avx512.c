@@ -8,110 +8,13 @@
 #include <immintrin.h>
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vnni,avx2")
-
-static inline __m512i get(const void *src) { return _mm512_loadu_si512(src); }
+#include "avx512.h"
 
 static inline void put(uint8_t *dst, __m512i v, int stream) {
   if (stream)
     _mm512_stream_si512((void *)dst, v);
   else
     _mm512_storeu_si512((void *)dst, v);
-}
-
-/* -- row sums --------------------------------------------------------------------------------------------------- */
-
-static inline void add_weighed(uint64_t *acc, __m512i sum, uint64_t key) {
-  const __m512i weighed = _mm512_mullo_epi64(sum, _mm512_set1_epi64((long long)key));
-  _mm512_storeu_si512(acc, _mm512_add_epi64(get(acc), weighed));
-}
-
-/* One 64-byte column of a row: every word times its key, even and odd words apart. */
-static inline __m512i weigh(__m512i sum, __m512i words, __m512i odd, __m512i key, __m512i odd_key) {
-  sum = _mm512_add_epi64(sum, _mm512_mul_epu32(words, key));
-  return _mm512_add_epi64(sum, _mm512_mul_epu32(odd, odd_key));
-}
-
-/* One row, or four that share their column keys. */
-static inline __attribute__((always_inline)) void sum_weights(const uint8_t *const *src, int rows, int64_t bytes,
-                                                              const uint32_t *k0, const uint32_t *k1,
-                                                              uint64_t (*row_key)[2], uint64_t *acc) {
-  __m512i sums[8];
-  for (int j = 0; j < 8; j++) sums[j] = _mm512_setzero_si512();
-  for (int64_t i = 0; i < bytes; i += 64) {
-    const int64_t left = bytes - i;
-    const __mmask16 in = left >= 64 ? 0xFFFF : (__mmask16)((1u << (left / 4)) - 1);
-    const __m512i x = _mm512_maskz_loadu_epi32(in, k0 + i / 4), y = _mm512_maskz_loadu_epi32(in, k1 + i / 4);
-    const __m512i odd_x = _mm512_srli_epi64(x, 32), odd_y = _mm512_srli_epi64(y, 32);
-#pragma GCC unroll 4
-    for (int r = 0; r < rows; r++) {
-      const __m512i w = _mm512_maskz_loadu_epi32(in, src[r] + i), odd = _mm512_srli_epi64(w, 32);
-      sums[2 * r] = weigh(sums[2 * r], w, odd, x, odd_x);
-      sums[2 * r + 1] = weigh(sums[2 * r + 1], w, odd, y, odd_y);
-    }
-  }
-#pragma GCC unroll 8
-  for (int j = 0; j < 2 * rows; j++) add_weighed(acc + 8 * (j & 1), sums[j], row_key[j / 2][j & 1]);
-}
-
-void sp_sum_weights_avx512(const uint8_t *const *src, int rows, int64_t bytes, const uint32_t *k0, const uint32_t *k1,
-                           uint64_t (*row_key)[2], uint64_t *acc) {
-  if (rows == 1)
-    sum_weights(src, 1, bytes, k0, k1, row_key, acc);
-  else
-    sum_weights(src, 4, bytes, k0, k1, row_key, acc);
-}
-
-/* 32-bit sums of the four bytes of a key, as eight 64-bit sums: p0 + 2^8 p1 + 2^16 (p2 + 2^8 p3). */
-static inline __m512i joined(const __m512i p[4]) {
-  const __m512i low = _mm512_add_epi32(p[0], _mm512_slli_epi32(p[1], 8));
-  const __m512i high = _mm512_add_epi32(p[2], _mm512_slli_epi32(p[3], 8));
-  const __m512i l = _mm512_add_epi64(_mm512_srai_epi64(_mm512_slli_epi64(low, 32), 32), _mm512_srai_epi64(low, 32));
-  const __m512i h = _mm512_add_epi64(_mm512_srai_epi64(_mm512_slli_epi64(high, 32), 32), _mm512_srai_epi64(high, 32));
-  return _mm512_add_epi64(l, _mm512_slli_epi64(h, 16));
-}
-
-enum { SCALES_AT_ONCE = 1024 }; /* 64 products of 255 * 128, times 2^8, fit into 32 bits */
-
-/* 64 columns of two rows: key bytes 0 and 2 are unsigned and multiplied with byte - 128, 1 and 3 are signed. */
-static inline __attribute__((always_inline)) uint64_t weigh_scales(const uint8_t *const src[2], const uint8_t *key,
-                                                                   int64_t keys, int64_t i, __mmask64 in,
-                                                                   __m512i p[16]) {
-  const __m512i flip = _mm512_set1_epi8(-128), all = _mm512_set1_epi8(-1);
-  const __m512i s[2] = {_mm512_maskz_loadu_epi8(in, src[0] + i), _mm512_maskz_loadu_epi8(in, src[1] + i)};
-  const __m512i t[2] = {_mm512_xor_si512(s[0], flip), _mm512_xor_si512(s[1], flip)};
-#pragma GCC unroll 4
-  for (int j = 0; j < 8; j += 2) {
-    const __m512i lower = _mm512_maskz_loadu_epi8(in, key + j * (keys + 64) + i);
-    const __m512i upper = _mm512_maskz_loadu_epi8(in, key + (j + 1) * (keys + 64) + i);
-    for (int r = 0; r < 2; r++) {
-      p[8 * r + j] = _mm512_dpbusd_epi32(p[8 * r + j], lower, t[r]);
-      p[8 * r + j + 1] = _mm512_dpbusd_epi32(p[8 * r + j + 1], s[r], upper);
-    }
-  }
-  return _mm512_cmpeq_epi8_mask(s[0], all) | _mm512_cmpeq_epi8_mask(s[1], all);
-}
-
-/* Two rows at a time. The 128 that was taken from each byte comes back with the sum of its keys (`before`). Returns
- * whether a byte is 255. */
-int sp_sum_scales_avx512(const uint8_t *const src[2], int64_t bytes, const uint8_t *key, int64_t keys,
-                         const uint64_t *before, uint64_t (*row_key)[2], uint64_t *acc) {
-  uint64_t nan = 0;
-  for (int64_t first = 0; first < bytes; first += SCALES_AT_ONCE) {
-    const int64_t stop = bytes - first < SCALES_AT_ONCE ? bytes : first + SCALES_AT_ONCE;
-    __m512i p[16];
-    int64_t i = first;
-#pragma GCC unroll 16
-    for (int j = 0; j < 16; j++) p[j] = _mm512_setzero_si512();
-    for (; i + 64 <= stop; i += 64) nan |= weigh_scales(src, key, keys, i, ~0ull, p);
-    if (i < stop) nan |= weigh_scales(src, key, keys, i, (1ull << (stop - i)) - 1, p);
-#pragma GCC unroll 4
-    for (int j = 0; j < 4; j++) add_weighed(acc + 8 * (j & 1), joined(p + 4 * j), row_key[j / 2][j & 1]);
-  }
-  for (int lane = 0; lane < 2; lane++) {
-    const uint64_t *b = before + lane * (keys + 1);
-    acc[8 * lane] += 128 * (b[bytes] - b[0]) * (row_key[0][lane] + row_key[1][lane]);
-  }
-  return nan != 0;
 }
 
 /* -- tiles of 16-byte pieces ------------------------------------------------------------------------------------ */
@@ -174,10 +77,9 @@ static void tile16(const Program *p, const uint8_t *const *rows, int64_t column,
     for (int32_t r = 0; r < p->group_rows; r++) memcpy(dst + i * c->dst + 16 * r, rows[r] + column + 16 * i, 16);
   if (!weighed || whole == c->count) return;
   const int64_t at = column + 16 * whole;
-  for (int32_t r = 0; r < p->group_rows; r += 4) {
-    const uint8_t *const rest[4] = {rows[r] + at, rows[r + 1] + at, rows[r + 2] + at, rows[r + 3] + at};
-    sp_sum_weights_avx512(rest, 4, 16 * (c->count - whole), w->k0 + at / 4, w->k1 + at / 4, w->row_key + r, w->acc);
-  }
+  const uint8_t *rest[MOST_ROWS];
+  for (int32_t r = 0; r < p->group_rows; r++) rest[r] = rows[r] + at;
+  sp_sum_weights_avx512(rest, p->group_rows, 16 * (c->count - whole), w->k0 + at / 4, w->k1 + at / 4, w->row_key, w->acc);
 }
 
 static void run(const uint8_t *src, uint8_t *dst, int64_t bytes) {
@@ -297,15 +199,6 @@ int sp_move_avx512(const Program *p, const uint8_t *const *rows, uint8_t *dst, c
 #else
 int sp_move_avx512(const Program *p, const uint8_t *const *rows, uint8_t *dst, const Aside *aside) {
   (void)p, (void)rows, (void)dst, (void)aside;
-  return 0;
-}
-void sp_sum_weights_avx512(const uint8_t *const *src, int rows, int64_t bytes, const uint32_t *k0, const uint32_t *k1,
-                           uint64_t (*row_key)[2], uint64_t *acc) {
-  (void)src, (void)rows, (void)bytes, (void)k0, (void)k1, (void)row_key, (void)acc;
-}
-int sp_sum_scales_avx512(const uint8_t *const src[2], int64_t bytes, const uint8_t *key, int64_t keys,
-                         const uint64_t *before, uint64_t (*row_key)[2], uint64_t *acc) {
-  (void)src, (void)bytes, (void)key, (void)keys, (void)before, (void)row_key, (void)acc;
   return 0;
 }
 #endif

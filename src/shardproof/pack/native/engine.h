@@ -79,7 +79,15 @@ typedef struct {
   int64_t fault, fault_job, fault_row, fault_at;
 } Batch;
 
-uint64_t sp_row_key(uint64_t place, uint64_t row);
+/* The key of a row is mixed from its seed, place + row * ROW_STEP (digest.py). */
+#define ROW_STEP 0x9E3779B97F4A7C15u
+#define MIX_1 0xFF51AFD7ED558CCDu
+#define MIX_2 0xC4CEB9FE1A85EC53u
+static inline uint64_t row_key_of(uint64_t seed) {
+  seed = (seed ^ (seed >> 33)) * MIX_1;
+  seed = (seed ^ (seed >> 33)) * MIX_2;
+  return (seed ^ (seed >> 33)) | 1;
+}
 
 /* What a kernel does besides moving a group: it asks the memory for the rows of the next one (`ahead`), and, with `k0`,
  * takes the row sums of weights: column keys of the group's first byte, row keys (0: the row does not count), and eight
@@ -98,11 +106,12 @@ int sp_move_avx512(const Program *p, const uint8_t *const *rows, uint8_t *dst, c
 /* Sums over one row, both lanes; `sp_sum_scales*` also says whether a byte is 255. */
 void sp_sum_weights(const uint8_t *src, int64_t bytes, const uint32_t *k0, const uint32_t *k1, uint64_t out[2]);
 int sp_sum_scales(const uint8_t *src, int64_t bytes, const int16_t *k, int64_t keys, uint64_t out[2]);
-/* The same for `rows` (1 or 4) or two rows that share their columns, times the rows' keys, added to 8 sums a lane. */
-void sp_sum_weights_avx512(const uint8_t *const *src, int rows, int64_t bytes, const uint32_t *k0, const uint32_t *k1,
-                           uint64_t (*row_key)[2], uint64_t *acc);
-int sp_sum_scales_avx512(const uint8_t *const src[2], int64_t bytes, const uint8_t *key, int64_t keys,
+/* The same for rows that share their columns, times the rows' keys, added to 8 sums a lane. */
+void sp_sum_weights_avx512(const uint8_t *const *src, int64_t rows, int64_t bytes, const uint32_t *k0,
+                           const uint32_t *k1, uint64_t (*row_key)[2], uint64_t *acc);
+int sp_sum_scales_avx512(const uint8_t *const *src, int64_t rows, int64_t bytes, const uint8_t *key, int64_t keys,
                          const uint64_t *before, uint64_t (*row_key)[2], uint64_t *acc);
+void sp_row_keys_avx512(uint64_t *seeds, int64_t count); /* seeds become keys, in place; room for a multiple of 8 */
 void sp_sum_weights_avx2(const uint8_t *src, int64_t bytes, const uint32_t *k0, const uint32_t *k1, uint64_t out[2]);
 int sp_sum_scales_avx2(const uint8_t *src, int64_t bytes, const int16_t *k, int64_t keys, uint64_t out[2]);
 #endif

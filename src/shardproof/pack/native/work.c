@@ -94,29 +94,37 @@ static void report(Batch *batch, const Job *job, int fault, const Found *found, 
 /* Sums of one job: 8 partial sums a lane, as AVX-512 keeps them. */
 typedef struct { uint64_t lane[16] __attribute__((aligned(64))); } Sums;
 
-static void keys_of(const Found *found, uint64_t keys[2]) {
-  const Cut *cut = found->cut;
-  for (int lane = 0; lane < 2; lane++)
-    keys[lane] = cut->digested ? sp_row_key(cut->place[lane], (uint64_t)(cut->first_row + found->row)) : 0;
+/* Keys of rows, both lanes; 0 where a row does not count. */
+static void keys_of(const Found *const *rows, int64_t count, uint64_t (*keys)[2]) {
+  int apart = 0;
+  for (int64_t i = 0; i < count; i++) {
+    const Cut *cut = rows[i]->cut;
+    const uint64_t step = cut ? (uint64_t)(cut->first_row + rows[i]->row) * ROW_STEP : 0;
+    for (int lane = 0; lane < 2; lane++) keys[i][lane] = cut ? cut->place[lane] + step : 0;
+    apart |= !cut || !cut->digested;
+  }
+  sp_row_keys_avx512(keys[0], 2 * count);
+  for (int64_t i = 0; i < count && apart; i++)
+    if (!rows[i]->cut || !rows[i]->cut->digested) keys[i][0] = keys[i][1] = 0;
 }
 
-/* One to four rows that share their columns; rows that are missing to four or two count nothing. */
-static void digest_rows(Batch *batch, const Job *job, const Found *const *of, int count, Sums *sums) {
+/* Rows that share their columns. */
+static void digest_rows(Batch *batch, const Job *job, const Found *const *of, int64_t count, Sums *sums) {
   const Found *one = of[0];
   const int64_t at = one->cut->first_column / (job->field == WEIGHT ? 4 : 1);
-  const uint8_t *src[4];
-  uint64_t keys[4][2] = {{0}};
-  for (int r = 0; r < 4; r++) src[r] = of[r < count ? r : 0]->data;
-  for (int r = 0; r < count; r++) keys_of(of[r], keys[r]);
+  const uint8_t *src[MOST_ROWS];
+  uint64_t keys[MOST_ROWS + 4][2];
+  for (int64_t r = 0; r < count; r++) src[r] = of[r]->data;
+  keys_of(of, count, keys);
   if (job->field == WEIGHT) {
     const uint32_t *k = batch->weight_keys + at;
-    sp_sum_weights_avx512(src, count == 1 ? 1 : 4, one->bytes, k, k + batch->keys, keys, sums->lane);
-    return;
+    sp_sum_weights_avx512(src, count, one->bytes, k, k + batch->keys, keys, sums->lane);
+  } else if (sp_sum_scales_avx512(src, count, one->bytes, batch->scale_bytes + at, batch->keys, batch->scale_before + at,
+                                  keys, sums->lane)) {
+    int64_t r = 0;
+    while (r + 1 < count && !memchr(src[r], 255, (size_t)one->bytes)) r++;
+    report(batch, job, SCALE_IS_NAN, of[r], 0);
   }
-  for (int r = 0; r < count; r += 2)
-    if (sp_sum_scales_avx512(src + r, one->bytes, batch->scale_bytes + at, batch->keys, batch->scale_before + at,
-                             keys + r, sums->lane))
-      report(batch, job, SCALE_IS_NAN, memchr(src[r], 255, (size_t)one->bytes) || r + 1 == count ? of[r] : of[r + 1], 0);
 }
 
 static void digest(Batch *batch, const Job *job, const Found *found, Sums *sums) {
@@ -134,13 +142,13 @@ static void digest(Batch *batch, const Job *job, const Found *found, Sums *sums)
     if (!cut->digested) return;
   }
   for (int lane = 0; lane < 2; lane++)
-    sums->lane[8 * lane] += part[lane] * sp_row_key(cut->place[lane], (uint64_t)(cut->first_row + found->row));
+    sums->lane[8 * lane] += part[lane] * row_key_of(cut->place[lane] + (uint64_t)(cut->first_row + found->row) * ROW_STEP);
 }
 
 /* Rows of a group that hold data, long ones or short ones. */
 static void digest_group(Batch *batch, const Job *job, const Found *all, int is_long, Sums *sums) {
-  const Found *of[4];
-  int count = 0;
+  const Found *of[MOST_ROWS];
+  int64_t count = 0;
   for (int32_t i = 0; i < job->program->group_rows; i++) {
     const Found *found = all + i;
     if (!found->data || (found->bytes >= LONG_ROW) != is_long) continue;
@@ -150,7 +158,7 @@ static void digest_group(Batch *batch, const Job *job, const Found *all, int is_
     }
     if (job->field == WEIGHT && !found->cut->digested) continue;
     const int alike = count && of[0]->bytes == found->bytes && of[0]->cut->first_column == found->cut->first_column;
-    if (count == 4 || (count && !alike)) {
+    if (count && !alike) {
       digest_rows(batch, job, of, count, sums);
       count = 0;
     }
@@ -208,17 +216,18 @@ static void resolve(Batch *batch, const Job *job, const Found *all, const uint8_
 /* Whether the kernel can take the row sums: all rows share their column keys, and padding adds nothing. */
 static int weighs(const Batch *batch, const Job *job, const Found *all, Aside *aside) {
   const Program *p = job->program;
+  const Found *rows[MOST_ROWS];
   int64_t shared = -1;
   if (batch->isa != AVX512 || job->field != WEIGHT || p->kernel != TILE16 || p->pad || p->filler || p->add) return 0;
   for (int32_t i = 0; i < p->group_rows; i++) {
-    aside->row_key[i][0] = aside->row_key[i][1] = 0;
+    rows[i] = all + i;
     if (!all[i].data) continue;
     const int64_t first = all[i].cut->first_column - all[i].begin;
     if (first < 0 || (shared >= 0 && first != shared)) return 0;
     shared = first;
-    keys_of(all + i, aside->row_key[i]);
   }
   if (shared < 0 || (shared + p->padded) / 4 > batch->keys) return 0;
+  keys_of(rows, p->group_rows, aside->row_key);
   aside->k0 = batch->weight_keys + shared / 4;
   aside->k1 = aside->k0 + batch->keys;
   return 1;
@@ -251,7 +260,7 @@ static void run_job(Batch *batch, const Job *job, const uint8_t **rows, uint8_t 
   Seen seen = {0, 0};
   Found found[2][MOST_ROWS];
   const uint8_t *ahead[MOST_ROWS];
-  uint64_t row_key[MOST_ROWS][2];
+  uint64_t row_key[MOST_ROWS + 4][2];
   int64_t dst = locate(job, job->begin, &seen, found[job->begin & 1]);
   for (int64_t group = job->begin; group < job->end && !batch->stop; group++) {
     const Found *all = found[group & 1], *next = found[(group + 1) & 1];
