@@ -15,8 +15,10 @@ import numpy.typing as npt
 
 from shardproof.layouts import Placed
 from shardproof.layouts.moves import BITS
+from shardproof.pack.digits import Digit, choose
+from shardproof.pack.plain import words
 from shardproof.pack.program import digits_of
-from shardproof.pack.tile import Digit, Tile, choose, enumerate_tile
+from shardproof.pack.tile import Tile, enumerate_tile
 
 if TYPE_CHECKING:
     import torch
@@ -123,10 +125,10 @@ def _words(
     tile: Tile, at_row: Ints, pitch: int, tile_source: Ints, tile_target: Ints, strides: list[int]
 ) -> Gather | None:
     aligned = (tile_target % 4 == 0).all() and all(stride % 4 == 0 for stride in strides)
-    made = tile.words(wide=bool(aligned))
+    made = words(tile, wide=bool(aligned))
     if made is None:
         return None
-    _, parts, _, tables, word = made
+    parts, tables, word = made.parts, made.tables, made.word
     ends = np.flatnonzero(parts["keep"]) + 1
     counts = np.diff(np.concatenate(([0], ends)))
     most = int(counts.max())

@@ -1,103 +1,90 @@
 """Stage: the buffers through which bytes go up, in turns.
 
-Of each buffer there is a pinned one on the host and one on the device. While the CPU fills one, the one before is
+Of each buffer there is a pinned one on the host and one on the device. While the CPU fills some, the one before is
 copied up and the one before that is permuted: copies and permutations have a stream each.
 """
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
-
-from shardproof.mxfp4 import Bytes
-from shardproof.pack.native.run import default_threads
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import torch
 
-_BUFFERS = 4
+BUFFERS = 4
+
+
+class Permuter(Protocol):
+    """What brings staged bytes into a kernel's order (`permute.py`)."""
+
+    def run(self, source: torch.Tensor, out: torch.Tensor) -> None:
+        """Write `out` from `source`, on the current stream."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One piece of work: `size` staged bytes, permuted into `target`."""
+
+    permuter: Permuter
+    size: int
+    target: torch.Tensor
 
 
 class Stage:
-    """`scratch` bytes pinned on the host and as many on the device, in four buffers, and the threads that fill them.
+    """Buffers for pieces of work on one device, as the `Parts` of a native run. On the CPU both sides are one."""
 
-    A buffer grows where one piece of work is larger than a quarter of `scratch`. On the CPU both sides are one.
-    """
-
-    def __init__(self, device: str, scratch: int, threads: int | None) -> None:
+    def __init__(self, device: str, pieces: Sequence[Piece]) -> None:
         import torch
 
-        self.each, self.threads, self._device = (
-            max(1, scratch // _BUFFERS),
-            threads or default_threads(),
-            device,
-        )
-        self.pool = ThreadPoolExecutor(self.threads, "shardproof-pack") if self.threads > 1 else None
+        self._device, self._pieces = device, pieces
         self._cuda = torch.device(device).type == "cuda"
+        room, count = max(p.size for p in pieces), min(BUFFERS, len(pieces))
+        self._host = [torch.empty(room, dtype=torch.uint8, pin_memory=self._cuda) for _ in range(count)]
+        self._there = self._host
+        self._free: list[Any] = [None] * len(pieces)
         self._streams: list[Any] = []
         if self._cuda:
+            self._there = [torch.empty(room, dtype=torch.uint8, device=device) for _ in range(count)]
             self._streams = [torch.cuda.Stream(device) for _ in range(2)]  # type: ignore[no-untyped-call]
-            for stream in self._streams:
+            for (
+                stream
+            ) in self._streams:  # the caller's work on its tensors, and on memory that torch hands on
                 stream.wait_stream(torch.cuda.current_stream(device))
-        self._host: list[torch.Tensor | None] = [None] * _BUFFERS
-        self._there: list[torch.Tensor | None] = [None] * _BUFFERS
-        self._free: list[Any] = [None] * _BUFFERS
-        self._turn = -1
 
-    def next(self, size: int) -> Bytes:
-        """A pinned buffer of `size` bytes that the GPU no longer reads."""
+    def address(self, part: int) -> int:
+        """Where the staged bytes of a piece go on the host."""
+        return int(self._host[part % len(self._host)].data_ptr())
+
+    def has_room(self, part: int) -> bool:
+        """Whether the GPU no longer needs the buffers of a piece."""
+        before = part - len(self._host)
+        if before < 0:
+            return True
+        if self._cuda:
+            return self._free[before] is not None and bool(self._free[before].query())
+        return self._free[before] is not None
+
+    def take(self, part: int) -> None:
+        """Copy a piece up and permute it."""
         import torch
 
-        self._turn = turn = (self._turn + 1) % _BUFFERS
-        if self._free[turn] is not None:
-            self._free[turn].synchronize()
-        held = self._host[turn]
-        if held is None or held.numel() < size:
-            room = max(size, self.each if self._cuda else size)
-            self._host[turn] = held = torch.empty(room, dtype=torch.uint8, pin_memory=self._cuda)
-            self._there[turn] = (
-                torch.empty(room, dtype=torch.uint8, device=self._device) if self._cuda else held
-            )
-            for stream in self._streams:  # memory that torch had for other work
-                stream.wait_stream(torch.cuda.current_stream(self._device))
-        data: Bytes = held.numpy()[:size]
-        return data
-
-    def fill(self, target: torch.Tensor, value: int) -> None:
-        """Fill a destination before what is permuted into it."""
-        import torch
-
+        piece, turn = self._pieces[part], part % len(self._host)
+        host, there = self._host[turn][: piece.size], self._there[turn][: piece.size]
         if not self._cuda:
-            target.fill_(value)
-            return
-        with torch.cuda.stream(self._streams[1]):
-            target.fill_(value)
-
-    def up(self, permuter: Any, size: int, target: torch.Tensor) -> None:
-        """Copy the current pinned buffer up and permute it into `target`."""
-        import torch
-
-        host, there = self._host[self._turn], self._there[self._turn]
-        assert host is not None
-        assert there is not None
-        if not self._cuda:
-            permuter.run(there[:size], target)
+            piece.permuter.run(there, piece.target)
+            self._free[part] = True
             return
         copying, permuting = self._streams
         with torch.cuda.stream(copying):
-            there[:size].copy_(host[:size], non_blocking=True)
+            there.copy_(host, non_blocking=True)
         permuting.wait_stream(copying)
         with torch.cuda.stream(permuting):
-            permuter.run(there[:size], target)
-            self._free[self._turn] = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._free[self._turn].record(permuting)
+            piece.permuter.run(there, piece.target)
+            self._free[part] = permuting.record_event()
 
     def finish(self) -> None:
-        """Wait for all that was started, and end the threads."""
-        import torch
-
+        """Wait for all that was started; the caller's stream goes on after it."""
         for stream in self._streams:
-            torch.cuda.current_stream(self._device).wait_stream(stream)
             stream.synchronize()
-        if self.pool is not None:
-            self.pool.shutdown()

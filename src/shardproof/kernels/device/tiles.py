@@ -181,11 +181,17 @@ def _whole_bytes(axes: list[Axis]) -> tuple[list[Axis], list[Axis]]:
 
 
 def _piece(piece: list[Axis], free: list[Axis], bits: int) -> tuple[list[Axis], list[Axis]]:
-    """Fill 16 bytes of the kernel's order, then take along what else the same words of the source hold."""
+    """Fill 16 bytes of the kernel's order, then take along what else the same words of the source hold.
+
+    Not where that stands next to those 16 bytes: threads side by side then fill lines together, from the same words.
+    """
     for axis in sorted(free, key=lambda a: abs(a.target)):
         fits = [f for f in _divisors(axis.size) if abs(axis.target) * f <= _VECTOR]
         free = _take(axis, max(fits, default=1), piece, free)
+    beside = _covered(piece, bits)
     for axis in sorted(free, key=lambda a: a.source):
+        if abs(axis.target) == beside:
+            continue
         room = _PIECE // _covered(piece, bits)
         fits = [
             f for f in _divisors(axis.size) if axis.source * f <= _WORD and f <= room and f & (f - 1) == 0

@@ -7,11 +7,12 @@ up and the one after is cut from the checkpoint, digested and checked on the CPU
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from shardproof.checkpoint import MappedReader
 from shardproof.checkpoint.reader import Addresses
@@ -19,14 +20,14 @@ from shardproof.digest import Digest
 from shardproof.errors import PackError
 from shardproof.formats import ExpertModel
 from shardproof.kernels.device.permute import device_permuter
-from shardproof.kernels.device.stage import Stage
+from shardproof.kernels.device.stage import BUFFERS, Piece, Stage
 from shardproof.layouts import Placed, find
 from shardproof.layouts.sizing import number
-from shardproof.mxfp4 import Bytes
 from shardproof.pack import native
+from shardproof.pack.biases import biases_stand_in_files, pack_biases
 from shardproof.pack.layer import Slot, cuts_of, engine_can, layer_spans, raise_fault
 from shardproof.pack.native.structs import FIELDS
-from shardproof.pack.program import staging_program
+from shardproof.pack.program import Program, staging_program
 from shardproof.pack.reference import pack_slot
 from shardproof.partition import Rank
 from shardproof.plan import Plan
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     import torch
 
 SCRATCH = 128 << 20
+_JOB_BYTES = 256 << 10
 
 
 def pack_layer_on_device(
@@ -51,24 +53,37 @@ def pack_layer_on_device(
     spans = layer_spans(model, plan, key, [rank])
     reader = MappedReader(model.checkpoint, ())
     where = Addresses(spans, reader.take(spans))
-    stages: dict[str, Stage] = {}
-    try:
-        for slot in plan.fields(key):
-            target, placed = out[slot], plan.placed(key, rank, *slot)
-            _check(placed, target, key, rank, slot)
-            device = str(target.device)
-            if not engine_can(model, key, slot) or device_permuter(placed, device) is None:
-                host = np.empty(placed.nbytes, dtype=np.uint8)
-                digest += pack_slot(model, plan, key, rank, slot, host)
-                target.copy_(_tensor(host))
-                continue
-            if device not in stages:
-                stages[device] = Stage(device, scratch, threads)
-            digest += _pack_slot(model, plan, key, rank, slot, target, where, stages[device])
-    finally:
-        for stage in stages.values():
-            stage.finish()
+    staged: dict[str, list[_Batch]] = {}
+    for slot in plan.fields(key):
+        target, placed = out[slot], plan.placed(key, rank, *slot)
+        _check(placed, target, key, rank, slot)
+        permuter = device_permuter(placed, str(target.device))
+        if permuter is None or not engine_can(model, key, slot):
+            digest += _through_host(model, plan, key, rank, slot, target)
+            continue
+        if placed.has_padding and not permuter.writes_holes:
+            target.fill_(placed.pad_value)
+        cuts = cuts_of(plan, model.layer(key), rank, slot, where)
+        batches = _batches(plan, slot, placed, cuts, target, max(1, scratch // BUFFERS))
+        staged.setdefault(str(target.device), []).extend(batches)
+    for device, all_ in staged.items():
+        digest += _pack_batches(model, plan, key, rank, device, all_, threads, where)
     reader.done(spans)
+    return digest
+
+
+def _through_host(
+    model: ExpertModel, plan: Plan, key: str, rank: Rank, slot: Slot, target: torch.Tensor
+) -> Digest:
+    """A tensor that is packed on the CPU and goes up as it is: biases, and all of them without the native engine."""
+    import torch
+
+    host = np.empty(target.numel(), dtype=np.uint8)
+    if slot[1] == "bias" and biases_stand_in_files(model, key, slot[0]):
+        digest = pack_biases(model, plan, key, rank, slot[0], host)
+    else:
+        digest = pack_slot(model, plan, key, rank, slot, host)
+    target.copy_(torch.from_numpy(host))
     return digest
 
 
@@ -81,37 +96,35 @@ def _check(placed: Placed, target: torch.Tensor, key: str, rank: Rank, slot: Slo
         )  # fmt: skip
 
 
-def _tensor(data: Bytes) -> torch.Tensor:
-    import torch
-
-    return torch.from_numpy(data)
-
-
 @dataclass(frozen=True)
 class _Batch:
-    """Experts [first, first + count) of a tensor: their layout and the bytes that they take in it."""
+    """Some experts of a tensor: their layout, where they come from and the bytes that they take."""
 
-    first: int
-    count: int
+    slot: Slot
+    layout: str
     placed: Placed
-    start: int
+    cuts: npt.NDArray[np.void]
+    target: torch.Tensor
 
 
-def _batches(plan: Plan, slot: Slot, placed: Placed, scratch: int) -> Iterator[_Batch]:
-    """Batches whose staged bytes fit in `scratch`, cut where no tile of the layout holds experts of two."""
-    layout, parameters = find(plan.recipe.layouts[slot])
+def _batches(
+    plan: Plan, slot: Slot, placed: Placed, cuts: npt.NDArray[np.void], target: torch.Tensor, most: int
+) -> Iterator[_Batch]:
+    """Batches of at most `most` staged bytes, cut where no tile of the layout holds experts of two."""
+    identity = plan.recipe.layouts[slot]
+    layout, parameters = find(identity)
     experts, rows, width = placed.shape
     together = 1
     if placed.pattern.axes[0] == "m":
         tile = math.lcm(placed.strides.steps[0].weight, number(layout.pad.get("m", 1), parameters))
         together = min(experts, tile // math.gcd(tile, rows))
     single = layout.place((together, rows, width), parameters)
-    count = together * max(1, scratch // max(staged_bytes(single), 1))
+    count = together * max(1, most // max(staged_bytes(single), 1))
     for first in range(0, experts, count):
-        held = min(count, experts - first)
-        yield _Batch(
-            first, held, layout.place((held, rows, width), parameters), first // together * single.nbytes
-        )
+        held = layout.place((min(count, experts - first), rows, width), parameters)
+        start = first // together * single.nbytes
+        part = np.ascontiguousarray(cuts[first : first + count])
+        yield _Batch(slot, identity, held, part, target[start : start + held.nbytes])
 
 
 def staged_bytes(placed: Placed) -> int:
@@ -122,36 +135,44 @@ def staged_bytes(placed: Placed) -> int:
     return total * {"byte": 8, "nibble": 4, "bit": 1}[placed.unit] // 8
 
 
-def _pack_slot(
-    model: ExpertModel, plan: Plan, key: str, rank: Rank, slot: Slot, target: torch.Tensor, where: Addresses,
-    stage: Stage,
+def _pack_batches(
+    model: ExpertModel, plan: Plan, key: str, rank: Rank, device: str, batches: Sequence[_Batch], threads: int | None,
+    where: Addresses,
 ) -> Digest:  # fmt: skip
-    placed = plan.placed(key, rank, *slot)
-    device = str(target.device)
-    permuter = device_permuter(placed, device)
-    if placed.has_padding and permuter is not None and not permuter.writes_holes:
-        stage.fill(target, placed.pad_value)
-    cuts = cuts_of(plan, model.layer(key), rank, slot, where)
-    total = Digest()
-    for batch in _batches(plan, slot, placed, stage.each):
-        pinned = stage.next(staged_bytes(batch.placed))
-        made = staging_program(batch.placed, plan.recipe.layouts[slot], slot[1])
-        jobs = np.zeros(max(1, min(made.groups, 64)), dtype=native.JOB)
-        bounds = np.linspace(0, made.groups, len(jobs) + 1).astype(np.int64)
-        part = np.ascontiguousarray(cuts[batch.first : batch.first + batch.count])
-        jobs["program"], jobs["cuts"], jobs["dst"] = made.address, part.ctypes.data, pinned.ctypes.data
-        jobs["begin"], jobs["end"] = bounds[:-1], bounds[1:]
-        jobs["cuts_each"], jobs["field"] = part.shape[1], FIELDS[slot[1]]
-        spec = plan.shape(key).spec
-        result = native.run(
-            jobs, totals=1, columns=max(spec.hidden, spec.intermediate) // 32, scratch=made.scratch,
-            threads=stage.threads, keep=[part, made, where], pool=stage.pool,
-        )  # fmt: skip
-        if result.fault is not None:
-            host = np.empty(placed.nbytes, dtype=np.uint8)
-            raise_fault(model, plan, key, rank, slot, host, result.fault)
-        total += result.totals[0]
+    """Stage all batches in one run of the native engine; each goes up as soon as its bytes are there."""
+    pieces, programs = [], []
+    for batch in batches:
         permuter = device_permuter(batch.placed, device)
         assert permuter is not None
-        stage.up(permuter, pinned.nbytes, target[batch.start : batch.start + batch.placed.nbytes])
-    return total
+        pieces.append(Piece(permuter, staged_bytes(batch.placed), batch.target))
+        programs.append(staging_program(batch.placed, batch.layout, batch.slot[1]))
+    stage = Stage(device, pieces)
+    jobs = np.concatenate([
+        _jobs(part, batch, program, stage.address(part))
+        for part, (batch, program) in enumerate(zip(batches, programs, strict=True))
+    ])  # fmt: skip
+    spec = plan.shape(key).spec
+    try:
+        result = native.run(
+            jobs, totals=1, columns=max(spec.hidden, spec.intermediate) // 32,
+            scratch=(max(p.scratch[0] for p in programs), max(p.scratch[1] for p in programs)),
+            threads=threads, keep=[batches, programs, where], parts=stage,
+        )  # fmt: skip
+    finally:
+        stage.finish()
+    if result.fault is not None:
+        slot = batches[int(jobs["part"][result.fault.job])].slot
+        host = np.empty(plan.placed(key, rank, *slot).nbytes, dtype=np.uint8)
+        raise_fault(model, plan, key, rank, slot, host, result.fault)
+    return result.totals[0]
+
+
+def _jobs(part: int, batch: _Batch, program: Program, address: int) -> npt.NDArray[np.void]:
+    """Jobs of about equal size that stage one batch."""
+    count = max(1, min(program.groups, -(-program.groups * program.group_bytes // _JOB_BYTES)))
+    bounds = np.linspace(0, program.groups, count + 1).astype(np.int64)
+    jobs = np.zeros(count, dtype=native.JOB)
+    jobs["program"], jobs["cuts"], jobs["dst"] = program.address, batch.cuts.ctypes.data, address
+    jobs["begin"], jobs["end"], jobs["part"] = bounds[:-1], bounds[1:], part
+    jobs["cuts_each"], jobs["field"] = batch.cuts.shape[1], FIELDS[batch.slot[1]]
+    return jobs
