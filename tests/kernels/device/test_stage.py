@@ -12,7 +12,7 @@ from tests.pack.test_faults import _damage
 
 from shardproof.errors import PackError
 from shardproof.kernels.device import upload
-from shardproof.kernels.device.stage import Stage
+from shardproof.kernels.device.stage import Piece, Stage
 from shardproof.kernels.device.upload import pack_layer_on_device
 from shardproof.pack import pack_in_memory
 from shardproof.plan import make_plan
@@ -79,3 +79,18 @@ def test_an_interrupt_stops_the_threads(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         pack_layer_on_device(made, plan, "layers.0", rank, out, scratch=1, threads=3)
     assert not [t for t in threading.enumerate() if t.name.startswith("shardproof-pack")]
+
+
+def test_a_buffer_is_free_once_its_piece_was_permuted():
+    """Four buffers: the fifth piece waits for the first, the sixth for the second."""
+
+    class Plain:
+        def run(self, source, out):
+            out.copy_(source)
+
+    targets = [torch.zeros(8, dtype=torch.uint8) for _ in range(6)]
+    stage = Stage("cpu", [Piece(Plain(), 8, target) for target in targets])
+    assert [stage.has_room(part) for part in range(6)] == [True] * 4 + [False] * 2
+    assert len({stage.address(part) for part in range(6)}) == 4
+    stage.take(0)
+    assert [stage.has_room(part) for part in (4, 5)] == [True, False]
