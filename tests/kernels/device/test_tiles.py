@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from tests.kernels.device.on_cpu import COMPILER, OnCpu, aligned
-from tests.kernels.device.padded import padded, placed_on
+from tests.kernels.device.padded import LARGE, padded, placed_on
 
+from shardproof.kernels.device.permute import DeviceTiles, can_build, machine_code
 from shardproof.kernels.device.source import kernel_of
 from shardproof.kernels.device.tiles import tiling_of
-from shardproof.layouts import catalogue
+from shardproof.layouts import catalogue, find
 
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
 
@@ -42,3 +43,18 @@ def test_every_layout_in_tiles(tmp_path, family, at):
             out[: placed.nbytes], placed.pack(source), err_msg=f"{layout.name} {shape}"
         )
         assert (out[placed.nbytes :] == 0x77).all(), f"{layout.name} {shape}"
+
+
+@pytest.mark.parametrize(
+    "name", ["raw.scale", "aiter.e8", "marlin.weight", "flashinfer.sm90_w2", "gguf.mxfp4_scale"]
+)
+def test_kernels_compile_without_a_gpu(name, monkeypatch, tmp_path):
+    """NVRTC takes the text, and the code is kept on disk."""
+    pytest.importorskip("cuda.bindings.nvrtc")
+    monkeypatch.setenv("SHARDPROOF_CACHE", str(tmp_path))
+    assert can_build()
+    layout = find(name)[0]
+    text = DeviceTiles(tiling_of(layout.place(LARGE[layout.field]))).kernel(16)[1]
+    code = machine_code(text, "sm_90")
+    assert b"shardproof_permute" in code
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [code]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import importlib.util
 from typing import TYPE_CHECKING, Any
 
 from shardproof.kernels.cuda.compile import compiled
@@ -67,17 +66,24 @@ def machine_code(text: str, arch: str) -> bytes:
 
 
 @functools.cache
-def _can_build() -> bool:
+def can_build() -> bool:
+    """Whether cuda-bindings and NVRTC are here, and torch is one for NVIDIA GPUs."""
     import torch
 
-    names = ("cuda", "cuda.bindings", "cuda.bindings.nvrtc")
-    return torch.version.hip is None and all(importlib.util.find_spec(name) is not None for name in names)
+    if torch.version.hip is not None:
+        return False
+    try:
+        from cuda.bindings import nvrtc
+
+        return int(nvrtc.nvrtcVersion()[0]) == 0
+    except (ImportError, RuntimeError):  # no package, or no library behind it
+        return False
 
 
 @functools.lru_cache(maxsize=128)
 def device_permuter(placed: Placed, device: str) -> DeviceTiles | DeviceGather | None:
     """What permutes a placed layout on a device; None where neither way can. Kept for the layers of the same shape."""
-    if device.startswith("cuda") and _can_build():
+    if device.startswith("cuda") and can_build():
         tiling = tiling_of(placed)
         if tiling is not None:
             return DeviceTiles(tiling)

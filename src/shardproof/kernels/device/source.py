@@ -12,8 +12,9 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from shardproof.kernels.device.axes import Axis
 from shardproof.kernels.device.staged import Staged, power_of_two, staged
-from shardproof.kernels.device.tiles import Axis, Tiling
+from shardproof.kernels.device.tiles import Tiling
 from shardproof.kernels.device.words import Moved, word
 
 NAME = "shardproof_permute"

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from shardproof.kernels.device.tiles import Axis, Tiling
+from shardproof.kernels.device.axes import Axis
+from shardproof.kernels.device.tiles import Tiling
 
 _BANKS, _LANES = 32, 32
 _GAPS = tuple(range(0, 68, 4))

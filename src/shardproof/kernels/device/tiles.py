@@ -14,9 +14,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
+from shardproof.kernels.device.axes import (
+    Axis,
+    axes_of,
+    covered,
+    divisors,
+    merged,
+    source_run,
+    take,
+    target_run,
+    whole_bytes,
+)  # fmt: skip
 from shardproof.layouts import Placed
 from shardproof.layouts.moves import BITS
 
@@ -35,24 +46,6 @@ _GOALS = (
     8192,
     16384,
 )  # bytes of a run, tried in turn for source and target
-
-
-@dataclass(frozen=True, slots=True)
-class Axis:
-    """A digit, or a part of one: it moves the source by `source` bits and the kernel's address by `target`.
-
-    `step` is the digit's number where the address goes through a table (then `target` is 0).
-    """
-
-    size: int
-    source: int
-    target: int
-    step: int = -1
-
-    def split(self, inner: int) -> tuple[Axis, Axis]:
-        """The lower part, which counts to `inner`, and the upper part."""
-        upper = replace(self, size=self.size // inner, source=self.source * inner, target=self.target * inner)
-        return replace(self, size=inner), upper
 
 
 @dataclass(frozen=True)
@@ -78,7 +71,7 @@ class Tiling:
     @cached_property
     def run(self) -> int:
         """Bits that follow one another in the source of a tile."""
-        return _source_run(self.inside, self.bits)
+        return source_run(self.inside, self.bits)
 
     @property
     def holes(self) -> bool:
@@ -124,7 +117,7 @@ class Tiling:
 def tiling_of(placed: Placed) -> Tiling | None:
     """Cut a layout; None where its units fill bytes only in part, or where holes cannot be written with the rest."""
     bits = BITS[placed.unit]
-    piece, free = _whole_bytes(_merged(_axes(placed, bits)))
+    piece, free = whole_bytes(merged(axes_of(placed, bits)))
     if placed.units * bits % 8 or math.prod(placed.padded) * bits % 8:
         return None
     holes = placed.units != math.prod(placed.padded)
@@ -137,84 +130,22 @@ def tiling_of(placed: Placed) -> Tiling | None:
     return None if holes and not made.span else made
 
 
-def _axes(placed: Placed, bits: int) -> list[Axis]:
-    """The digits with their strides, those of size 1 left out."""
-    along = [math.prod(placed.padded[axis + 1 :]) for axis in range(len(placed.padded))]
-    steps = placed.strides.steps
-    return [
-        Axis(s.size, s.weight * along[s.axis] * bits, s.stride * bits, -1 if s.group is None else number)
-        for number, s in enumerate(steps)
-        if s.size > 1 or s.group is not None
-    ]
-
-
-def _merged(axes: list[Axis]) -> list[Axis]:
-    """Neighbours on both sides become one digit."""
-    found: list[Axis] = []
-    for axis in sorted(axes, key=lambda a: a.source):
-        low = found[-1] if found else None
-        joined = low and low.step == axis.step == -1
-        if low and joined and axis.source == low.source * low.size and axis.target == low.target * low.size:
-            found[-1] = replace(low, size=low.size * axis.size)
-        else:
-            found.append(axis)
-    return found
-
-
-def _whole_bytes(axes: list[Axis]) -> tuple[list[Axis], list[Axis]]:
-    """Digits inside bytes or tables, and those that move whole bytes on both sides."""
-    piece, free = [], []
-    for axis in axes:
-        if axis.step >= 0:
-            piece.append(axis)
-            continue
-        inner = next(
-            f for f in range(1, axis.size + 1)
-            if axis.size % f == 0 and (f == axis.size or (axis.source * f % 8 == 0 and axis.target * f % 8 == 0))
-        )  # fmt: skip
-        if inner == axis.size and (axis.source % 8 == 0 and axis.target % 8 == 0):
-            inner = 1
-        lower, upper = axis.split(inner)
-        piece += [lower] if lower.size > 1 else []
-        free += [upper] if upper.size > 1 else []
-    return piece, free
-
-
 def _piece(piece: list[Axis], free: list[Axis], bits: int) -> tuple[list[Axis], list[Axis]]:
     """Fill 16 bytes of the kernel's order, then take along what else the same words of the source hold.
 
     Not where that stands next to those 16 bytes: threads side by side then fill lines together, from the same words.
     """
     for axis in sorted(free, key=lambda a: abs(a.target)):
-        fits = [f for f in _divisors(axis.size) if abs(axis.target) * f <= _VECTOR]
-        free = _take(axis, max(fits, default=1), piece, free)
-    beside = _covered(piece, bits)
+        fits = [f for f in divisors(axis.size) if abs(axis.target) * f <= _VECTOR]
+        free = take(axis, max(fits, default=1), piece, free)
+    beside = covered(piece, bits)
     for axis in sorted(free, key=lambda a: a.source):
         if abs(axis.target) == beside:
             continue
-        room = _PIECE // _covered(piece, bits)
-        fits = [
-            f for f in _divisors(axis.size) if axis.source * f <= _WORD and f <= room and f & (f - 1) == 0
-        ]
-        free = _take(axis, max(fits, default=1), piece, free)
+        room = _PIECE // covered(piece, bits)
+        fits = [f for f in divisors(axis.size) if axis.source * f <= _WORD and f <= room and f & (f - 1) == 0]
+        free = take(axis, max(fits, default=1), piece, free)
     return piece, free
-
-
-def _take(axis: Axis, part: int, taken: list[Axis], free: list[Axis]) -> list[Axis]:
-    if part == 1:
-        return free
-    lower, upper = axis.split(part)
-    taken.append(lower)
-    return [a for a in free if a is not axis] + ([upper] if upper.size > 1 else [])
-
-
-def _covered(axes: list[Axis], bits: int) -> int:
-    return math.prod(a.size for a in axes) * bits
-
-
-def _divisors(size: int) -> list[int]:
-    low = [f for f in range(1, math.isqrt(size) + 1) if size % f == 0]
-    return low + [size // f for f in reversed(low) if f * f != size]
 
 
 def _grow(placed: Placed, piece: list[Axis], free: list[Axis], bits: int) -> tuple[list[Axis], list[Axis]]:
@@ -230,13 +161,13 @@ def _grow(placed: Placed, piece: list[Axis], free: list[Axis], bits: int) -> tup
             while True:
                 taken = [*piece, *tile]
                 run, following = _next(placed, taken, free, bits, side, holes=holes)
-                room = full // _covered(taken, bits)
+                room = full // covered(taken, bits)
                 if following is None or run >= goal * 8 or room < 2:
                     break
                 part = _part(following.size, -(-goal * 8 // run), room)
                 if part == 1:
                     break
-                free = _take(following, part, tile, free)
+                free = take(following, part, tile, free)
     return tile, free
 
 
@@ -245,34 +176,16 @@ def _next(
 ) -> tuple[int, Axis | None]:
     """The length of the run so far and the digit that goes on with it."""
     if holes:
-        return _covered(taken, bits), min(free, key=lambda a: a.target, default=None)
+        return covered(taken, bits), min(free, key=lambda a: a.target, default=None)
     if side == "source":
-        run = _source_run(taken, bits)
+        run = source_run(taken, bits)
         return run, next((a for a in free if a.source == run), None)
-    run = _target_run(placed, taken, bits)
+    run = target_run(placed, taken, bits)
     return run, next((a for a in free if abs(a.target) == run), None)
 
 
 def _part(size: int, wanted: int, room: int) -> int:
     """The divisor to take: the smallest that reaches what is wanted, powers of two first; else the largest there is."""
-    fits = [f for f in _divisors(size) if f <= room]
+    fits = [f for f in divisors(size) if f <= room]
     enough = [f for f in fits if f >= wanted]
     return min(enough, key=lambda f: (f & (f - 1) != 0 and f > wanted * 2, f)) if enough else max(fits)
-
-
-def _source_run(axes: list[Axis] | tuple[Axis, ...], bits: int) -> int:
-    run = bits
-    for axis in sorted(axes, key=lambda a: a.source):
-        if axis.source == run:
-            run *= axis.size
-    return run
-
-
-def _target_run(placed: Placed, axes: list[Axis] | tuple[Axis, ...], bits: int) -> int:
-    known = [(abs(a.target), a.size) for a in axes if a.step < 0]
-    known += [(g.stride * bits, len(g.table)) for g in placed.strides.groups]
-    run = bits
-    for target, size in sorted(known):
-        if target == run:
-            run *= size
-    return run
