@@ -36,6 +36,7 @@ from shardproof.formats import read_experts
 from shardproof.layouts import find
 from shardproof.pack import native, pack_in_memory, pack_layer
 from shardproof.pack.memory import anonymous, arena
+from shardproof.pack.native.library import isa
 from shardproof.pack.native.run import default_threads
 from shardproof.pack.native.structs import FIELDS
 from shardproof.pack.program import program
@@ -111,7 +112,7 @@ def kernels(repeat: int) -> None:
             step = -(-n // threads // 64) * 64
             list(pool.map(lambda at: call(a + at, b + at, min(step, n - at)), range(0, n, step)))
 
-        made = program(identity, placed.shape, 0, simd=True)
+        made = program(identity, placed.shape, 0, isa=isa())
         assert made is not None
         runs = [_jobs(made, source, out, placed.shape, FIELDS[name]) for name in ("bias", layout.field)]
         found = interleaved(

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypeAlias
@@ -98,6 +99,7 @@ def _column_keys(blocks: int) -> tuple[U32, I16]:
     return np.stack(lanes[:2]).astype(np.uint32), np.ascontiguousarray(halves.transpose(0, 2, 1))
 
 
+@lru_cache(maxsize=8)
 def _scale_keys(blocks: int) -> U64:
     """C of scales as numbers modulo 2**64, [2 lanes, 4n]."""
     halves = column_keys(blocks)[1].astype(np.int64)
@@ -150,6 +152,19 @@ def bias_digest(
     layer: str, expert: int, projection: Projection, bias: npt.NDArray[np.float32], *, row: int = 0
 ) -> Digest:
     """Digest of a run of biases, float32 [R], standing at `row`."""
-    words = bias.astype(np.float32).view(np.uint32).reshape(-1, 1)
-    keys = _scale_keys(1)[:, :1]
-    return _weigh(words, keys, [row_keys(seed, row, len(words)) for seed in place(layer, expert, projection, "bias")])
+    return biases_digest(layer, [expert], projection, bias.reshape(1, -1), row=row)
+
+
+def biases_digest(
+    layer: str, experts: Sequence[int], projection: Projection, biases: npt.NDArray[np.float32], *, row: int = 0
+) -> Digest:
+    """Digest of runs of biases, float32 [E, R], one of each of `experts`, all standing at `row`."""
+    if not biases.size:
+        return Digest()
+    words = biases.astype(np.float32).view(np.uint32).astype(np.uint64)
+    seeds = np.array([place(layer, e, projection, "bias") for e in experts], dtype=np.uint64)
+    rows = np.arange(row, row + biases.shape[1], dtype=np.uint64)
+    with np.errstate(over="ignore"):
+        keys = _mix(seeds.T[:, :, None] + rows * _GOLDEN) | np.uint64(1)
+        sums = (keys * words).sum(axis=(1, 2)) * _scale_keys(1)[:, 0]
+    return Digest(int(sums[0]), int(sums[1]))

@@ -16,6 +16,7 @@ from shardproof.layouts import catalogue, find
 from shardproof.pack import native
 from shardproof.pack.native import structs
 from shardproof.pack.native.library import ENGINE, library, why_not
+from shardproof.pack.native.library import isa as best_isa
 from shardproof.pack.program import program
 from shardproof.plan import make_plan
 from tests.pack.recipes import RECIPES, model, names, packed, recipe
@@ -24,13 +25,16 @@ SHAPES = [
     (1, 128, 256), (2, 256, 256), (3, 384, 512), (2, 64, 64), (3, 32, 12), (2, 256, 90), (1, 24, 40), (2, 768, 224),
     (2, 16, 4), (1, 512, 256), (5, 8, 2), (2, 128, 48), (3, 256, 36), (2, 128, 1), (1, 256, 1024),
 ]  # fmt: skip
-ENGINES = ["avx2", "portable"]
+ENGINES = {"portable": structs.PORTABLE, "avx2": structs.AVX2, "avx512": structs.AVX512}
 
 
-@pytest.fixture(params=ENGINES)
+HERE = {name: isa for name, isa in ENGINES.items() if isa <= best_isa()}
+
+
+@pytest.fixture(params=HERE)
 def engine(request, monkeypatch):
-    """Each form of the native engine; AVX2 is the default where the machine has it."""
-    monkeypatch.setenv(ENGINE, "" if request.param == "avx2" else request.param)
+    """Each form of the native engine that this machine has; the last one is the default."""
+    monkeypatch.setenv(ENGINE, request.param)
     return request.param
 
 
@@ -40,11 +44,11 @@ def test_the_engine_is_built():
     assert library() is not None
 
 
-def _run(identity: str, shape: tuple[int, int, int], source: np.ndarray, *, simd: bool, at: int = 0):
+def _run(identity: str, shape: tuple[int, int, int], source: np.ndarray, *, isa: int, at: int = 0):
     """Canonical bytes through the engine, from a source that starts `at` bytes into its buffer; with a canary behind."""
     layout, parameters = find(identity)
     placed = layout.place(shape, parameters)
-    made = program(identity, shape, 127 if layout.field == "scale" else 0, simd=simd)
+    made = program(identity, shape, 127 if layout.field == "scale" else 0, isa=isa)
     assert made is not None
     experts, rows, width = shape
     held = np.empty(source.size + at, dtype=np.uint8)
@@ -58,15 +62,15 @@ def _run(identity: str, shape: tuple[int, int, int], source: np.ndarray, *, simd
     jobs = np.zeros(made.groups, dtype=native.JOB)
     for g in range(made.groups):
         jobs[g] = (made.address, cuts.ctypes.data, out.ctypes.data, g, g + 1, 1, structs.FIELDS["bias"], 0, 0)
-    result = native.run(jobs, totals=1, columns=width, scratch=made.scratch, threads=2, simd=simd)
+    result = native.run(jobs, totals=1, columns=width, scratch=made.scratch, threads=2, isa=isa)
     assert result.fault is None
     assert (out[placed.nbytes :] == 0x77).all(), "wrote beyond the tensor"
     return out[: placed.nbytes], placed.pack(source), made.struct.kernel
 
 
-@pytest.mark.parametrize("simd", [True, False], ids=ENGINES)
+@pytest.mark.parametrize("isa", HERE.values(), ids=HERE)
 @pytest.mark.parametrize("identity", [layout.identity() for layout in catalogue()])
-def test_every_layout_of_the_catalogue(identity, simd):
+def test_every_layout_of_the_catalogue(identity, isa):
     """Random bytes on every shape that the layout can hold, from an odd address."""
     layout, parameters = find(identity)
     highest = layout.highest if layout.add else 255
@@ -78,7 +82,7 @@ def test_every_layout_of_the_catalogue(identity, simd):
         except LayoutError:
             continue
         source = rng.integers(0, highest + 1, shape, dtype=np.uint8)
-        found, wanted, _ = _run(identity, shape, source, simd=simd, at=3)
+        found, wanted, _ = _run(identity, shape, source, isa=isa, at=3)
         np.testing.assert_array_equal(found, wanted, err_msg=f"{identity} {shape}")
         held += 1
     assert held, "no shape of this test fits the layout: add one"
@@ -92,7 +96,7 @@ def test_fast_kernels_are_chosen():
         "triton_kernels.hopper_value": structs.SHUFFLE,
     }  # fmt: skip
     for identity, kind in kinds.items():
-        made = program(identity, (2, 256, 512), 0, simd=True)
+        made = program(identity, (2, 256, 512), 0, isa=structs.AVX2)
         assert made is not None
         assert made.struct.kernel == kind, identity
 
@@ -118,16 +122,16 @@ def test_ranks_of_a_plan(engine, tmp_path, monkeypatch, name, kind, tp, ep):
     experts=st.integers(1, 6), hidden=st.integers(1, 9), intermediate=st.integers(1, 12), tp=st.integers(1, 4),
     ep=st.integers(1, 3), kind=st.sampled_from(["deepseek", "gpt_oss", "quark"]),
     weight=st.sampled_from(names("weight")), scale=st.sampled_from(names("scale")),
-    policy=st.sampled_from(["balanced", "ceil"]), simd=st.booleans(),
+    policy=st.sampled_from(["balanced", "ceil"]), engine=st.sampled_from([*HERE]),
 )  # fmt: skip
-def test_random_plans(monkeypatch, experts, hidden, intermediate, tp, ep, kind, weight, scale, policy, simd):
+def test_random_plans(monkeypatch, experts, hidden, intermediate, tp, ep, kind, weight, scale, policy, engine):
     """Any checkpoint shape on any number of ranks, with replicas and empty ranks, through any pair of layouts."""
     with tempfile.TemporaryDirectory() as folder:
         made = model(Path(folder), kind, experts=experts, hidden=32 * hidden, intermediate=32 * intermediate, top_k=1)
         placement = {r: tuple(range(r % experts, experts)) if r else tuple(range(experts)) for r in range(ep)}
         rules = recipe(weight, scale, hidden=512, intermediate=512)
         plan = make_plan(made, rules, tp=tp, ep=ep, policy=policy, placement=placement, allow_empty=True)
-        monkeypatch.setenv(ENGINE, "" if simd else "portable")
+        monkeypatch.setenv(ENGINE, engine)
         digests, outs = packed(made, plan, "layers.0")
         monkeypatch.setenv(ENGINE, "numpy")
         wanted_digests, wanted = packed(made, plan, "layers.0")

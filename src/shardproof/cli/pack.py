@@ -53,6 +53,10 @@ def pack(
     threads: Annotated[
         int | None, typer.Option("--threads", metavar="N", min=1, help="Threads; default: the cores of this machine.")
     ] = None,
+    reader: Annotated[
+        str | None,
+        typer.Option("--reader", metavar="NAME", help="Who brings the bytes: mmap, fastsafetensors or runai."),
+    ] = None,
     format_name: FormatName = None,
     as_json: Json = False,
 ) -> None:
@@ -80,7 +84,7 @@ def pack(
     with show.progress("packing", quiet=as_json) as step:
         digests = write_packed(
             model, plan, out, rank_indices=indices, threads=threads, worker=Worker.from_environment(),
-            report=lambda progress: _tell(step, progress, last),
+            reader=reader, report=lambda progress: _tell(step, progress, last),
         )  # fmt: skip
     data = _data(plan, out, digests, last[-1] if last else None, time.monotonic() - start)
     show.emit(as_json, "pack", data, lambda: _render(data))

@@ -22,8 +22,9 @@ from shardproof.layouts import find
 from shardproof.mistakes import Mistake
 from shardproof.mxfp4 import Bytes
 from shardproof.pack import native
+from shardproof.pack.biases import biases_stand_in_files, pack_biases
 from shardproof.pack.matrices import first_held, in_files, pad_value
-from shardproof.pack.native.library import has_simd
+from shardproof.pack.native.library import isa
 from shardproof.pack.native.run import BUS_ERROR
 from shardproof.pack.native.structs import FIELDS
 from shardproof.pack.program import Program, program
@@ -82,7 +83,9 @@ def pack_ranks(
             out = outs[rank][slot]
             _check_buffer(plan, key, rank, slot, out)
             tensor = _tensor(model, plan, key, rank, slot, out, number, where) if native_here else None
-            if tensor is None:
+            if tensor is None and native_here and slot[1] == "bias" and biases_stand_in_files(model, key, slot[0]):
+                digests[rank] += pack_biases(model, plan, key, rank, slot[0], out)
+            elif tensor is None:
                 digests[rank] += pack_slot(model, plan, key, rank, slot, out, mistake=mistake)
             else:
                 tensors.append(tensor)
@@ -118,7 +121,7 @@ def _tensor(
     if not engine_can(model, key, slot):
         return None
     shape = plan.canonical_shape(key, rank, stack, name)
-    made = program(plan.recipe.layouts[slot], shape, pad_value(name), simd=has_simd())
+    made = program(plan.recipe.layouts[slot], shape, pad_value(name), isa=isa())
     if made is None:
         return None
     if made.holes:

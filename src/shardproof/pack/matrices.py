@@ -19,7 +19,8 @@ from shardproof.mxfp4 import PAD_SCALE, PAD_WEIGHT, SCALE_NAN, Bytes
 from shardproof.partition import Rank
 from shardproof.plan import Cut, Plan
 
-_BIAS_FROM = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+BIAS_FROM = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+BIAS_TO = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 
 
 def pad_value(name: Field) -> int:
@@ -51,9 +52,8 @@ def read_cut(model: ExpertModel, layer: LayerExperts, cut: Cut, name: Field, exp
     source = layer.sources[cut.projection, name]
     matrix = _read_rows(model, source, expert, cut.rows)
     if name == "bias":
-        numbers = np.ascontiguousarray(matrix).view(_BIAS_FROM[source.dtype])
-        wanted = np.float32 if plan.recipe.bias_dtype == "float32" else ml_dtypes.bfloat16
-        return np.asarray(numbers.astype(wanted).view(np.uint8))
+        numbers = np.ascontiguousarray(matrix).view(BIAS_FROM[source.dtype])
+        return np.asarray(numbers.astype(BIAS_TO[plan.recipe.bias_dtype]).view(np.uint8))
     rows = matrix[:, cut.columns[0] : cut.columns[1]]
     if name == "scale" and (rows == SCALE_NAN).any():
         raise _scale_nan(rows, source, layer, cut, expert)
@@ -111,5 +111,5 @@ def slot_digest(model: ExpertModel, plan: Plan, key: str, rank: Rank, stack: Sta
 def _bias(model: ExpertModel, layer: LayerExperts, cut: Cut, expert: int) -> Digest:
     source = layer.sources[cut.projection, "bias"]
     raw = np.ascontiguousarray(_read_rows(model, source, expert, cut.rows))
-    numbers: npt.NDArray[np.float32] = raw.view(_BIAS_FROM[source.dtype]).astype(np.float32).reshape(-1)
+    numbers: npt.NDArray[np.float32] = raw.view(BIAS_FROM[source.dtype]).astype(np.float32).reshape(-1)
     return bias_digest(layer.key, expert, cut.projection, numbers, row=cut.rows[0])

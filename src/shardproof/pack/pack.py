@@ -11,7 +11,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from shardproof.checkpoint import MappedReader, Reader
+from shardproof.checkpoint import MappedReader, Reader, open_reader
 from shardproof.digest import Digest
 from shardproof.errors import PackError
 from shardproof.experts import Field, Stack
@@ -41,7 +41,7 @@ def pack(
     report: Report | None = None,
     threads: int | None = None,
     worker: Worker | None = None,
-    reader: Reader | None = None,
+    reader: Reader | str | None = None,
     mistake: Mistake | None = None,
 ) -> dict[int, Digest]:
     """Pack ranks (all by default) into a folder and return their digests.
@@ -53,12 +53,15 @@ def pack(
     threads   cores by default (OMP_NUM_THREADS, affinity and cgroup quota are obeyed)
     worker    this process's share of ranks and layers where several pack together (`Worker.from_environment`); all of
               them need the same `out` on one host. A worker that is done before others of its host returns {}.
-    reader    who brings the bytes; mapped files by default
+    reader    who brings the bytes, or its name (`shardproof.checkpoint.readers`); mapped files by default
     mistake   puts a known mistake back in, for tests and the demo only
 
     Raises PackError `pack.not_empty`, `pack.stale`, `pack.disk_full`, `pack.rank`, `pack.scale_nan` or `pack.io`,
-    CheckpointError `checkpoint.changed`, LayoutError `layout.value`.
+    CheckpointError `checkpoint.changed`, `checkpoint.reader`, `checkpoint.reader_missing` or
+    `checkpoint.reader_failed`, LayoutError `layout.value`.
     """
+    if isinstance(reader, str):
+        reader = open_reader(reader, model.checkpoint)
     share = worker or Worker()
     indices = share.ranks(_indices(plan, rank_indices))
     variant = f"mistake {mistake.name}" if mistake else ""

@@ -3,7 +3,7 @@
 A tile is the smallest set of digits whose bytes stand together in the kernel's order and that the fast kernels can
 move as a whole. Digits inside the tile are enumerated once; the others become loops: those along rows, experts and
 halves choose a *group* of rows, those along K walk through it. So ragged cuts and padding matter only where rows are
-looked up, and every layout of the catalogue, of bytes, nibbles or bits, goes through the same five kernels.
+looked up, and every layout of the catalogue, of bytes, nibbles or bits, goes through the same kernels.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ from shardproof.experts import Field
 from shardproof.layouts import Placed, find
 from shardproof.layouts.moves import BITS
 from shardproof.mxfp4 import PAD_SCALE, PAD_WEIGHT
+from shardproof.pack.digits import Digit
+from shardproof.pack.fitting import fit
 from shardproof.pack.native import structs as s
-from shardproof.pack.tile import MOST_ROWS, Digit, Tile, choose, enumerate_tile
 
 Ints = npt.NDArray[np.int64]
+_LONG_ROW, _ROWS_TOGETHER = 1024, 16  # long enough that the hardware reads ahead by itself; as work.c has it
 
 
 @dataclass(frozen=True)
@@ -48,26 +50,23 @@ class Program:
 
 
 @lru_cache(maxsize=512)
-def program(identity: str, shape: tuple[int, int, int], pad: int, *, simd: bool) -> Program | None:
+def program(identity: str, shape: tuple[int, int, int], pad: int, *, isa: int) -> Program | None:
     """Compile a layout on canonical shape (E, N, bytes a row); `pad` is the value of padding inside that shape.
 
-    None where the engine has no kernel for it (bytes that checkpoint units fill only in part).
+    `isa` is PORTABLE, AVX2 or AVX512 of engine.h. None where the engine has no kernel for it (bytes that checkpoint units fill only in part).
     """
     layout, parameters = find(identity)
     placed = layout.place(shape, parameters)
     change = (layout.add, layout.highest)
-    return compile_placed(placed, pad, change, simd=simd)
+    return compile_placed(placed, pad, change, isa=isa)
 
 
-def compile_placed(placed: Placed, pad: int, change: tuple[int, int], *, simd: bool) -> Program | None:
+def compile_placed(placed: Placed, pad: int, change: tuple[int, int], *, isa: int) -> Program | None:
     """Compile a placed layout; `change` is its value change (add, highest)."""
-    digits = digits_of(placed)
-    chosen, outer = choose(digits, placed, BITS[placed.unit])
-    tile = enumerate_tile(chosen, placed, BITS[placed.unit])
-    made = tile.moves(simd=simd, columns=[d for d in outer if d.along_k])
-    if made is None or len(tile.row) > MOST_ROWS:
+    found = fit(digits_of(placed), placed, isa)
+    if found is None:
         return None
-    kernel, part, masks, tables, word = made
+    tile, moves, outer = found
     rows = [d for d in outer if not d.along_k]
     columns = [d for d in outer if d.along_k]
     per_byte = 8 // BITS[placed.unit]
@@ -80,16 +79,15 @@ def compile_placed(placed: Placed, pad: int, change: tuple[int, int], *, simd: b
     experts, matrix_rows, width = placed.shape
     limit = placed.extents[-2]
     padded = placed.padded[-1] // per_byte
-    reach = int(masks[part["index"]].view(np.int8).max()) if kernel == s.SHUFFLE else 16
-    near = reach + int(column_loops["src"][-1]) < 16
-    masks, tables = _aligned(masks), np.ascontiguousarray(tables)
-    arrays = (row_loops, column_loops, tile.row, tile.base, part, masks, tables)
+    near = moves.kernel == s.SHUFFLE and _reach(moves.masks, moves.parts) + int(column_loops["src"][-1]) < 16
+    masks, tables = _aligned(moves.masks), np.ascontiguousarray(moves.tables)
+    arrays = (row_loops, column_loops, tile.row, tile.base, moves.parts, masks, tables, moves.pieces, moves.terms)
     offset = placed.strides.offset // per_byte
     struct = s.ProgramStruct(
-        kernel, len(tile.row), len(row_loops), len(column_loops), len(part), word, int(near),
+        moves.kernel, len(tile.row), len(row_loops), len(column_loops), len(moves.parts), moves.word, int(near),
         pad, placed.pad_value, change[0], change[1],
         limit, matrix_rows, experts * matrix_rows, width, padded, tile.size, offset + tile.start,
-        *(a.ctypes.data for a in arrays),
+        *(a.ctypes.data for a in arrays), len(moves.pieces), len(moves.terms), moves.block, int(moves.whole_lines),
     )  # fmt: skip
     groups = math.prod(int(n) for n in row_loops["count"])
     return Program(
@@ -122,39 +120,56 @@ def digits_of(placed: Placed) -> list[Digit]:
 def staging_program(placed: Placed, identity: str, name: Field) -> Program:
     """Rows in canonical order with the layout's own padding and value change: what a GPU permutes further.
 
-    One group is one row. Rows stand as [experts, halves, padded rows]; for layouts of the whole stack as [padded rows].
+    Rows stand as [experts, halves, padded rows]; for layouts of the whole stack as [padded rows]. A group is one long
+    row, or several short ones, whose digests are taken together.
     """
     layout, _ = find(identity)
-    bits = BITS[placed.unit]
     experts, matrix_rows, width = placed.shape
-    pitch = placed.padded[-1] * bits // 8
-    axes = placed.pattern.axes
-    base = {"e": matrix_rows, "h": matrix_rows // 2}
-    loops, inside = [], pitch
-    for axis, size in reversed(list(zip(axes[:-1], placed.padded[:-1], strict=True))):
-        along = axis in "nm"
-        loops.append((size, int(along), 0 if along else base[axis], inside))
-        inside *= size
-    rows = np.array(loops[::-1], dtype=s.ROW_LOOP)
+    pitch = placed.padded[-1] * BITS[placed.unit] // 8
+    together = 1 if width >= _LONG_ROW else math.gcd(placed.padded[-2], _ROWS_TOGETHER)
+    rows = _rows_in_order(placed, pitch, together)
     columns = np.array([(1, 0, 0)], dtype=s.COLUMN_LOOP)
-    nothing = np.zeros(1, dtype=np.int64)
-    part, masks, tables = np.zeros(0, s.PART), np.zeros(16, np.uint8), np.zeros(256, np.uint32)
-    arrays = (rows, columns, nothing, nothing, part, masks, tables)
+    count = np.arange(together, dtype=np.int64)
+    part = np.array([(i * pitch, i, 0, pitch, 0, 0, 0) for i in range(together) if together > 1], dtype=s.PART)
+    arrays = (
+        rows, columns, count, 0 * count, part, np.zeros(16, np.uint8), np.zeros(256, np.uint32),
+        np.zeros(0, s.PART), np.zeros(0, s.TERM),
+    )  # fmt: skip
     pad = PAD_SCALE if name == "scale" else PAD_WEIGHT
     struct = s.ProgramStruct(
-        s.RUN, 1, len(rows), 1, 0, 1, 0, pad, placed.pad_value, layout.add, layout.highest,
-        placed.extents[-2], matrix_rows, experts * matrix_rows, width, pitch, pitch, 0,
-        *(a.ctypes.data for a in arrays),
+        s.COPY if together > 1 else s.RUN, together, len(rows), 1, len(part), 1, 0,
+        pad, placed.pad_value, layout.add, layout.highest,
+        placed.extents[-2], matrix_rows, experts * matrix_rows, width, pitch, pitch * together, 0,
+        *(a.ctypes.data for a in arrays), 0, 0, 0, 0,
     )  # fmt: skip
-    groups = math.prod(placed.padded[:-1])
-    return Program(struct, groups, pitch, (1, ((pitch + 64) | 63) + 1), False, arrays)
+    groups = math.prod(placed.padded[:-1]) // together
+    return Program(struct, groups, pitch * together, (together, ((pitch + 64) | 63) + 1), False, arrays)
+
+
+def _rows_in_order(placed: Placed, pitch: int, together: int) -> npt.NDArray[np.void]:
+    """Loops over the rows of canonical bytes with the layout's padding, `together` rows a turn of the innermost."""
+    base = {"e": placed.shape[1], "h": placed.shape[1] // 2}
+    loops, inside = [], pitch * together
+    for axis, size in reversed(list(zip(placed.pattern.axes[:-1], placed.padded[:-1], strict=True))):
+        if axis in "nm":
+            loops.append((size // together, together, 0, inside))
+            inside *= size // together
+        else:
+            loops.append((size, 0, base[axis], inside))
+            inside *= size
+    return np.array(loops[::-1], dtype=s.ROW_LOOP)
+
+
+def _reach(masks: npt.NDArray[np.uint8], parts: npt.NDArray[np.void]) -> int:
+    """The last byte of its window that any shuffle takes."""
+    return int(masks[parts["index"]].view(np.int8).max())
 
 
 def _aligned(masks: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    room = np.zeros(masks.size + 16, dtype=np.uint8)
-    start = -room.ctypes.data % 16
+    room = np.zeros(masks.size + 64, dtype=np.uint8)
+    start = -room.ctypes.data % 64
     room[start : start + masks.size] = masks.reshape(-1)
     return room[start : start + masks.size]
 
 
-__all__ = ["Digit", "Program", "Tile", "compile_placed", "program"]
+__all__ = ["Program", "compile_placed", "program"]

@@ -184,12 +184,10 @@ def _nvrtc(source: str, options: list[str]) -> bytes:
     return code
 
 
-def machine_code(entry: str, build: Build, arch: str = "sm_90a") -> bytes:
-    """The cubin of `entry` for `build`, from the cache or from NVRTC (a few seconds)."""
-    source = source_text(entry, build)
-    options = [f"-arch={arch}", "-std=c++17", "-default-device", *build.macros]
+def compiled(name: str, source: str, options: list[str]) -> bytes:
+    """The cubin of a source text, from the cache (files that begin with `name`) or from NVRTC."""
     key = hashlib.sha256("\0".join([source, *options]).encode()).hexdigest()[:24]
-    path = cache_folder() / f"{Path(entry).stem}-{build.name}-{build.activation}-{key}.cubin"
+    path = cache_folder() / f"{name}-{key}.cubin"
     if path.is_file():
         return path.read_bytes()
     code = _nvrtc(source, options)
@@ -198,3 +196,9 @@ def machine_code(entry: str, build: Build, arch: str = "sm_90a") -> bytes:
         f.write(code)
     Path(f.name).replace(path)
     return code
+
+
+def machine_code(entry: str, build: Build, arch: str = "sm_90a") -> bytes:
+    """The cubin of `entry` for `build`, from the cache or from NVRTC (a few seconds)."""
+    options = [f"-arch={arch}", "-std=c++17", "-default-device", *build.macros]
+    return compiled(f"{Path(entry).stem}-{build.name}-{build.activation}", source_text(entry, build), options)

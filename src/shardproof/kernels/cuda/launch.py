@@ -56,6 +56,13 @@ def function(entry: str, build: Build, device: int) -> Any:
     return func
 
 
+def loaded(code: bytes, name: str) -> Any:
+    """The kernel `name` of a cubin, in the current context."""
+    from cuda.bindings import driver
+
+    return _check(driver.cuModuleGetFunction(_check(driver.cuModuleLoadData(code)), name.encode()))
+
+
 def launch(func: Any, grid: int, block: int, shared: int, stream: int, overlap: bool, *args: Any) -> None:
     """Launches on `stream`; with `overlap` it may start while its predecessor runs and waits inside."""
     from cuda.bindings import driver

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from shardproof.layouts import Placed
 from shardproof.layouts.moves import BITS
+from shardproof.pack.digits import Digit, choose
+from shardproof.pack.plain import words
 from shardproof.pack.program import digits_of
-from shardproof.pack.tile import Digit, Tile, choose, enumerate_tile
+from shardproof.pack.tile import Tile, enumerate_tile
 
 if TYPE_CHECKING:
     import torch
@@ -69,7 +71,9 @@ def gather_of(placed: Placed) -> Gather | None:
         count = np.arange(digit.size, dtype=np.int64)
         tile_source = (tile_source[:, None] + count * _step(digit, rows, pitch, bits)).reshape(-1)
         tile_target = (tile_target[:, None] + count * (digit.stride * bits // 8)).reshape(-1)
-    at_row = np.array([_row(int(r), int(b), rows) for r, b in zip(tile.row, tile.base, strict=True)], dtype=np.int64)
+    at_row = np.array(
+        [_row(int(r), int(b), rows) for r, b in zip(tile.row, tile.base, strict=True)], dtype=np.int64
+    )
     strides = [digit.stride * bits // 8 for digit in outer]
     return _copies(tile, at_row, pitch, tile_source, tile_target) or _words(
         tile, at_row, pitch, tile_source, tile_target, strides
@@ -100,12 +104,20 @@ def _copies(tile: Tile, at_row: Ints, pitch: int, tile_source: Ints, tile_target
     source = at_row[tile.of_row] * pitch + tile.source
     grouped, target = source.reshape(-1, 4), tile.target.reshape(-1, 4)
     together = (np.diff(grouped) == 1).all() and (np.diff(target) == 1).all()
-    aligned = all((values % 4 == 0).all() for values in (grouped[:, 0], target[:, 0], tile_source, tile_target))
+    aligned = all(
+        (values % 4 == 0).all() for values in (grouped[:, 0], target[:, 0], tile_source, tile_target)
+    )
     if not together or not aligned:
         return None
     none = np.zeros((1, 1), dtype=np.int32)
     return Gather(
-        tile_source, tile_target, grouped[:, :1].astype(np.int32), target[:, 0].astype(np.int32), none, None, 4
+        tile_source,
+        tile_target,
+        grouped[:, :1].astype(np.int32),
+        target[:, 0].astype(np.int32),
+        none,
+        None,
+        4,
     )
 
 
@@ -113,10 +125,10 @@ def _words(
     tile: Tile, at_row: Ints, pitch: int, tile_source: Ints, tile_target: Ints, strides: list[int]
 ) -> Gather | None:
     aligned = (tile_target % 4 == 0).all() and all(stride % 4 == 0 for stride in strides)
-    made = tile.words(wide=bool(aligned))
+    made = words(tile, wide=bool(aligned))
     if made is None:
         return None
-    _, parts, _, tables, word = made
+    parts, tables, word = made.parts, made.tables, made.word
     ends = np.flatnonzero(parts["keep"]) + 1
     counts = np.diff(np.concatenate(([0], ends)))
     most = int(counts.max())
@@ -128,12 +140,16 @@ def _words(
         source[number, :count] = at_row[part["row"]] * pitch + part["column"]
         table[number, :count] = part["index"]
     filled = np.concatenate((tables, zero)).view(np.int32)
-    return Gather(tile_source, tile_target, source, parts["dst"][ends - 1].astype(np.int32), table, filled, word)
+    return Gather(
+        tile_source, tile_target, source, parts["dst"][ends - 1].astype(np.int32), table, filled, word
+    )
 
 
 @dataclass(frozen=True)
 class DeviceGather:
-    """A `Gather` whose arrays are on a device."""
+    """A `Gather` whose arrays are on a device; holes keep what they hold."""
+
+    writes_holes: ClassVar[bool] = False
 
     tile_source: torch.Tensor
     tile_target: torch.Tensor

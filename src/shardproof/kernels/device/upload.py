@@ -1,29 +1,33 @@
 """Packing into GPU memory: raw slices go up in large pinned transfers and are permuted there.
 
-Two pinned buffers and two device buffers of `scratch` bytes each take turns: while the GPU permutes one batch of
-experts, the next is copied up and the one after is cut from the checkpoint, digested and checked on the CPU.
+Experts go in batches that fit a quarter of `scratch` (`stage.py`): while the GPU permutes one batch, the next is copied
+up and the one after is cut from the checkpoint, digested and checked on the CPU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from shardproof.checkpoint import MappedReader
 from shardproof.checkpoint.reader import Addresses
 from shardproof.digest import Digest
 from shardproof.errors import PackError
 from shardproof.formats import ExpertModel
-from shardproof.kernels.device.gather import device_gather
+from shardproof.kernels.device.permute import device_permuter
+from shardproof.kernels.device.stage import BUFFERS, Piece, Stage
 from shardproof.layouts import Placed, find
-from shardproof.mxfp4 import Bytes
+from shardproof.layouts.sizing import number
 from shardproof.pack import native
+from shardproof.pack.biases import biases_stand_in_files, pack_biases
 from shardproof.pack.layer import Slot, cuts_of, engine_can, layer_spans, raise_fault
 from shardproof.pack.native.structs import FIELDS
-from shardproof.pack.program import staging_program
+from shardproof.pack.program import Program, staging_program
 from shardproof.pack.reference import pack_slot
 from shardproof.partition import Rank
 from shardproof.plan import Plan
@@ -31,7 +35,8 @@ from shardproof.plan import Plan
 if TYPE_CHECKING:
     import torch
 
-SCRATCH = 256 << 20
+SCRATCH = 128 << 20
+_JOB_BYTES = 256 << 10
 
 
 def pack_layer_on_device(
@@ -40,29 +45,45 @@ def pack_layer_on_device(
 ) -> Digest:  # fmt: skip
     """Pack one layer of one rank into tensors on a device (flat uint8, every byte is written); returns the digest.
 
-    Scratch is at most 2 * `scratch` bytes of pinned host memory and as many on the device, or two experts where one
-    is larger. Works on any torch device; on CUDA the permutation is one Triton kernel.
+    Scratch is at most `scratch` bytes of pinned host memory and as many on the device, or four experts where one is
+    larger than a quarter of it. Works on any torch device; `permute.py` says what permutes where.
     Raises what `pack_layer` raises.
     """
     digest = Digest()
     spans = layer_spans(model, plan, key, [rank])
     reader = MappedReader(model.checkpoint, ())
     where = Addresses(spans, reader.take(spans))
-    stage = None
+    staged: dict[str, list[_Batch]] = {}
     for slot in plan.fields(key):
-        target = out[slot]
-        placed = plan.placed(key, rank, *slot)
+        target, placed = out[slot], plan.placed(key, rank, *slot)
         _check(placed, target, key, rank, slot)
-        if not engine_can(model, key, slot) or device_gather(placed, str(target.device)) is None:
-            host = np.empty(placed.nbytes, dtype=np.uint8)
-            digest += pack_slot(model, plan, key, rank, slot, host)
-            target.copy_(_tensor(host))
+        permuter = device_permuter(placed, str(target.device))
+        if permuter is None or not engine_can(model, key, slot):
+            digest += _through_host(model, plan, key, rank, slot, target)
             continue
-        stage = stage or _Stage(str(target.device), scratch, threads)
-        digest += _pack_slot(model, plan, key, rank, slot, target, where, stage)
-    if stage is not None:
-        stage.finish()
+        if placed.has_padding and not permuter.writes_holes:
+            target.fill_(placed.pad_value)
+        cuts = cuts_of(plan, model.layer(key), rank, slot, where)
+        batches = _batches(plan, slot, placed, cuts, target, max(1, scratch // BUFFERS))
+        staged.setdefault(str(target.device), []).extend(batches)
+    for device, all_ in staged.items():
+        digest += _pack_batches(model, plan, key, rank, device, all_, threads, where)
     reader.done(spans)
+    return digest
+
+
+def _through_host(
+    model: ExpertModel, plan: Plan, key: str, rank: Rank, slot: Slot, target: torch.Tensor
+) -> Digest:
+    """A tensor that is packed on the CPU and goes up as it is: biases, and all of them without the native engine."""
+    import torch
+
+    host = np.empty(target.numel(), dtype=np.uint8)
+    if slot[1] == "bias" and biases_stand_in_files(model, key, slot[0]):
+        digest = pack_biases(model, plan, key, rank, slot[0], host)
+    else:
+        digest = pack_slot(model, plan, key, rank, slot, host)
+    target.copy_(torch.from_numpy(host))
     return digest
 
 
@@ -75,33 +96,35 @@ def _check(placed: Placed, target: torch.Tensor, key: str, rank: Rank, slot: Slo
         )  # fmt: skip
 
 
-def _tensor(data: Bytes) -> torch.Tensor:
-    import torch
-
-    return torch.from_numpy(data)
-
-
 @dataclass(frozen=True)
 class _Batch:
-    """Experts [first, first + count) of a tensor: their layout and the bytes that they take in it."""
+    """Some experts of a tensor: their layout, where they come from and the bytes that they take."""
 
-    first: int
-    count: int
+    slot: Slot
+    layout: str
     placed: Placed
-    start: int
+    cuts: npt.NDArray[np.void]
+    target: torch.Tensor
 
 
-def _batches(plan: Plan, slot: Slot, placed: Placed, scratch: int) -> Iterator[_Batch]:
-    """Batches whose staged bytes fit in `scratch`; all experts at once where tiles would be cut."""
-    layout, parameters = find(plan.recipe.layouts[slot])
+def _batches(
+    plan: Plan, slot: Slot, placed: Placed, cuts: npt.NDArray[np.void], target: torch.Tensor, most: int
+) -> Iterator[_Batch]:
+    """Batches of at most `most` staged bytes, cut where no tile of the layout holds experts of two."""
+    identity = plan.recipe.layouts[slot]
+    layout, parameters = find(identity)
     experts, rows, width = placed.shape
-    single = layout.place((1, rows, width), parameters)
-    count = max(1, min(experts, scratch // max(staged_bytes(single), 1)))
-    if single.nbytes * experts != placed.nbytes:
-        count = experts
+    together = 1
+    if placed.pattern.axes[0] == "m":
+        tile = math.lcm(placed.strides.steps[0].weight, number(layout.pad.get("m", 1), parameters))
+        together = min(experts, tile // math.gcd(tile, rows))
+    single = layout.place((together, rows, width), parameters)
+    count = together * max(1, most // max(staged_bytes(single), 1))
     for first in range(0, experts, count):
-        held = min(count, experts - first)
-        yield _Batch(first, held, layout.place((held, rows, width), parameters), first * single.nbytes)
+        held = layout.place((min(count, experts - first), rows, width), parameters)
+        start = first // together * single.nbytes
+        part = np.ascontiguousarray(cuts[first : first + count])
+        yield _Batch(slot, identity, held, part, target[start : start + held.nbytes])
 
 
 def staged_bytes(placed: Placed) -> int:
@@ -112,90 +135,44 @@ def staged_bytes(placed: Placed) -> int:
     return total * {"byte": 8, "nibble": 4, "bit": 1}[placed.unit] // 8
 
 
-def _pack_slot(
-    model: ExpertModel, plan: Plan, key: str, rank: Rank, slot: Slot, target: torch.Tensor, where: Addresses,
-    stage: _Stage,
+def _pack_batches(
+    model: ExpertModel, plan: Plan, key: str, rank: Rank, device: str, batches: Sequence[_Batch], threads: int | None,
+    where: Addresses,
 ) -> Digest:  # fmt: skip
-    placed = plan.placed(key, rank, *slot)
-    if placed.has_padding:
-        target.fill_(placed.pad_value)
-    cuts = cuts_of(plan, model.layer(key), rank, slot, where)
-    total = Digest()
-    for batch in _batches(plan, slot, placed, stage.scratch):
-        pinned = stage.next(staged_bytes(batch.placed))
-        made = staging_program(batch.placed, plan.recipe.layouts[slot], slot[1])
-        jobs = np.zeros(max(1, min(made.groups, 64)), dtype=native.JOB)
-        bounds = np.linspace(0, made.groups, len(jobs) + 1).astype(np.int64)
-        part = np.ascontiguousarray(cuts[batch.first : batch.first + batch.count])
-        jobs["program"], jobs["cuts"], jobs["dst"] = made.address, part.ctypes.data, pinned.ctypes.data
-        jobs["begin"], jobs["end"] = bounds[:-1], bounds[1:]
-        jobs["cuts_each"], jobs["field"] = part.shape[1], FIELDS[slot[1]]
-        spec = plan.shape(key).spec
+    """Stage all batches in one run of the native engine; each goes up as soon as its bytes are there."""
+    pieces, programs = [], []
+    for batch in batches:
+        permuter = device_permuter(batch.placed, device)
+        assert permuter is not None
+        pieces.append(Piece(permuter, staged_bytes(batch.placed), batch.target))
+        programs.append(staging_program(batch.placed, batch.layout, batch.slot[1]))
+    stage = Stage(device, pieces)
+    jobs = np.concatenate([
+        _jobs(part, batch, program, stage.address(part))
+        for part, (batch, program) in enumerate(zip(batches, programs, strict=True))
+    ])  # fmt: skip
+    spec = plan.shape(key).spec
+    try:
         result = native.run(
-            jobs, totals=1, columns=max(spec.hidden, spec.intermediate) // 32, scratch=made.scratch,
-            threads=stage.threads, keep=[part, made, where],
+            jobs, totals=1, columns=max(spec.hidden, spec.intermediate) // 32,
+            scratch=(max(p.scratch[0] for p in programs), max(p.scratch[1] for p in programs)),
+            threads=threads, keep=[batches, programs, where], parts=stage,
         )  # fmt: skip
-        if result.fault is not None:
-            host = np.empty(placed.nbytes, dtype=np.uint8)
-            raise_fault(model, plan, key, rank, slot, host, result.fault)
-        total += result.totals[0]
-        gather = device_gather(batch.placed, str(target.device))
-        assert gather is not None
-        stage.up(gather, pinned.nbytes, target[batch.start : batch.start + batch.placed.nbytes])
-    return total
+    finally:
+        stage.finish()
+    if result.fault is not None:
+        slot = batches[int(jobs["part"][result.fault.job])].slot
+        host = np.empty(plan.placed(key, rank, *slot).nbytes, dtype=np.uint8)
+        raise_fault(model, plan, key, rank, slot, host, result.fault)
+    return result.totals[0]
 
 
-class _Stage:
-    """Two pinned buffers, two device buffers, and one stream on which transfers and permutations follow each other."""
-
-    def __init__(self, device: str, scratch: int, threads: int | None) -> None:
-        import torch
-
-        self.scratch, self.threads, self._device = scratch, threads, device
-        self._cuda = torch.device(device).type == "cuda"
-        self._stream = torch.cuda.Stream(device) if self._cuda else None  # type: ignore[no-untyped-call]
-        if self._stream is not None:
-            self._stream.wait_stream(torch.cuda.current_stream(device))
-        self._host: list[torch.Tensor | None] = [None, None]
-        self._there: list[torch.Tensor | None] = [None, None]
-        self._events: list[Any] = [None, None]
-        self._turn = 1
-
-    def next(self, size: int) -> Bytes:
-        """A pinned buffer of `size` bytes that the GPU no longer reads."""
-        import torch
-
-        self._turn = turn = 1 - self._turn
-        if self._events[turn] is not None:
-            self._events[turn].synchronize()
-        held = self._host[turn]
-        if held is None or held.numel() < size:
-            room = max(size, self.scratch if self._cuda else size)
-            self._host[turn] = held = torch.empty(room, dtype=torch.uint8, pin_memory=self._cuda)
-            self._there[turn] = torch.empty(room, dtype=torch.uint8, device=self._device) if self._cuda else held
-        data: Bytes = held.numpy()[:size]
-        return data
-
-    def up(self, gather: Any, size: int, target: torch.Tensor) -> None:
-        """Copy the current pinned buffer up and permute it into `target`."""
-        import torch
-
-        host, there = self._host[self._turn], self._there[self._turn]
-        assert host is not None
-        assert there is not None
-        if self._stream is None:
-            gather.run(there[:size], target)
-            return
-        with torch.cuda.stream(self._stream):
-            there[:size].copy_(host[:size], non_blocking=True)
-            gather.run(there[:size], target)
-            self._events[self._turn] = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._events[self._turn].record(self._stream)
-
-    def finish(self) -> None:
-        """Let the caller's stream wait for all that was started."""
-        import torch
-
-        if self._stream is not None:
-            torch.cuda.current_stream(self._device).wait_stream(self._stream)
-            self._stream.synchronize()
+def _jobs(part: int, batch: _Batch, program: Program, address: int) -> npt.NDArray[np.void]:
+    """Jobs of about equal size that stage one batch."""
+    count = max(1, min(program.groups, -(-program.groups * program.group_bytes // _JOB_BYTES)))
+    bounds = np.linspace(0, program.groups, count + 1).astype(np.int64)
+    jobs = np.zeros(count, dtype=native.JOB)
+    jobs["program"], jobs["cuts"], jobs["dst"] = program.address, batch.cuts.ctypes.data, address
+    jobs["begin"], jobs["end"], jobs["part"] = bounds[:-1], bounds[1:], part
+    jobs["cuts_each"], jobs["field"] = batch.cuts.shape[1], FIELDS[batch.slot[1]]
+    return jobs

@@ -3,13 +3,6 @@
 
 #include "engine.h"
 
-uint64_t sp_row_key(uint64_t place, uint64_t row) {
-  uint64_t x = place + row * 0x9E3779B97F4A7C15u;
-  x = (x ^ (x >> 33)) * 0xFF51AFD7ED558CCDu;
-  x = (x ^ (x >> 33)) * 0xC4CEB9FE1A85EC53u;
-  return (x ^ (x >> 33)) | 1;
-}
-
 void sp_sum_weights(const uint8_t *src, int64_t bytes, const uint32_t *k0, const uint32_t *k1, uint64_t out[2]) {
   uint64_t a = 0, b = 0;
   for (int64_t i = 0; i < bytes / 4; i++) {

@@ -8,7 +8,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum kernel { RUN = 0, TILE16 = 1, SHUFFLE = 2, COPY = 3, WORDS = 4 };
+enum kernel { RUN = 0, TILE16 = 1, SHUFFLE = 2, COPY = 3, WORDS = 4, LINES = 5 };
+enum isa { PORTABLE = 0, AVX2 = 1, AVX512 = 2 };
+enum { MOST_ROWS = 256, MOST_BLOCK = 2048 }; /* of a group; bytes that one tile of LINES gathers */
 enum field { WEIGHT = 0, SCALE = 1, OTHER = 2 };
 enum fault { FINE = 0, SCALE_IS_NAN = 1, VALUE_TOO_HIGH = 2, BUS_ERROR = 3 };
 
@@ -20,12 +22,18 @@ typedef struct { int64_t count, src, dst; } ColumnLoop;
  * COPY     `size` bytes from (row, column) to dst
  * SHUFFLE  16 bytes from (row, column) through mask `index`; where `keep` is not 0 shifted left by `shift` bits in
  *          16-bit lanes and masked by mask `keep`; or-ed into the 16 bytes at dst. Parts of one dst stand together.
- * WORDS    one byte from (row, column) through table `index`, or-ed into the word at dst; `keep` ends a word */
+ * WORDS    one byte from (row, column) through table `index`, or-ed into the word at dst; `keep` ends a word
+ * LINES    pieces of `word` bytes from (row, column) to the block at dst; then terms */
 typedef struct { int32_t dst, row, column, size, index, keep, shift; } Part;
+
+/* LINES: bytes of the block's 64 (or, `wide`, 128) from `window` on go through vector `index` to the line at dst of the
+ * tile, where `in` says; or, with `control`, through it as well: each byte takes 8 bits of its 64 from there on, of
+ * which vector `keep` stay. `store` are the bytes of the line that are written. */
+typedef struct { int32_t dst, window, wide, index, control, keep; uint64_t in, store; } Term;
 
 typedef struct {
   int32_t kernel, group_rows, row_loops, column_loops, parts;
-  int32_t word;                           /* WORDS: bytes written at once; SHUFFLE: 64 where tiles are whole lines */
+  int32_t word;                           /* WORDS: bytes written at once; SHUFFLE: 64 where tiles are whole lines; LINES: bytes a piece */
   int32_t near;                           /* SHUFFLE: windows of two neighbouring tiles are one */
   int32_t pad, filler, add, highest;      /* value of plan padding, of layout padding; value change */
   int64_t row_limit, matrix_rows, stack_rows; /* rows along the layout's axis, of one expert, of all experts */
@@ -35,8 +43,11 @@ typedef struct {
   const ColumnLoop *columns;
   const int64_t *group_row, *group_base;
   const Part *part;
-  const uint8_t *masks;
+  const uint8_t *masks; /* 16 bytes each; LINES: 64 */
   const uint32_t *tables;
+  const Part *piece;
+  const Term *term;
+  int64_t pieces, terms, block, whole_lines; /* LINES: counts, bytes of a block, whether every line is stored whole */
 } Program;
 
 /* One rectangle of one expert: where it is, where it lands, and its place in the model for the digest. */
@@ -47,13 +58,13 @@ typedef struct {
   int64_t digested;
 } Cut;
 
-/* Groups [begin, end) of one tensor; `cuts` holds `cuts_each` cuts an expert. */
+/* Groups [begin, end) of one tensor; `cuts` holds `cuts_each` cuts an expert; `part` is what it counts in (Batch.left). */
 typedef struct {
   const Program *program;
   const Cut *cuts;
   uint8_t *dst;
   int64_t begin, end;
-  int32_t cuts_each, field, total, unused;
+  int32_t cuts_each, field, total, part;
 } Job;
 
 typedef struct {
@@ -62,19 +73,47 @@ typedef struct {
   uint64_t *totals;            /* [totals][2 lanes] */
   const uint32_t *weight_keys; /* [2][keys]: one a 4-byte word of a row */
   const int16_t *scale_keys;   /* [2][2][keys]: low and high half, one a byte of a row */
-  int64_t keys, simd;
+  const uint8_t *scale_bytes;   /* [2][4][keys + 64]: the four bytes of a scale's key, for AVX-512 */
+  const uint64_t *scale_before; /* [2][keys + 1]: sums of the unsigned ones of them, each in its place */
+  int64_t keys, isa;
   int64_t fault, fault_job, fault_row, fault_at;
+  int64_t open;  /* jobs below this number may run; others wait */
+  int64_t *left; /* of every part, the jobs that have not ended; or NULL */
 } Batch;
 
-uint64_t sp_row_key(uint64_t place, uint64_t row);
+/* The key of a row is mixed from its seed, place + row * ROW_STEP (digest.py). */
+#define ROW_STEP 0x9E3779B97F4A7C15u
+#define MIX_1 0xFF51AFD7ED558CCDu
+#define MIX_2 0xC4CEB9FE1A85EC53u
+static inline uint64_t row_key_of(uint64_t seed) {
+  seed = (seed ^ (seed >> 33)) * MIX_1;
+  seed = (seed ^ (seed >> 33)) * MIX_2;
+  return (seed ^ (seed >> 33)) | 1;
+}
+
+/* What a kernel does besides moving a group: it asks the memory for the rows of the next one (`ahead`), and, with `k0`,
+ * takes the row sums of weights: column keys of the group's first byte, row keys (0: the row does not count), and eight
+ * 64-bit sums a lane. */
+typedef struct {
+  const uint8_t *const *ahead;
+  const uint32_t *k0, *k1;
+  uint64_t (*row_key)[2], *acc;
+} Aside;
 
 /* Kernels: one group of rows, all tiles along its width. Row pointers reach `padded` bytes (+32 where staged). */
 void sp_move_portable(const Program *p, const uint8_t *const *rows, uint8_t *dst);
 int sp_move_avx2(const Program *p, const uint8_t *const *rows, uint8_t *dst);
+int sp_move_avx512(const Program *p, const uint8_t *const *rows, uint8_t *dst, const Aside *aside);
 
 /* Sums over one row, both lanes; `sp_sum_scales*` also says whether a byte is 255. */
 void sp_sum_weights(const uint8_t *src, int64_t bytes, const uint32_t *k0, const uint32_t *k1, uint64_t out[2]);
 int sp_sum_scales(const uint8_t *src, int64_t bytes, const int16_t *k, int64_t keys, uint64_t out[2]);
+/* The same for rows that share their columns, times the rows' keys, added to 8 sums a lane. */
+void sp_sum_weights_avx512(const uint8_t *const *src, int64_t rows, int64_t bytes, const uint32_t *k0,
+                           const uint32_t *k1, uint64_t (*row_key)[2], uint64_t *acc);
+int sp_sum_scales_avx512(const uint8_t *const *src, int64_t rows, int64_t bytes, const uint8_t *key, int64_t keys,
+                         const uint64_t *before, uint64_t (*row_key)[2], uint64_t *acc);
+void sp_row_keys_avx512(uint64_t *seeds, int64_t count); /* seeds become keys, in place; room for a multiple of 8 */
 void sp_sum_weights_avx2(const uint8_t *src, int64_t bytes, const uint32_t *k0, const uint32_t *k1, uint64_t out[2]);
 int sp_sum_scales_avx2(const uint8_t *src, int64_t bytes, const int16_t *k, int64_t keys, uint64_t out[2]);
 #endif

@@ -8,18 +8,23 @@ import os
 from functools import cache
 from pathlib import Path
 
-from shardproof.pack.native.structs import CUT, JOB, PART, ProgramStruct
+from shardproof.pack.native.structs import (
+    AVX2, AVX512, CUT, JOB, PART, PORTABLE, TERM, BatchStruct, ProgramStruct,
+)  # fmt: skip
 
 log = logging.getLogger("shardproof.pack")
 
 _SIZES = 0
-for _size in (ctypes.sizeof(ProgramStruct), CUT.itemsize, JOB.itemsize, PART.itemsize):
+for _size in (
+    *(ctypes.sizeof(ProgramStruct), CUT.itemsize, JOB.itemsize, PART.itemsize, TERM.itemsize),
+    ctypes.sizeof(BatchStruct),
+):
     _SIZES = _SIZES * 1000 + _size
 
 _OTHER_VERSION = "it was built from another version of shardproof: build it again"
 
 ENGINE = "SHARDPROOF_ENGINE"
-"""Environment: `numpy` leaves the native engine alone, `portable` uses it without AVX2; default is the fastest."""
+"""Environment: `numpy` leaves the native engine alone, `portable` and `avx2` hold it back; default is the fastest."""
 
 
 @cache
@@ -64,7 +69,8 @@ def why_not() -> str | None:
     return _load()[1] or None
 
 
-def has_simd() -> bool:
-    """Whether the AVX2 kernels are used."""
+def isa() -> int:
+    """The instruction set that is used: PORTABLE, AVX2 or AVX512."""
     found = library()
-    return found is not None and os.environ.get(ENGINE) != "portable" and bool(found.sp_has_avx2())
+    asked = {"portable": PORTABLE, "avx2": AVX2}.get(os.environ.get(ENGINE, ""), AVX512)
+    return PORTABLE if found is None else min(asked, int(found.sp_isa()))

@@ -5,17 +5,20 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from shardproof.digest import Digest, column_keys
-from shardproof.pack.native.library import has_simd, library
+from shardproof.pack.native.keys import scale_key_bytes
+from shardproof.pack.native.library import isa as best_isa
+from shardproof.pack.native.library import library
 from shardproof.pack.native.structs import BatchStruct
 
 Records = npt.NDArray[np.void]
@@ -23,6 +26,19 @@ Records = npt.NDArray[np.void]
 _guard = threading.Lock()
 _guarded = 0
 SCALE_IS_NAN, VALUE_TOO_HIGH, BUS_ERROR = 1, 2, 3
+
+
+_POLL = 2e-5
+
+
+class Parts(Protocol):
+    """Who takes what jobs write, part by part; called from the thread that runs the batch."""
+
+    def has_room(self, part: int) -> bool:
+        """Whether the destination of a part is free; asked in order, once more after a "no"."""
+
+    def take(self, part: int) -> None:
+        """All jobs of a part are done; in order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,28 +77,34 @@ def _quota() -> int:
 
 def run(
     jobs: Records, *, totals: int, columns: int, scratch: tuple[int, int], threads: int | None = None,
-    simd: bool | None = None, keep: Sequence[Any] = (),
+    isa: int | None = None, keep: Sequence[Any] = (), parts: Parts | None = None,
 ) -> Run:  # fmt: skip
     """Run jobs (records of `JOB`) to the end.
 
     columns   widest checkpoint row in scale bytes, for the digest's keys
     scratch   rows of the largest group, bytes a staged row
+    isa       what the programs were compiled for; the fastest of this machine by default
     keep      whatever the jobs' addresses point into
+    parts     who takes the destinations of jobs as they are done (the record's `part` counts from 0, in order)
     """
     engine = library()
     assert engine is not None
+    left = np.bincount(jobs["part"]).astype(np.int64)
     count = max(1, min(threads or default_threads(), len(jobs)))
     weight_keys, scale_keys = column_keys(columns)
     sums = np.zeros((totals, 2), dtype=np.uint64)
-    fast = has_simd() if simd is None else simd
+    scale_bytes, scale_before = scale_key_bytes(columns)
     batch = BatchStruct(
         jobs.ctypes.data, len(jobs), 0, 0, sums.ctypes.data, weight_keys.ctypes.data, scale_keys.ctypes.data,
-        weight_keys.shape[1], int(fast), 0, 0, 0, 0,
+        scale_bytes.ctypes.data, scale_before.ctypes.data, weight_keys.shape[1], best_isa() if isa is None else isa,
+        0, 0, 0, 0, 0 if parts else len(jobs), left.ctypes.data if parts else None,
     )  # fmt: skip
     rows, pitch = scratch
     buffers = [np.empty(rows * (8 + pitch) + 64, dtype=np.uint8) for _ in range(count)]
     with _Guard(engine):
-        if count == 1:
+        if parts is not None:
+            _on_threads(engine, batch, [_aligned(b) for b in buffers], rows, lambda: _take(batch, left, parts))
+        elif count == 1:
             engine.sp_work(ctypes.addressof(batch), _aligned(buffers[0]), rows)
         else:
             _on_threads(engine, batch, [_aligned(b) for b in buffers], rows)
@@ -95,16 +117,36 @@ def _aligned(buffer: npt.NDArray[np.uint8]) -> int:
     return int(-(-buffer.ctypes.data // 64) * 64)
 
 
-def _on_threads(engine: ctypes.CDLL, batch: BatchStruct, scratch: list[int], rows: int) -> None:
+def _on_threads(
+    engine: ctypes.CDLL, batch: BatchStruct, scratch: list[int], rows: int, meanwhile: Callable[[], None] | None = None
+) -> None:
     """One call a thread. Whatever interrupts the wait (Ctrl-C) stops the batch before it goes on."""
     with ThreadPoolExecutor(len(scratch), "shardproof-pack") as pool:
         started = [pool.submit(engine.sp_work, ctypes.addressof(batch), at, rows) for at in scratch]
         try:
+            if meanwhile is not None:
+                meanwhile()
             for future in started:
                 future.result()
         except BaseException:
             batch.stop = 1
             raise
+
+
+def _take(batch: BatchStruct, left: npt.NDArray[np.int64], parts: Parts) -> None:
+    """Open parts as there is room for them, and hand them over as their jobs end, until all are or a fault stops it."""
+    ends = np.cumsum(left)
+    opened = done = 0
+    while done < len(ends) and not batch.stop:
+        before = opened, done
+        if opened < len(ends) and parts.has_room(opened):
+            batch.open = int(ends[opened])
+            opened += 1
+        if done < opened and left[done] == 0:
+            parts.take(done)
+            done += 1
+        if before == (opened, done):
+            time.sleep(_POLL)
 
 
 class _Guard:

@@ -18,10 +18,15 @@ CUT = np.dtype(
 )
 JOB = np.dtype(
     [("program", "u8"), ("cuts", "u8"), ("dst", "u8"), ("begin", "i8"), ("end", "i8")]
-    + [(name, "i4") for name in ("cuts_each", "field", "total", "unused")]
+    + [(name, "i4") for name in ("cuts_each", "field", "total", "part")]
 )
 
-RUN, TILE16, SHUFFLE, COPY, WORDS = range(5)
+TERM = np.dtype(
+    [(name, "i4") for name in ("dst", "window", "wide", "index", "control", "keep")] + [("in", "u8"), ("store", "u8")]
+)
+
+RUN, TILE16, SHUFFLE, COPY, WORDS, LINES = range(6)
+PORTABLE, AVX2, AVX512 = range(3)
 FIELDS = {"weight": 0, "scale": 1, "bias": 2}
 
 
@@ -35,6 +40,8 @@ class ProgramStruct(ctypes.Structure):
         *((name, I64) for name in ("row_limit", "matrix_rows", "stack_rows", "width", "padded")),
         *((name, I64) for name in ("tile_bytes", "offset")),
         *((name, P) for name in ("rows", "columns", "group_row", "group_base", "part", "masks", "tables")),
+        *((name, P) for name in ("piece", "term")),
+        *((name, I64) for name in ("pieces", "terms", "block", "whole_lines")),
     ]  # fmt: skip
 
 
@@ -43,6 +50,6 @@ class BatchStruct(ctypes.Structure):
 
     _fields_ = [
         ("jobs", P), ("count", I64), ("next", I64), ("stop", I64), ("totals", P), ("weight_keys", P),
-        ("scale_keys", P), ("keys", I64), ("simd", I64), ("fault", I64), ("fault_job", I64), ("fault_row", I64),
-        ("fault_at", I64),
+        ("scale_keys", P), ("scale_bytes", P), ("scale_before", P), ("keys", I64), ("isa", I64), ("fault", I64),
+        ("fault_job", I64), ("fault_row", I64), ("fault_at", I64), ("open", I64), ("left", P),
     ]  # fmt: skip

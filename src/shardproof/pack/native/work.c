@@ -3,11 +3,11 @@
 #include <setjmp.h>
 #include <signal.h>
 #include <string.h>
+#include <time.h>
 
 #include "engine.h"
 
 #define ROW_SLACK 64
-#define MOST_ROWS 256 /* of a group; tile.py keeps to it */
 /* Long rows are digested first, which brings them into the cache in order. Short pieces of long rows are digested
  * after the move: read row by row, they would make the hardware fetch the rest of every row as well. */
 #define LONG_ROW 1024
@@ -92,22 +92,80 @@ static void report(Batch *batch, const Job *job, int fault, const Found *found, 
   __atomic_store_n(&batch->stop, 1, __ATOMIC_RELEASE);
 }
 
-static void digest(Batch *batch, const Job *job, const Found *found, uint64_t sums[2]) {
+/* Sums of one job: 8 partial sums a lane, as AVX-512 keeps them. */
+typedef struct { uint64_t lane[16] __attribute__((aligned(64))); } Sums;
+
+/* Keys of rows, both lanes; 0 where a row does not count. */
+static void keys_of(const Found *const *rows, int64_t count, uint64_t (*keys)[2]) {
+  int apart = 0;
+  for (int64_t i = 0; i < count; i++) {
+    const Cut *cut = rows[i]->cut;
+    const uint64_t step = cut ? (uint64_t)(cut->first_row + rows[i]->row) * ROW_STEP : 0;
+    for (int lane = 0; lane < 2; lane++) keys[i][lane] = cut ? cut->place[lane] + step : 0;
+    apart |= !cut || !cut->digested;
+  }
+  sp_row_keys_avx512(keys[0], 2 * count);
+  for (int64_t i = 0; i < count && apart; i++)
+    if (!rows[i]->cut || !rows[i]->cut->digested) keys[i][0] = keys[i][1] = 0;
+}
+
+/* Rows that share their columns. */
+static void digest_rows(Batch *batch, const Job *job, const Found *const *of, int64_t count, Sums *sums) {
+  const Found *one = of[0];
+  const int64_t at = one->cut->first_column / (job->field == WEIGHT ? 4 : 1);
+  const uint8_t *src[MOST_ROWS];
+  uint64_t keys[MOST_ROWS + 4][2];
+  for (int64_t r = 0; r < count; r++) src[r] = of[r]->data;
+  keys_of(of, count, keys);
+  if (job->field == WEIGHT) {
+    const uint32_t *k = batch->weight_keys + at;
+    sp_sum_weights_avx512(src, count, one->bytes, k, k + batch->keys, keys, sums->lane);
+  } else if (sp_sum_scales_avx512(src, count, one->bytes, batch->scale_bytes + at, batch->keys, batch->scale_before + at,
+                                  keys, sums->lane)) {
+    int64_t r = 0;
+    while (r + 1 < count && !memchr(src[r], 255, (size_t)one->bytes)) r++;
+    report(batch, job, SCALE_IS_NAN, of[r], 0);
+  }
+}
+
+static void digest(Batch *batch, const Job *job, const Found *found, Sums *sums) {
   const Cut *cut = found->cut;
   uint64_t part[2];
   const int64_t at = cut->first_column / (job->field == WEIGHT ? 4 : 1);
   if (job->field == WEIGHT) {
     if (!cut->digested) return;
     const uint32_t *k = batch->weight_keys + at;
-    (batch->simd ? sp_sum_weights_avx2 : sp_sum_weights)(found->data, found->bytes, k, k + batch->keys, part);
+    (batch->isa ? sp_sum_weights_avx2 : sp_sum_weights)(found->data, found->bytes, k, k + batch->keys, part);
   } else {
     const int16_t *k = batch->scale_keys + at;
-    if ((batch->simd ? sp_sum_scales_avx2 : sp_sum_scales)(found->data, found->bytes, k, batch->keys, part))
+    if ((batch->isa ? sp_sum_scales_avx2 : sp_sum_scales)(found->data, found->bytes, k, batch->keys, part))
       report(batch, job, SCALE_IS_NAN, found, 0);
     if (!cut->digested) return;
   }
   for (int lane = 0; lane < 2; lane++)
-    sums[lane] += part[lane] * sp_row_key(cut->place[lane], (uint64_t)(cut->first_row + found->row));
+    sums->lane[8 * lane] += part[lane] * row_key_of(cut->place[lane] + (uint64_t)(cut->first_row + found->row) * ROW_STEP);
+}
+
+/* Rows of a group that hold data, long ones or short ones. */
+static void digest_group(Batch *batch, const Job *job, const Found *all, int is_long, Sums *sums) {
+  const Found *of[MOST_ROWS];
+  int64_t count = 0;
+  for (int32_t i = 0; i < job->program->group_rows; i++) {
+    const Found *found = all + i;
+    if (!found->data || (found->bytes >= LONG_ROW) != is_long) continue;
+    if (batch->isa != AVX512) {
+      digest(batch, job, found, sums);
+      continue;
+    }
+    if (job->field == WEIGHT && !found->cut->digested) continue;
+    const int alike = count && of[0]->bytes == found->bytes && of[0]->cut->first_column == found->cut->first_column;
+    if (count && !alike) {
+      digest_rows(batch, job, of, count, sums);
+      count = 0;
+    }
+    of[count++] = found;
+  }
+  if (count) digest_rows(batch, job, of, count, sums);
 }
 
 static void stage(Batch *batch, const Job *job, const Found *found, uint8_t *row) {
@@ -132,50 +190,118 @@ static void stage(Batch *batch, const Job *job, const Found *found, uint8_t *row
 
 /* -- groups ----------------------------------------------------------------------------------------------------- */
 
-/* Row pointers of one group, straight into the map where whole rows are used as they are, else into `scratch`. */
-static void resolve(Batch *batch, const Job *job, Seen *seen, int64_t along, int64_t base, Found *all,
-                    const uint8_t **rows, uint8_t *scratch, uint64_t sums[2]) {
+/* Rows of one group: where they are, and pointers straight into the map where whole rows are used as they are, else
+ * into `scratch`. */
+static void resolve(Batch *batch, const Job *job, const Found *all, const uint8_t **rows, uint8_t *scratch) {
   const Program *p = job->program;
   const int64_t pitch = (p->padded + ROW_SLACK) | 63;
-  const int whole = p->kernel == RUN || p->kernel == TILE16;
+  const int whole = p->kernel != SHUFFLE && p->kernel != COPY && p->kernel != WORDS;
   int same = 0; /* the staged row that holds nothing but plan padding, plus one */
   for (int32_t i = 0; i < p->group_rows; i++) {
-    const Found found = all[i] = find(job, seen, along + p->group_row[i], base + p->group_base[i]);
-    if (found.data && found.bytes >= LONG_ROW && job->field != OTHER) digest(batch, job, &found, sums);
-    if (whole && !p->add && found.data && found.bytes == p->padded) {
-      rows[i] = found.data;
+    const Found *found = all + i;
+    if (whole && !p->add && found->data && found->bytes == p->padded) {
+      rows[i] = found->data;
       continue;
     }
-    if (same && !found.data && !found.outside) {
+    if (same && !found->data && !found->outside) {
       rows[i] = rows[same - 1];
       continue;
     }
     uint8_t *row = scratch + i * (pitch + 1);
-    stage(batch, job, &found, row);
+    stage(batch, job, found, row);
     rows[i] = row;
-    if (!found.data && !found.outside) same = i + 1;
+    if (!found->data && !found->outside) same = i + 1;
   }
 }
 
-static void run_job(Batch *batch, const Job *job, const uint8_t **rows, uint8_t *scratch, uint64_t sums[2]) {
+/* Whether the kernel can take the row sums: all rows share their column keys, and padding adds nothing. */
+static int weighs(const Batch *batch, const Job *job, const Found *all, Aside *aside) {
+  const Program *p = job->program;
+  const Found *rows[MOST_ROWS];
+  int64_t shared = -1;
+  if (batch->isa != AVX512 || job->field != WEIGHT || p->kernel != TILE16 || p->pad || p->filler || p->add) return 0;
+  for (int32_t i = 0; i < p->group_rows; i++) {
+    rows[i] = all + i;
+    if (!all[i].data) continue;
+    const int64_t first = all[i].cut->first_column - all[i].begin;
+    if (first < 0 || (shared >= 0 && first != shared)) return 0;
+    shared = first;
+  }
+  if (shared < 0 || (shared + p->padded) / 4 > batch->keys) return 0;
+  keys_of(rows, p->group_rows, aside->row_key);
+  aside->k0 = batch->weight_keys + shared / 4;
+  aside->k1 = aside->k0 + batch->keys;
+  return 1;
+}
+
+/* Rows of group `group` and where in the destination it begins. */
+static int64_t locate(const Job *job, int64_t group, Seen *seen, Found *all) {
+  const Program *p = job->program;
+  int64_t rest = group, along = 0, base = 0, dst = p->offset;
+  for (int32_t l = p->row_loops - 1; l >= 0; l--) {
+    const RowLoop *loop = p->rows + l;
+    const int64_t i = rest % loop->count;
+    rest /= loop->count;
+    along += i * loop->rows;
+    base += i * loop->base;
+    dst += i * loop->dst;
+  }
+  for (int32_t i = 0; i < p->group_rows; i++) all[i] = find(job, seen, along + p->group_row[i], base + p->group_base[i]);
+  return dst;
+}
+
+static void move(const Batch *batch, const Program *p, const uint8_t *const *rows, uint8_t *dst, const Aside *aside) {
+  if (batch->isa == AVX512 && sp_move_avx512(p, rows, dst, aside)) return;
+  if (batch->isa && sp_move_avx2(p, rows, dst)) return;
+  sp_move_portable(p, rows, dst);
+}
+
+/* Rows that are copied short piece by short piece are asked for a group ahead: the hardware does not see them coming. */
+static void ask_for(const Program *p, const Found *rows) {
+  if (p->kernel != RUN && p->kernel != COPY) return;
+  for (int32_t i = 0; i < p->group_rows; i++)
+    for (int64_t at = 0; rows[i].data && rows[i].bytes < LONG_ROW && at < rows[i].bytes; at += 64)
+      __builtin_prefetch(rows[i].data + at);
+}
+
+static void run_job(Batch *batch, const Job *job, const uint8_t **rows, uint8_t *scratch, Sums *sums) {
   const Program *p = job->program;
   Seen seen = {0, 0};
-  Found all[MOST_ROWS];
+  Found found[2][MOST_ROWS];
+  const uint8_t *ahead[MOST_ROWS];
+  uint64_t row_key[MOST_ROWS + 4][2];
+  int64_t dst = locate(job, job->begin, &seen, found[job->begin & 1]);
   for (int64_t group = job->begin; group < job->end && !batch->stop; group++) {
-    int64_t rest = group, along = 0, base = 0, dst = p->offset;
-    for (int32_t l = p->row_loops - 1; l >= 0; l--) {
-      const RowLoop *loop = p->rows + l;
-      const int64_t i = rest % loop->count;
-      rest /= loop->count;
-      along += i * loop->rows;
-      base += i * loop->base;
-      dst += i * loop->dst;
-    }
-    resolve(batch, job, &seen, along, base, all, rows, scratch, sums);
-    if (!batch->simd || !sp_move_avx2(p, rows, job->dst + dst)) sp_move_portable(p, rows, job->dst + dst);
-    for (int32_t i = 0; i < p->group_rows && job->field != OTHER; i++)
-      if (all[i].data && all[i].bytes < LONG_ROW) digest(batch, job, all + i, sums);
+    const Found *all = found[group & 1], *next = found[(group + 1) & 1];
+    Aside aside = {ahead, NULL, NULL, row_key, sums->lane};
+    const int apart = !weighs(batch, job, all, &aside) && job->field != OTHER;
+    const int64_t following = group + 1 < job->end ? locate(job, group + 1, &seen, found[(group + 1) & 1]) : 0;
+    if (group + 1 < job->end) ask_for(p, next);
+    if (apart) digest_group(batch, job, all, 1, sums);
+    resolve(batch, job, all, rows, scratch);
+    for (int32_t i = 0; i < p->group_rows; i++)
+      ahead[i] = group + 1 < job->end && next[i].data ? next[i].data - next[i].begin : rows[i];
+    move(batch, p, rows, job->dst + dst, &aside);
+    if (apart) digest_group(batch, job, all, 0, sums);
+    dst = following;
   }
+}
+
+/* Streamed lines are visible before another thread reads them. */
+static void streams_end(void) {
+#if defined(__x86_64__)
+  __builtin_ia32_sfence();
+#endif
+}
+
+/* Whether job `i` may run at last; not if the batch was stopped before. */
+static int wait_until_open(Batch *batch, int64_t i) {
+  const struct timespec a_while = {0, 20000};
+  while (i >= __atomic_load_n(&batch->open, __ATOMIC_ACQUIRE)) {
+    if (__atomic_load_n(&batch->stop, __ATOMIC_ACQUIRE)) return 0;
+    nanosleep(&a_while, NULL);
+  }
+  return 1;
 }
 
 /* One thread's share: jobs are taken from a common counter. `scratch` holds the row pointers, then the rows. */
@@ -184,31 +310,43 @@ void sp_work(Batch *batch, uint8_t *scratch, int64_t pointers) {
   for (;;) {
     const int64_t i = __atomic_fetch_add(&batch->next, 1, __ATOMIC_RELAXED);
     if (i >= batch->count || __atomic_load_n(&batch->stop, __ATOMIC_ACQUIRE)) break;
+    if (!wait_until_open(batch, i)) break;
     const Job *volatile job = batch->jobs + i;
-    uint64_t sums[2] = {0, 0};
+    Sums sums = {{0}};
     if (sigsetjmp(landing, 0)) {
       report(batch, job, BUS_ERROR, NULL, (int64_t)(intptr_t)struck);
       break;
     }
     armed = 1;
-    run_job(batch, job, rows, scratch + pointers * 8, sums);
+    run_job(batch, job, rows, scratch + pointers * 8, &sums);
     armed = 0;
-    for (int lane = 0; lane < 2; lane++)
-      __atomic_fetch_add(&batch->totals[2 * job->total + lane], sums[lane], __ATOMIC_RELAXED);
+    for (int i = 0; i < 16; i++)
+      __atomic_fetch_add(&batch->totals[2 * job->total + i / 8], sums.lane[i], __ATOMIC_RELAXED);
+    if (!batch->left) continue;
+    streams_end();
+    __atomic_fetch_sub(&batch->left[job->part], 1, __ATOMIC_RELEASE);
   }
-#if defined(__x86_64__)
-  __builtin_ia32_sfence(); /* streamed lines are visible before another thread reads them */
-#endif
+  streams_end();
 }
 
 /* Sizes of the structs, so that Python refuses a library that was built from another version of engine.h. */
-int64_t sp_sizes(void) { return (((int64_t)sizeof(Program) * 1000 + sizeof(Cut)) * 1000 + sizeof(Job)) * 1000 + sizeof(Part); }
+int64_t sp_sizes(void) {
+  const int64_t sizes[] = {sizeof(Program), sizeof(Cut), sizeof(Job), sizeof(Part), sizeof(Term), sizeof(Batch)};
+  int64_t joined = 0;
+  for (int i = 0; i < 6; i++) joined = joined * 1000 + sizes[i];
+  return joined;
+}
 
-int sp_has_avx2(void) {
+/* The best instruction set of this machine that the engine has kernels for. */
+int sp_isa(void) {
 #if defined(__x86_64__) && defined(__GNUC__)
   __builtin_cpu_init();
-  return __builtin_cpu_supports("avx2") != 0;
+  if (!__builtin_cpu_supports("avx2")) return PORTABLE;
+  const int wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                   __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+                   __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni");
+  return wide ? AVX512 : AVX2;
 #else
-  return 0;
+  return PORTABLE;
 #endif
 }

@@ -1,0 +1,56 @@
+"""Which kernel of the engine moves a layout's tile on an instruction set, and what is left as loops."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from shardproof.layouts import Placed
+from shardproof.layouts.moves import BITS
+from shardproof.pack.digits import Digit, choose, choose_wide
+from shardproof.pack.lines import lines
+from shardproof.pack.moves import Moves
+from shardproof.pack.native import structs as s
+from shardproof.pack.plain import copies, words
+from shardproof.pack.shuffles import shuffles
+from shardproof.pack.tile import Tile, enumerate_tile
+
+_MOST_ROWS = 256  # of a group, as engine.h has room for
+
+
+def fit(digits: Sequence[Digit], placed: Placed, isa: int) -> tuple[Tile, Moves, list[Digit]] | None:
+    """Tile, moves and outer digits; None where the engine has no kernel for the layout."""
+    bits = BITS[placed.unit]
+    inner, outer = choose(digits, placed, bits)
+    tile = enumerate_tile(inner, placed, bits)
+    moves = _simple(tile, [d for d in outer if d.along_k], isa)
+    if moves is None and isa == s.AVX512:
+        more, rest = choose_wide(digits, placed, bits)
+        wide = enumerate_tile(more, placed, bits)
+        if len(wide.row) <= _MOST_ROWS and (found := lines(wide)) is not None:
+            return wide, found, rest
+    if moves is None and isa != s.PORTABLE:
+        moves = shuffles(tile)
+    if moves is None:
+        moves = copies(tile) if bits == 8 else words(tile)
+    return None if moves is None or len(tile.row) > _MOST_ROWS else (tile, moves, outer)
+
+
+def _simple(tile: Tile, columns: Sequence[Digit], isa: int) -> Moves | None:
+    """Runs, and tiles of 16-byte pieces: the fastest where they fit."""
+    if tile.bits != 8:
+        return None
+    count = np.arange(len(tile.source))
+    if len(tile.row) == 1 and (tile.source == count).all() and (tile.target == count).all():
+        return Moves(s.RUN)
+    return Moves(s.TILE16) if isa != s.PORTABLE and _is_tile16(tile, columns) else None
+
+
+def _is_tile16(tile: Tile, columns: Sequence[Digit]) -> bool:
+    """Vector i of the tile is 16 bytes of row i, and the next tile along the innermost loop is the next 16."""
+    count = len(tile.row)
+    if count % 4 or len(tile.source) != 16 * count or not columns:
+        return False
+    whole = np.array_equal(tile.target, tile.of_row * 16 + tile.source)
+    return bool(whole and columns[-1].k == 16 and columns[-1].stride > 0)

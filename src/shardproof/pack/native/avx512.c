@@ -1,0 +1,204 @@
+/* AVX-512 kernels (VBMI, VNNI): a whole cache line is one register, any byte of two registers reaches any place of it,
+ * and row sums of the digest ride along in the registers that the weights pass through. */
+#include <string.h>
+
+#include "engine.h"
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#include <immintrin.h>
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vnni,avx2")
+#include "avx512.h"
+
+static inline void put(uint8_t *dst, __m512i v, int stream) {
+  if (stream)
+    _mm512_stream_si512((void *)dst, v);
+  else
+    _mm512_storeu_si512((void *)dst, v);
+}
+
+/* -- tiles of 16-byte pieces ------------------------------------------------------------------------------------ */
+
+enum { STRIP = 32 }; /* tiles: the lines of a strip are written close after one another */
+
+/* Four rows x 64 bytes become four lines, one in each of four tiles. */
+static inline void quad(__m512i a, __m512i b, __m512i c, __m512i d, uint8_t *dst, int64_t step, int stream) {
+  const __m512i ab = _mm512_shuffle_i64x2(a, b, 0x44), cd = _mm512_shuffle_i64x2(c, d, 0x44);
+  const __m512i AB = _mm512_shuffle_i64x2(a, b, 0xEE), CD = _mm512_shuffle_i64x2(c, d, 0xEE);
+  put(dst, _mm512_shuffle_i64x2(ab, cd, 0x88), stream);
+  put(dst + step, _mm512_shuffle_i64x2(ab, cd, 0xDD), stream);
+  put(dst + 2 * step, _mm512_shuffle_i64x2(AB, CD, 0x88), stream);
+  put(dst + 3 * step, _mm512_shuffle_i64x2(AB, CD, 0xDD), stream);
+}
+
+/* Tiles [from, to) of four rows; `weighed`: both lanes of every row are summed on the way. The hardware follows so many
+ * rows badly, so each line of the next group is asked for where the same line of this one is used. */
+static inline __attribute__((always_inline)) void strip(const uint8_t *const *rows, const uint8_t *const *ahead,
+                                                        int64_t column, uint8_t *dst, int64_t step, int64_t from,
+                                                        int64_t to, int stream, const Aside *w, int weighed,
+                                                        __m512i sums[8]) {
+  const uint8_t *a = rows[0] + column, *b = rows[1] + column, *c = rows[2] + column, *d = rows[3] + column;
+  for (int64_t i = from; i < to; i += 4) {
+    const int64_t at = 16 * i;
+    const __m512i v[4] = {get(a + at), get(b + at), get(c + at), get(d + at)};
+    for (int r = 0; r < 4; r++) _mm_prefetch((const char *)ahead[r] + column + at, _MM_HINT_T1);
+    quad(v[0], v[1], v[2], v[3], dst + i * step, step, stream);
+    if (!weighed) continue;
+    const __m512i x = get(w->k0 + (column + at) / 4), y = get(w->k1 + (column + at) / 4);
+    const __m512i odd_x = _mm512_srli_epi64(x, 32), odd_y = _mm512_srli_epi64(y, 32);
+    for (int r = 0; r < 4; r++) {
+      const __m512i odd = _mm512_srli_epi64(v[r], 32);
+      sums[2 * r] = weigh(sums[2 * r], v[r], odd, x, odd_x);
+      sums[2 * r + 1] = weigh(sums[2 * r + 1], v[r], odd, y, odd_y);
+    }
+  }
+}
+
+static void tile16(const Program *p, const uint8_t *const *rows, int64_t column, uint8_t *dst, const ColumnLoop *c,
+                   const Aside *w) {
+  const int weighed = w->k0 != NULL;
+  const int stream = (((uintptr_t)dst | (uintptr_t)c->dst) & 63) == 0;
+  const int64_t whole = c->count & ~(int64_t)3;
+  for (int64_t from = 0; from < whole; from += STRIP) {
+    const int64_t to = whole - from < STRIP ? whole : from + STRIP;
+    for (int32_t r = 0; r < p->group_rows; r += 4) {
+      __m512i sums[8];
+      for (int j = 0; j < 8; j++) sums[j] = _mm512_setzero_si512();
+      if (weighed && stream)
+        strip(rows + r, w->ahead + r, column, dst + 16 * r, c->dst, from, to, 1, w, 1, sums);
+      else if (stream)
+        strip(rows + r, w->ahead + r, column, dst + 16 * r, c->dst, from, to, 1, w, 0, sums);
+      else
+        strip(rows + r, w->ahead + r, column, dst + 16 * r, c->dst, from, to, 0, w, weighed, sums);
+      for (int j = 0; weighed && j < 8; j++) add_weighed(w->acc + 8 * (j & 1), sums[j], w->row_key[r + j / 2][j & 1]);
+    }
+  }
+  for (int64_t i = whole; i < c->count; i++)
+    for (int32_t r = 0; r < p->group_rows; r++) memcpy(dst + i * c->dst + 16 * r, rows[r] + column + 16 * i, 16);
+  if (!weighed || whole == c->count) return;
+  const int64_t at = column + 16 * whole;
+  const uint8_t *rest[MOST_ROWS];
+  for (int32_t r = 0; r < p->group_rows; r++) rest[r] = rows[r] + at;
+  sp_sum_weights_avx512(rest, p->group_rows, 16 * (c->count - whole), w->k0 + at / 4, w->k1 + at / 4, w->row_key, w->acc);
+}
+
+static void run(const uint8_t *src, uint8_t *dst, int64_t bytes) {
+  if (bytes < 64 || ((uintptr_t)dst & 63) || (bytes & 63)) {
+    memcpy(dst, src, (size_t)bytes);
+    return;
+  }
+  for (int64_t i = 0; i < bytes; i += 64) put(dst + i, get(src + i), 1);
+}
+
+/* -- lines: pieces of rows are gathered in a block, and every line of the tile is put together from it ---------------- */
+
+enum { MOST_TILES = 8 };
+
+#define GATHER(type)                                                                                          \
+  for (const Part *q = p->piece, *end = q + p->pieces; q < end; q++) {                                         \
+    const uint8_t *src = rows[q->row] + column + q->column;                                                    \
+    const char *const later = (const char *)ahead[q->row] + column + q->column;                                \
+    for (int64_t i = 0; i < tiles * next; i += 64) _mm_prefetch(later + i, _MM_HINT_T1);                       \
+    for (int t = 0; t < tiles; t++) memcpy(block + t * p->block + q->dst, src + t * next, sizeof(type));       \
+  }
+
+static inline __attribute__((always_inline)) void gather(const Program *p, const uint8_t *const *rows,
+                                                         const uint8_t *const *ahead, int64_t column, int64_t next,
+                                                         uint8_t *block, int tiles) {
+  switch (p->word) {
+    case 1: GATHER(uint8_t) break;
+    case 2: GATHER(uint16_t) break;
+    case 4: GATHER(uint32_t) break;
+    case 8: GATHER(uint64_t) break;
+    case 16: GATHER(__m128i) break;
+    case 32: GATHER(__m256i) break;
+    default: GATHER(__m512i)
+  }
+}
+
+static inline __attribute__((always_inline)) __m512i pick(const uint8_t *from, __m512i index, int wide) {
+  return wide ? _mm512_permutex2var_epi8(get(from), index, get(from + 64)) : _mm512_permutexvar_epi8(index, get(from));
+}
+
+/* Terms of one line stand together. A plain term brings bytes; one with `control` also moves bits within them. */
+static inline __attribute__((always_inline)) void lines(const Program *p, const uint8_t *block, uint8_t *dst,
+                                                        int64_t step, int tiles, int stream) {
+  const Term *term = p->term, *const end = term + p->terms;
+  while (term < end) {
+    const Term *const line = term;
+    __m512i v[MOST_TILES];
+    for (int t = 0; t < tiles; t++) v[t] = _mm512_setzero_si512();
+    for (; term < end && term->dst == line->dst; term++) {
+      const __m512i index = get(p->masks + 64 * (int64_t)term->index);
+      const uint8_t *from = block + term->window;
+      if (!term->control) {
+        const __mmask64 in = term->in;
+        for (int t = 0; t < tiles; t++) {
+          const __m512i moved = pick(from + t * p->block, index, term->wide);
+          v[t] = _mm512_mask_mov_epi8(v[t], in, moved);
+        }
+        continue;
+      }
+      const __m512i control = get(p->masks + 64 * (int64_t)term->control), keep = get(p->masks + 64 * (int64_t)term->keep);
+      for (int t = 0; t < tiles; t++) {
+        const __m512i moved = _mm512_multishift_epi64_epi8(control, pick(from + t * p->block, index, term->wide));
+        v[t] = _mm512_ternarylogic_epi64(v[t], moved, keep, 0xF8); /* v | (moved & keep) */
+      }
+    }
+    for (int t = 0; t < tiles; t++) {
+      uint8_t *to = dst + t * step + line->dst;
+      if (stream)
+        put(to, v[t], 1);
+      else
+        _mm512_mask_storeu_epi8(to, line->store, v[t]);
+    }
+  }
+}
+
+static void assemble(const Program *p, const uint8_t *const *rows, int64_t column, uint8_t *dst, const ColumnLoop *c,
+                     const uint8_t *const *ahead) {
+  uint8_t block[MOST_TILES * MOST_BLOCK] __attribute__((aligned(64)));
+  const int stream = p->whole_lines && (((uintptr_t)dst | (uintptr_t)c->dst) & 63) == 0;
+  int64_t i = 0;
+#define TILES(tiles)                                                                   \
+  for (; i + (tiles) <= c->count; i += (tiles)) {                                      \
+    gather(p, rows, ahead, column + i * c->src, c->src, block, tiles);                        \
+    if (stream)                                                                        \
+      lines(p, block, dst + i * c->dst, c->dst, tiles, 1);                             \
+    else                                                                               \
+      lines(p, block, dst + i * c->dst, c->dst, tiles, 0);                             \
+  }
+  TILES(8)
+
+  TILES(4)
+
+  TILES(1)
+#undef TILES
+}
+
+static void loop(const Program *p, int32_t level, const uint8_t *const *rows, int64_t column, uint8_t *dst,
+                 const Aside *w) {
+  const ColumnLoop *c = p->columns + level;
+  if (level + 1 < p->column_loops) {
+    for (int64_t i = 0; i < c->count; i++) loop(p, level + 1, rows, column + i * c->src, dst + i * c->dst, w);
+  } else if (p->kernel == TILE16) {
+    tile16(p, rows, column, dst, c, w);
+  } else if (p->kernel == RUN) {
+    for (int64_t i = 0; i < c->count; i++) run(rows[0] + column + i * c->src, dst + i * c->dst, p->tile_bytes);
+  } else {
+    assemble(p, rows, column, dst, c, w->ahead);
+  }
+}
+
+int sp_move_avx512(const Program *p, const uint8_t *const *rows, uint8_t *dst, const Aside *w) {
+  if (p->kernel != RUN && p->kernel != TILE16 && p->kernel != LINES) return 0;
+  loop(p, 0, rows, 0, dst, w);
+  return 1;
+}
+#pragma GCC pop_options
+#else
+int sp_move_avx512(const Program *p, const uint8_t *const *rows, uint8_t *dst, const Aside *aside) {
+  (void)p, (void)rows, (void)dst, (void)aside;
+  return 0;
+}
+#endif
