@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from shardproof.kernels.cuda.compile import Build
@@ -52,7 +53,24 @@ LARGE8 = Build(
     consumer_regs=224,
     producer_regs=56,
 )
-BUILDS = {b.name: b for b in (SMALL, WIDE, MID, LARGE, MID8, LARGE8)}
+MANY = Build(
+    "many", wgs=4, mw=1, kw=1, widths=(96, 104), w_depth=4, x_depth=4, once=False, many=True,
+    consumer_regs=112, producer_regs=64,
+)  # fmt: skip
+MANY24 = replace(MANY, name="many24", widths=(16, 24, 32, 40), w_depth=5, once=True)
+MANY2 = replace(
+    MANY, name="many2", wgs=2, widths=(192, 208, 224, 240), w_depth=3, consumer_regs=216, producer_regs=72
+)
+MANY3 = replace(MANY, name="many3", wgs=3, widths=(192,), w_depth=3, consumer_regs=160, producer_regs=32)
+MANY8 = replace(
+    MANY, name="many8", wgs=3, widths=(88, 96, 104), fp8=True, w_depth=6, consumer_regs=152, producer_regs=56
+)
+MANY82 = replace(
+    MANY, name="many82", wgs=2, widths=(88, 96, 104, 112), fp8=True, w_depth=7, consumer_regs=208, producer_regs=80
+)
+MANY824 = replace(MANY, name="many824", widths=(24, 32, 40, 48), fp8=True, w_depth=7, once=True)
+_ALL = (SMALL, WIDE, MID, LARGE, MID8, LARGE8, MANY, MANY24, MANY2, MANY3, MANY8, MANY82, MANY824)
+BUILDS = {b.name: b for b in _ALL}
 
 
 @functools.cache

@@ -21,7 +21,8 @@ class Build:
     splitting K; `widths` are the token counts that are compiled, ascending; `w_depth` and `x_depth` stages
     of weights and tokens; `each` chunks of 64 values a warpgroup and stage; `narrow` takes warp-wide
     products; `overlap` unpacks weights while products run, `pair` chunks at a time; `once` lets weights
-    leave the L2 cache first; `activation` is 0 silu, 1 swiglu_oai, 2 situ.
+    leave the L2 cache first; `activation` is 0 silu, 1 swiglu_oai, 2 situ. `many` is the kernel for many
+    tokens (csrc/many.cu): `w_depth` stages of weights and tokens together, `mw` and `kw` 1.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Build:
     overlap: bool = False
     pair: int = 1
     once: bool = True
+    many: bool = False
     activation: int = 0
     consumer_regs: int = 0
     producer_regs: int = 0
@@ -63,7 +65,11 @@ class Build:
 
     @property
     def shared_bytes(self) -> int:
-        """Dynamic shared memory of a launch: `Shared::END_SMALL` of csrc/params.cuh."""
+        """Dynamic shared memory of a launch: `Shared::END_SMALL` of csrc/params.cuh, `Many::END`."""
+        if self.many:
+            tokens = self.nmax * (132 if self.fp8 else 256)
+            stage = tokens + self.wgs * 2 * (2048 + 128)
+            return self.w_depth * (stage + 16) + 2 * (self.nmax * 8 + 32 + 16) + 160
         step = 2 if self.fp8 else 1
         atoms = self.chunks // step
         x = self.x_depth * atoms * self.nmax * 128
