@@ -173,14 +173,19 @@ extern "C" __global__ void __launch_bounds__(CONSUMERS + 128, 1) shardproof_many
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(PRODUCER_REGS));
     int role = warp - WARPS;
     if (role == 0) hand_out(p, tile_count, lane_id() == 0 ? atomicAdd(p.sync, 1) : 0, smem, base);
-    else if (role > 1) make_tiles(p, p.tile_count[1]);
-    else if (lane_id() == 0) stream(p, smem, base);
+    else if (role > 1) {
+      make_tiles(p, p.tile_count[1]);
+      named_sync(2, 32 + 32 * MAKERS);
+    } else if (lane_id() == 0) stream(p, smem, base);
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(CONSUMER_REGS));
     consume(p, smem, base);
     if (threadIdx.x == 0) wait_at_least(p.sync + 1, tile_count * p.gemm[1].row_tiles * WARPS);
     named_sync(1, CONSUMERS);
     reduce_tokens(p);
-    if (warp == 0) leave(p, tile_count);
+    if (warp == 0) {
+      named_sync(2, 32 + 32 * MAKERS);                // makers draw a last ticket in vain
+      leave(p, tile_count);
+    }
   }
 }
