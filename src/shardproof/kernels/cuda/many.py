@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def _args(
     layer: HopperExperts, build: Build, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, out: torch.Tensor
 ) -> launch.Args:
-    args, _ = layer.plain_args(build, ids, weights, out)
+    args = layer.plain_args(build, ids, weights, out)
     slots = ids.numel()
     most_tiles = min(slots, layer.experts + slots // build.nmax)
     rows = 8 * (slots // 8 + min(slots, layer.experts))  # each expert's tokens rounded up to 8
