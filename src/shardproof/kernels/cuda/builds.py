@@ -54,21 +54,23 @@ LARGE8 = Build(
     producer_regs=56,
 )
 MANY = Build(
-    "many", wgs=4, mw=1, kw=1, widths=(96, 104), w_depth=4, x_depth=4, once=False, many=True,
-    consumer_regs=112, producer_regs=64,
+    "many", wgs=4, mw=1, kw=1, widths=(88, 96, 104, 112), w_depth=4, x_depth=4, once=False, many=True,
+    consumer_regs=112, producer_regs=32,
 )  # fmt: skip
-MANY24 = replace(MANY, name="many24", widths=(16, 24, 32, 40), w_depth=5, once=True)
+MANY24 = replace(
+    MANY, name="many24", widths=(16, 24, 32, 40), w_depth=5, once=True, consumer_regs=104, producer_regs=64
+)
 MANY2 = replace(
     MANY, name="many2", wgs=2, widths=(192, 208, 224, 240), w_depth=3, consumer_regs=216, producer_regs=72
 )
-MANY3 = replace(MANY, name="many3", wgs=3, widths=(192,), w_depth=3, consumer_regs=160, producer_regs=32)
+MANY3 = replace(MANY, name="many3", wgs=3, widths=(176, 192), w_depth=3, consumer_regs=152, producer_regs=56)
 MANY8 = replace(
     MANY, name="many8", wgs=3, widths=(88, 96, 104), fp8=True, w_depth=6, consumer_regs=152, producer_regs=56
 )
 MANY82 = replace(
-    MANY, name="many82", wgs=2, widths=(88, 96, 104, 112), fp8=True, w_depth=7, consumer_regs=208, producer_regs=80
+    MANY, name="many82", wgs=2, widths=(144, 160, 176, 192), fp8=True, w_depth=5, consumer_regs=232, producer_regs=40
 )
-MANY824 = replace(MANY, name="many824", widths=(24, 32, 40, 48), fp8=True, w_depth=7, once=True)
+MANY824 = replace(MANY24, name="many824", widths=(24, 32, 40, 48), fp8=True, w_depth=7)
 _ALL = (SMALL, WIDE, MID, LARGE, MID8, LARGE8, MANY, MANY24, MANY2, MANY3, MANY8, MANY82, MANY824)
 BUILDS = {b.name: b for b in _ALL}
 

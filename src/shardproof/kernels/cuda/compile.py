@@ -106,6 +106,21 @@ class Build:
         return [f"-D{k}={v}" for k, v in values.items()]
 
 
+def _mma_first(n: int, kind: str, k: int, types: str, trans: str) -> str:
+    """Writes the accumulators without reading them."""
+    outs = ", ".join(f"%{i}" for i in range(n // 2))
+    a = n // 2
+    args = ", ".join(f'"=f"(d[{i}])' for i in range(n // 2))
+    text = (
+        f"wgmma.mma_async.sync.aligned.m64n{n}k{k}.f32.{types} {{{outs}}}, "
+        f"{{%{a}, %{a + 1}, %{a + 2}, %{a + 3}}}, %{a + 4}, 0, 1, 1{trans};"
+    )
+    return (
+        f"  static DEV void {kind}_first(float* d, u32 a0, u32 a1, u32 a2, u32 a3, u64 b) {{\n"
+        f'    asm volatile("{text}" : {args} : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b));\n  }}\n'
+    )
+
+
 def _mma(n: int, kind: str, k: int, types: str, trans: str) -> str:
     outs = ", ".join(f"%{i}" for i in range(n // 2))
     a = n // 2
@@ -126,7 +141,8 @@ def mma_text(build: Build) -> str:
     """`Mma<N>` for every width: 64 weight rows from registers times N tokens from shared memory."""
     text = ["template <int N> struct Mma;\n"]
     for n in build.widths:
-        body = _mma(n, "e4m3", 32, "e4m3.e4m3", "") if build.fp8 else _mma(n, "bf16", 16, "bf16.bf16", ", 0")
+        kind = ("e4m3", 32, "e4m3.e4m3", "") if build.fp8 else ("bf16", 16, "bf16.bf16", ", 0")
+        body = _mma(n, *kind) + (_mma_first(n, *kind) if build.many else "")
         text.append(f"template <> struct Mma<{n}> {{\n{body}}};\n")
     return "".join(text)
 

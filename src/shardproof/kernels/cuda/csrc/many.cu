@@ -125,6 +125,7 @@ DEV void stream(const Params& p, const u8* smem, u32 base) {
 template <int N>
 DEV void run_tile(const Params& p, const ManyTile* record, Pipe& q) {
   float acc[NMAX / 2];
+  q.base = opaque(q.base);                            // keeps one token count's addresses out of the others' registers
   q.codes = opaque(q.base + Many::W + q.group * 2 * W_CHUNK + q.warp * 512 + q.lane * 16);
   q.scales = opaque(q.base + Many::S + q.group * 2 * S_CHUNK + q.warp * 32 + (q.lane >> 2) * 4);
   main_loop<N>(p, q, p.gemm[record->phase].chunks, tile_rows(record->count) * 128, acc);

@@ -43,30 +43,40 @@ DEV void unpack(const Piece& p, const u32 (&powers)[5], u32 (&a)[16]) {
 }
 
 // Other warpgroups' products run while this one unpacks.
+// One stage. FIRST: its first product writes the accumulators without reading them.
+template <int N, bool FIRST>
+DEV void run_stage(const Params& p, Pipe& q, bool pair, u32 chunk_bytes, int previous, float* acc) {
+  bar_wait(q.base + Many::FULL + 8 * q.stage.at, q.stage.parity);
+  Piece piece = read_piece(q, 0, true);
+  u32 b = descriptor_low(q.base + Many::X + q.stage.at * Many::X_STAGE);
+#pragma unroll
+  for (int c = 0; c < 2; ++c) {
+    u32 a[16];
+    if (!FIRST || c > 0) mma_wait<0>();               // the products before still read their A registers
+    if (!FIRST && c == 0) release(q.base + Many::EMPTY + 8 * previous, q.lane);
+    unpack(piece, p.powers, a);
+    if (c == 0) piece = read_piece(q, 1, pair);
+    mma_fence();
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      u64 tokens = mma_descriptor(b + 2 * k);
+      if (FIRST && c == 0 && k == 0) Mma<N>::bf16_first(acc, a[4 * k], a[4 * k + 1], a[4 * k + 2], a[4 * k + 3], tokens);
+      else Mma<N>::bf16(acc, a[4 * k], a[4 * k + 1], a[4 * k + 2], a[4 * k + 3], tokens);
+    }
+    mma_commit();
+    if (pair) b += chunk_bytes >> 4;                  // a chunk past K's end: zero weights times the tokens before
+  }
+  q.stage.next<DEPTH>();
+}
+
 template <int N>
 DEV void main_loop(const Params& p, Pipe& q, int chunks, u32 chunk_bytes, float (&acc)[NMAX / 2]) {
-  int stages = (chunks + 1) / 2, previous = 0;
-  for (int stage = 0; stage < stages; ++stage) {
-    bool pair = 2 * stage + 1 < chunks;
-    bar_wait(q.base + Many::FULL + 8 * q.stage.at, q.stage.parity);
-    Piece piece = read_piece(q, 0, true);
-    u32 b = descriptor_low(q.base + Many::X + q.stage.at * Many::X_STAGE);
-#pragma unroll
-    for (int c = 0; c < 2; ++c) {
-      u32 a[16];
-      mma_wait<0>();                                  // the products before still read their A registers
-      if (c == 0 && stage > 0) release(q.base + Many::EMPTY + 8 * previous, q.lane);
-      unpack(piece, p.powers, a);
-      if (c == 0) piece = read_piece(q, 1, pair);
-      mma_fence();
-#pragma unroll
-      for (int k = 0; k < 4; ++k)
-        Mma<N>::bf16(acc, a[4 * k], a[4 * k + 1], a[4 * k + 2], a[4 * k + 3], mma_descriptor(b + 2 * k), stage > 0 || k > 0 || c > 0);
-      mma_commit();
-      if (pair) b += chunk_bytes >> 4;                // a chunk past K's end: zero weights times the tokens before
-    }
-    previous = q.stage.at;
-    q.stage.next<DEPTH>();
+  int previous = q.stage.at;
+  run_stage<N, true>(p, q, chunks > 1, chunk_bytes, 0, acc);
+  for (int chunk = 2; chunk < chunks; chunk += 2) {
+    int at = q.stage.at;
+    run_stage<N, false>(p, q, chunk + 1 < chunks, chunk_bytes, previous, acc);
+    previous = at;
   }
   mma_wait<0>();
   release(q.base + Many::EMPTY + 8 * previous, q.lane);
@@ -109,7 +119,11 @@ DEV void start_stage(const Params& p, Pipe& q, bool pair, float* part, Before be
   unpack(piece[1], q.base + Many::TABLE - 8 * 239, p.powers[3], a + 8);
   mma_fence();
 #pragma unroll
-  for (int k = 0; k < 4; ++k) Mma<N>::e4m3(part, a[4 * k], a[4 * k + 1], a[4 * k + 2], a[4 * k + 3], mma_descriptor(b + 2 * k), k > 0);
+  for (int k = 0; k < 4; ++k) {
+    u64 tokens = mma_descriptor(b + 2 * k);
+    if (k == 0) Mma<N>::e4m3_first(part, a[0], a[1], a[2], a[3], tokens);
+    else Mma<N>::e4m3(part, a[4 * k], a[4 * k + 1], a[4 * k + 2], a[4 * k + 3], tokens);
+  }
   mma_commit();
   q.stage.next<DEPTH>();
 }

@@ -42,17 +42,17 @@ DEV void copy_rows(const Params& p, const Job& j) {
   u8* to = tile_at(p, j) + (j.row0 + (lane >> 3)) * 128;
   int swizzled[2] = {((lane & 7) ^ (lane >> 3)) << 4, (((lane & 7) ^ (4 + (lane >> 3))) << 4) + 512};
   int live = p.gemm[0].chunks - chunk0;
+#pragma unroll 1
+  for (int quarter = 0; quarter < 4; ++quarter) {
+    uint4 v[4];
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    uint4 v[8];
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      int chunk = 4 * half + i / 2, at = (chunk0 + chunk) * 64 + column;
+    for (int i = 0; i < 4; ++i) {
+      int at = (chunk0 + 2 * quarter + i / 2) * 64 + column;
       v[i] = from[i & 1] && at < p.hidden ? load_global16(from[i & 1] + at) : make_uint4(0, 0, 0, 0);
     }
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      int chunk = 4 * half + i / 2;
+    for (int i = 0; i < 4; ++i) {
+      int chunk = 2 * quarter + i / 2;
       if (chunk < live) *(uint4*)(to + (long)(chunk0 + chunk) * rows * 128 + swizzled[i & 1]) = v[i];
     }
   }
