@@ -22,13 +22,17 @@ class PreparedLayer:
 
     `partial` gives the rank's float32 partial sum; calling the object gives it in x's dtype, which is the layer's
     result where the rank is the only one.
+
+    `check_ids` says whether every call looks for ids of experts that do not exist. That waits for the device, so by
+    default it is done on a CPU only; a GPU kernel skips such ids as it skips -1.
     """
 
     def __init__(
         self, layer: PackedLayer, *, implementation: str | None = None, device: torch.device | str = "cpu",
-        keep: bool = False,
+        keep: bool = False, check_ids: bool | None = None,
     ) -> None:  # fmt: skip
         self.layer, self.device = layer, torch.device(device)
+        self.check_ids = self.device.type == "cpu" if check_ids is None else check_ids
         chosen = choose(layer, self.device, implementation)
         self.implementation = chosen.name
         self._run = chosen.prepare(layer, self.device, keep=keep)
@@ -40,14 +44,19 @@ class PreparedLayer:
 
     def partial(self, x: Tensor, topk_ids: Tensor, topk_weights: Tensor) -> Tensor:
         """The rank's partial sum, float32 [M, H]. Raises KernelError; see `moe`."""
-        check_inputs(self.layer, self.device, x, topk_ids, topk_weights)
-        if not x.shape[0]:
-            return torch.zeros(0, self.spec.hidden, device=self.device)
-        return self._run(x, served_ids(self.layer, topk_ids), topk_weights)
+        return self._forward(x, topk_ids, topk_weights).float()
 
     def __call__(self, x: Tensor, topk_ids: Tensor, topk_weights: Tensor) -> Tensor:
         """The rank's partial sum in x's dtype, [M, H]."""
-        return self.partial(x, topk_ids, topk_weights).to(x.dtype)
+        return self._forward(x, topk_ids, topk_weights).to(x.dtype)
+
+    def _forward(self, x: Tensor, topk_ids: Tensor, topk_weights: Tensor) -> Tensor:
+        check_inputs(self.layer, self.device, x, topk_ids, topk_weights)
+        if self.check_ids:
+            check_expert_ids(self.layer, topk_ids)
+        if not x.shape[0]:
+            return torch.zeros(0, self.spec.hidden, device=self.device)
+        return self._run(x, served_ids(self.layer, topk_ids), topk_weights)
 
 
 def moe(
@@ -71,13 +80,17 @@ def moe(
     """
     ranks = [packed] if isinstance(packed, PackedLayer | PreparedLayer) else list(packed)
     prepared = [
-        rank if isinstance(rank, PreparedLayer) else PreparedLayer(rank, implementation=implementation, device=x.device)
+        rank
+        if isinstance(rank, PreparedLayer)
+        else PreparedLayer(rank, implementation=implementation, device=x.device, check_ids=True)
         for rank in ranks
     ]
     if not prepared:
         raise KernelError("kernel.ranks", "no rank was given", needed="one packed layer a rank")
     if len(prepared) > 1:
         check_ranks([rank.layer for rank in prepared])
+    if len(prepared) == 1:
+        return prepared[0](x, topk_ids, topk_weights)
     total = prepared[0].partial(x, topk_ids, topk_weights)
     for rank in prepared[1:]:
         total = total + rank.partial(x, topk_ids, topk_weights)
@@ -85,11 +98,12 @@ def moe(
 
 
 def choose(layer: PackedLayer, device: torch.device, name: str | None = None) -> Implementation:
-    """The named implementation, or the preferred one that takes the layer.
+    """The named implementation, or the preferred one that takes the layer: first those that it was packed for.
 
+    The oracle chose the backend when the layer was packed; its layouts and dtype of activations say which ways remain.
     Raises KernelError `kernel.implementation` with every refusal.
     """
-    known = implementations()
+    known = sorted(implementations(), key=lambda i: not i.wanted(layer))
     if name is not None:
         known = [i for i in known if i.name == name]
         if not known:
@@ -147,7 +161,7 @@ def check_ranks(layers: Sequence[PackedLayer]) -> None:
 
 
 def check_inputs(layer: PackedLayer, device: torch.device, x: Tensor, topk_ids: Tensor, topk_weights: Tensor) -> None:
-    """Raise KernelError for inputs that the layer cannot take; see `moe`."""
+    """Raise KernelError for dtypes, shapes and devices that the layer cannot take; see `moe`."""
     _check_dtype("x", x, ACTIVATION_DTYPES)
     _check_dtype("topk_ids", topk_ids, _ID_DTYPES)
     _check_dtype("topk_weights", topk_weights, ACTIVATION_DTYPES)
@@ -172,7 +186,6 @@ def check_inputs(layer: PackedLayer, device: torch.device, x: Tensor, topk_ids: 
                 "kernel.device", f"{name} is on another device than the layer", tensor=name, layer=layer.key,
                 found=tensor.device, needed=device, next_step=f"move it: {name}.to({str(device)!r})",
             )  # fmt: skip
-    _check_ids(layer, topk_ids)
 
 
 def _check_dtype(name: str, tensor: Tensor, allowed: tuple[torch.dtype, ...]) -> None:
@@ -183,7 +196,8 @@ def _check_dtype(name: str, tensor: Tensor, allowed: tuple[torch.dtype, ...]) ->
         )  # fmt: skip
 
 
-def _check_ids(layer: PackedLayer, topk_ids: Tensor) -> None:
+def check_expert_ids(layer: PackedLayer, topk_ids: Tensor) -> None:
+    """Raise KernelError `kernel.expert_id` for an id that names no expert; waits for the ids' device."""
     experts = layer.spec.experts
     outside = (topk_ids < -1) | (topk_ids >= experts)
     if bool(outside.any()):

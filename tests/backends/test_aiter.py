@@ -54,7 +54,10 @@ def test_an_aiter_without_the_symbols_is_refused_by_name(version):
     assert error.what == "backend aiter cannot be used: version"
     assert error.found == f"aiter {version} (named)"
     assert error.needed == "aiter >= 0.1.14 (symbols GateMode, shuffle_weight(is_guinterleave=), swiglu_limit)"
-    assert error.next_step == "install aiter 0.1.14 or newer; these would fit: triton_unfused, emulation, reference"
+    assert (
+        error.next_step
+        == "install aiter 0.1.14 or newer; these would fit: triton_unfused, emulation, reference, shardproof_gpu"
+    )
 
 
 def test_0_1_14_lacks_what_deepseek_v4_needs_and_has_what_gpt_oss_needs():

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from shardproof import __version__
+from shardproof.cli.bench import bench
 from shardproof.cli.demo import demo
 from shardproof.cli.diagnose import diagnose
 from shardproof.cli.explain import explain
@@ -40,6 +41,6 @@ def _options(
     """Exit codes: 0 fine, 1 finding, 2 usage or refusal."""
 
 
-for verb in (inspect, plan, explain, pack, verify, diagnose, demo):
+for verb in (inspect, plan, explain, pack, verify, diagnose, demo, bench):
     app.command()(verb)
 app.add_typer(layouts, name="layouts")

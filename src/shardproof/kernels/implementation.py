@@ -10,19 +10,25 @@ import importlib
 import importlib.util
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
+import numpy as np
+
+from shardproof.experts import Field, Stack
+from shardproof.layouts import find
+
 if TYPE_CHECKING:
     import torch
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from shardproof.packed import PackedLayer
 
 Runner: TypeAlias = "Callable[[Tensor, Tensor, Tensor], Tensor]"
-"""(x [M, H], global expert ids [M, k], weights [M, k]) to the rank's partial sum [M, H] in float32.
+"""(x [M, H], global expert ids [M, k], weights [M, k]) to the rank's partial sum [M, H], float32 or of x's dtype.
 
 Ids that the rank does not hold, and -1, are skipped.
 """
@@ -31,16 +37,26 @@ _IMPLEMENTATIONS: dict[str, Implementation] = {}
 
 
 class Implementation(ABC):
-    """One way to run a packed layer; the lowest `priority` that does not refuse is taken."""
+    """One way to run a packed layer; the lowest `priority` that does not refuse is taken.
+
+    `backend` names the backend whose recipes pack for it; one that was packed for goes before the others.
+    """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     priority: ClassVar[int] = 100
+    backend: ClassVar[str] = ""
+    activation_dtype: ClassVar[str] = ""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         if "name" in cls.__dict__:
             _IMPLEMENTATIONS[cls.name] = cls()
+
+    def wanted(self, layer: PackedLayer) -> bool:
+        """Whether the layer's recipe asks for this way: its backend and its dtype of activations."""
+        recipe = layer.plan.recipe
+        return (recipe.backend, recipe.activation_dtype) == (self.backend, self.activation_dtype)
 
     @abstractmethod
     def refuses(self, layer: PackedLayer, device: torch.device) -> str | None:
@@ -63,3 +79,23 @@ def implementations() -> list[Implementation]:
     """Every implementation, the preferred one first."""
     _load()
     return sorted(_IMPLEMENTATIONS.values(), key=lambda i: (i.priority, i.name))
+
+
+def refuse_layouts(layer: PackedLayer, wanted: Mapping[tuple[Stack, Field], Sequence[str]]) -> str | None:
+    """Why a kernel that reads these layouts (ids by field, any one of each) cannot read this layer, or None."""
+    for slot, identities in wanted.items():
+        named = layer.plan.recipe.layouts.get(slot)
+        if named is None:
+            continue
+        layout, parameters = find(named)
+        identity = layout.identity(parameters)
+        if identity not in identities:
+            return f"found layout {identity} for {'.'.join(slot)}, needed {' or '.join(identities)}"
+    return None
+
+
+def local_experts(layer: PackedLayer) -> NDArray[np.int32]:
+    """Global expert id -> local index, int32 [experts of the whole layer]; -1 for those of other ranks."""
+    local = np.full(layer.spec.experts, -1, dtype=np.int32)
+    local[list(layer.experts)] = np.arange(len(layer.experts), dtype=np.int32)
+    return local

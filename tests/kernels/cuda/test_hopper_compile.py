@@ -10,27 +10,29 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("cuda.bindings.nvrtc")
 
-from shardproof.kernels.cuda import builds, launch, layer  # noqa: E402
+from shardproof.kernels.cuda import builds, launch  # noqa: E402
 from shardproof.kernels.cuda import compile as kernel_compile  # noqa: E402
 
 MOST_SHARED = 232448  # bytes a block may have on sm_90
 
 
 def checked(monkeypatch: pytest.MonkeyPatch, build: builds.Build, extra: str) -> int:
-    text = kernel_compile.source_text("route.cu", build) + extra
+    entry = "many_route.cu" if build.many else "route.cu"
+    text = kernel_compile.source_text(entry, build) + extra
     monkeypatch.setattr(kernel_compile, "source_text", lambda *_: text)
-    return len(kernel_compile.machine_code("route.cu", build))
+    return len(kernel_compile.machine_code(entry, build))
 
 
 @pytest.mark.parametrize("build", builds.BUILDS.values(), ids=lambda b: b.name)
 def test_parameters_and_shared_memory_agree(build, monkeypatch, tmp_path) -> None:
     monkeypatch.setenv("SHARDPROOF_CACHE", str(tmp_path))
     assert build.shared_bytes <= MOST_SHARED
+    end = "Many::END" if build.many else "Shared::END_SMALL"
     extra = (
         f'static_assert(sizeof(Params) == {ctypes.sizeof(launch.Args)}, "");\n'
         f'static_assert(sizeof(Gemm) == {ctypes.sizeof(launch.GemmArgs)}, "");\n'
-        f'static_assert(Shared::END_SMALL <= {build.shared_bytes}, "");\n'
-        f'static_assert(Shared::END_SMALL + 64 > {build.shared_bytes}, "");\n'
+        f'static_assert({end} <= {build.shared_bytes}, "");\n'
+        f'static_assert({end} + 64 > {build.shared_bytes}, "");\n'
     )
     assert checked(monkeypatch, build, extra) > 1000
 
@@ -54,14 +56,38 @@ def test_layer_kernel_compiles_and_is_kept(build, activation, monkeypatch, tmp_p
     assert [p.read_bytes() for p in tmp_path.iterdir()] == [code]
 
 
+@pytest.mark.parametrize("build", [b for b in builds.BUILDS.values() if b.many], ids=lambda b: b.name)
+def test_registers_change_hands_within_what_a_block_was_given(build) -> None:
+    # A block starts with the most registers a thread (in eights) that 65,536 allow, and waits for ever for more.
+    given = 65536 // build.threads // 8 * 8 * build.threads
+    assert build.wgs * 128 * build.consumer_regs + 128 * build.producer_regs <= given
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("build", [b for b in builds.BUILDS.values() if b.many], ids=lambda b: b.name)
+def test_kernel_for_many_tokens_compiles(build, monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("SHARDPROOF_CACHE", str(tmp_path))
+    assert b"shardproof_many" in kernel_compile.machine_code("many.cu", build)
+
+
 def test_choice_follows_the_table() -> None:
     assert builds.choose(0.02, "w4a16").name == "small"
     assert builds.choose(1e9, "w4a8 exact").name == "large8"
     assert builds.choose(24, "w4a8").name == "mid"
-    for precision in ("w4a16", "w4a8", "w4a8 exact"):
-        for top, name in builds.table("*")[precision]:
-            assert builds.BUILDS[name].fp8 <= (precision == "w4a8 exact")
-            assert builds.choose(top, precision).name == name
+    assert [builds.choose(n, "w4a16").name for n in (24, 96, 192)] == ["many24", "many", "many200"]
+    for key, rows in builds.table("*").items():
+        shape = next((s for s in ("few", "short") if key.endswith(s)), "")
+        for top, name in rows:
+            assert builds.BUILDS[name].fp8 <= ("exact" in key)
+            assert builds.choose(top, key.removesuffix(shape).strip(), shape=shape).name == name
+
+
+def test_shape_classes_have_rows_of_their_own() -> None:
+    assert builds.shape_class(256, 256) == "short"
+    assert builds.shape_class(32, 2048) == "few"
+    assert builds.choose(0.02, "w4a16", shape="short").name == "short"
+    assert builds.choose(3, "w4a16", shape="few").name == "small"
+    assert builds.choose(3, "w4a16").name == "wide"
 
 
 def test_a_file_extends_the_table(monkeypatch, tmp_path) -> None:
@@ -70,13 +96,5 @@ def test_a_file_extends_the_table(monkeypatch, tmp_path) -> None:
     monkeypatch.setenv("SHARDPROOF_TUNING", str(path))
     assert builds.choose(0.01, "w4a16", "My GPU").name == "mid"
     assert builds.choose(0.01, "w4a16", "Another GPU").name == "small"
-
-
-def test_operator_has_a_fake_form() -> None:
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    with FakeTensorMode():
-        x = torch.empty(5, 64, dtype=torch.bfloat16)
-        out = layer.hopper_moe(x, torch.empty(5, 2, dtype=torch.int32), torch.empty(5, 2), 0)
-    assert out.shape == x.shape
-    assert out.dtype == torch.bfloat16
+    assert builds.choose(24, "w4a8", "My GPU").name == "mid"
+    assert builds.choose(1e9, "w4a8", "My GPU").name == "large"

@@ -14,16 +14,29 @@ import pytest
 os.environ["TRITON_INTERPRET"] = "1"
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
-sys.path.insert(0, str(Path(__file__).parents[1] / "cuda"))
+sys.path[:0] = [str(Path(__file__).parents[1] / "cuda"), str(Path(__file__).parents[3])]
 
 from hopper_cases import Case, relative_error  # noqa: E402
 
 from shardproof.experts import Activation  # noqa: E402
+from shardproof.kernels.triton import grouped  # noqa: E402
 from shardproof.kernels.triton.layer import TritonExperts, round_e4m3, token_tiles  # noqa: E402
 
 SILU = Activation("silu", limit=10.0)
-# Triton 3.6's interpreter turns one-element arrays into numbers, which NumPy says it will refuse one day.
-pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")
+
+
+@pytest.fixture(autouse=True)
+def one_element_arrays_are_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton 3.6's interpreter makes loop bounds of one-element arrays by int(), which NumPy 2.4 refuses."""
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang_tensor
+
+    def patched(tensor, scope):
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+
+    monkeypatch.setattr(interpreter, "_patch_lang_tensor", patched)
 
 
 def layer(case: Case, expert_map: torch.Tensor | None = None) -> TritonExperts:
@@ -73,6 +86,36 @@ def test_map_and_absent_slots() -> None:
     assert torch.equal(out[2], torch.zeros(64))
 
 
+@pytest.mark.parametrize("precision", ["w4a16", "w4a8"])
+def test_from_packed_ranks(precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the implementation makes of a packed layer: biases, padding, expert maps, global ids."""
+    from functools import partial
+
+    from tests.checkpoints import make
+    from tests.kernels.gpu_layers import PORTABLE, judged, packed
+    from tests.layers import inputs
+
+    from shardproof.kernels.implementation import implementations
+    from shardproof.kernels.triton import layer as triton_layer
+
+    monkeypatch.setattr(triton_layer, "TritonExperts", partial(TritonExperts, mode="float32"))
+    make(tmp_path, "gpt_oss", experts=3, hidden=64, intermediate=96)
+    name = "shardproof_triton" + ("" if precision == "w4a16" else "_w4a8")
+    way = next(i for i in implementations() if i.name == name)
+    for layer in packed(tmp_path, PORTABLE, tp=2, ep=2):
+        x, ids, weights = inputs(4, layer.spec)
+        x, ids[1, 0] = (x / 64).bfloat16(), -1
+        run = way.prepare(layer, torch.device("cpu"))
+        with monkeypatch.context() as only:
+            only.setattr(torch.Tensor, "to", _never_bfloat16(torch.Tensor.to))
+            found = run(x, ids, weights)
+        assert relative_error(found, judged([layer], name, x, ids, weights).double()) < 1e-5
+
+
+def _never_bfloat16(to):  # the interpreter cannot hold bfloat16 (Triton 3.6)
+    return lambda t, *a, **kw: t.float() if a == (torch.bfloat16,) else to(t, *a, **kw)
+
+
 def test_no_tokens() -> None:
     case = Case(1, 64, 32, device="cpu")
     x, ids, weights = case.inputs(0, 2)
@@ -88,6 +131,53 @@ def test_tiles_hold_every_slot_once() -> None:
         assert all(local[s] == expert for s in places)
         seen += places
     assert sorted(seen) == (local >= 0).nonzero().flatten().tolist()
+
+
+@pytest.mark.parametrize(("tokens", "experts", "block"), [(1, 3, 8), (40, 5, 16), (2100, 4, 64), (3, 200, 8)])
+def test_blocks_hold_every_slot_once(tokens: int, experts: int, block: int) -> None:
+    ids = torch.randint(-1, experts + 1, (tokens, 2), dtype=torch.int32)
+    ids = grouped.local_ids(ids, None)
+    made = grouped.align(ids, experts, block)
+    flat, used = ids.flatten(), int(made.padded)
+    assert used % block == 0
+    seen = []
+    for i, slots in enumerate(made.slots[:used].view(-1, block).tolist()):
+        live = [s for s in slots if s < flat.numel()]
+        assert all(flat[s] == made.experts[i] for s in live)
+        seen += live
+    assert sorted(seen) == (flat < experts).nonzero().flatten().tolist()
+    assert (made.slots[used:] == flat.numel()).all()
+    assert used == sum(-(-int((flat == e).sum()) // block) * block for e in range(experts))
+
+
+@pytest.mark.parametrize("activation", [Activation("silu"), Activation("swiglu_oai", limit=7.0), Activation("situ")])
+def test_the_activation_apart(activation: Activation) -> None:
+    h = torch.randn(3, 2 * 1100) * 4
+    wanted = Case(1, 32, 32, activation, device="cpu").gate(h[:, :1100].double(), h[:, 1100:].double())
+    assert relative_error(grouped.gated(h, activation), wanted) < 1e-6
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("moved", [False, True])
+def test_the_sum_over_slots(weighted: bool, moved: bool) -> None:
+    ids = torch.tensor([[0, -1, 2], [1, 1, 9]], dtype=torch.int32)
+    y, weights, at = torch.randn(6, 1200), torch.rand(2, 3), torch.randperm(6)
+    rows = (y[at] if moved else y).view(2, 3, 1200) * (weights[..., None] if weighted else 1)
+    wanted = torch.where(((ids >= 0) & (ids < 3))[..., None], rows, 0).sum(1)[:, :1100]
+    local = grouped.local_ids(ids, None)
+    y[int(at[1]) if moved else 1] = float("nan")
+    found = grouped.sum_routed(
+        y, local, 3, 1100, weights=weights if weighted else None, at=at.int() if moved else None
+    )  # fmt: skip
+    assert relative_error(found, wanted.double()) < 1e-6
+
+
+def test_local_ids() -> None:
+    ids = torch.tensor([[0, -1], [3, 7]], dtype=torch.int32)
+    expert_map = torch.tensor([-1, 0, -1, 1], dtype=torch.int32)
+    absent = 0x7FFFFFFF
+    assert grouped.local_ids(ids, expert_map).tolist() == [[absent, absent], [1, absent]]
+    assert grouped.local_ids(ids, None).tolist() == [[0, absent], [3, 7]]
 
 
 def test_rounding_is_deepseeks() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from shardproof.errors import KernelError
 from shardproof.experts import Field, Stack
-from shardproof.kernels.implementation import Implementation, Runner
+from shardproof.kernels.implementation import Implementation, Runner, local_experts, refuse_layouts
 
 if TYPE_CHECKING:
     import torch
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from shardproof.mxfp4 import Bytes
     from shardproof.packed import PackedLayer
 
-LAYOUTS: dict[tuple[Stack, Field], str] = {
-    ("w13", "weight"): "shardproof.cpu_w13@1",
-    ("w13", "scale"): "shardproof.cpu_w13_scale@1",
-    ("w2", "weight"): "shardproof.cpu_w2@1",
-    ("w2", "scale"): "shardproof.cpu_w2_scale@1",
+LAYOUTS: dict[tuple[Stack, Field], tuple[str, ...]] = {
+    ("w13", "weight"): ("shardproof.cpu_w13@1",),
+    ("w13", "scale"): ("shardproof.cpu_w13_scale@1",),
+    ("w2", "weight"): ("shardproof.cpu_w2@1",),
+    ("w2", "scale"): ("shardproof.cpu_w2_scale@1",),
 }
 
 _READ = ("torch.float32", "torch.bfloat16", "torch.float16")
@@ -30,19 +30,17 @@ _READ = ("torch.float32", "torch.bfloat16", "torch.float16")
 
 
 class _CpuKernels(Implementation):
+    backend = "shardproof_cpu"
     precision: Precision
 
     def refuses(self, layer: PackedLayer, device: torch.device) -> str | None:
         """Refuses other devices, other layouts, and an install without the compiled kernels."""
         from shardproof.kernels.cpu.library import library
-        from shardproof.layouts import find
 
         if device.type != "cpu":
             return f"found device {device}, needed cpu"
-        for slot, wanted in LAYOUTS.items():
-            layout, parameters = find(layer.plan.recipe.layouts[slot])
-            if layout.identity(parameters) != wanted:
-                return f"found layout {layout.identity(parameters)} for {'.'.join(slot)}, needed {wanted}"
+        if reason := refuse_layouts(layer, LAYOUTS):
+            return reason
         try:
             library()
         except KernelError as missing:
@@ -53,14 +51,12 @@ class _CpuKernels(Implementation):
         """Point the kernels at the packed bytes; nothing is copied."""
         from shardproof.kernels.cpu.layer import CpuExperts
 
-        expert_map = np.full(layer.spec.experts, -1, dtype=np.int32)
-        expert_map[list(layer.experts)] = np.arange(len(layer.experts), dtype=np.int32)
         held = layer.tensors
         experts = CpuExperts(
             held["w13", "weight"], held["w13", "scale"], _bias(layer, "w13"), held["w2", "weight"],
             held["w2", "scale"], _bias(layer, "w2"), experts=len(layer.experts), hidden=layer.shape.hidden,
             intermediate=layer.shape.intermediate, activation=layer.spec.activation,
-            weight_before_w2=layer.spec.weight_before_w2, precision=self.precision, expert_map=expert_map,
+            weight_before_w2=layer.spec.weight_before_w2, precision=self.precision, expert_map=local_experts(layer),
         )  # fmt: skip
 
         def run(x: Tensor, topk_ids: Tensor, topk_weights: Tensor) -> Tensor:
@@ -83,6 +79,7 @@ class CpuInt8(_CpuKernels):
     name = "shardproof_cpu"
     summary = "own C kernels, int8 activations"
     priority = 20
+    activation_dtype = "int8"
     precision = "int8"
 
 
@@ -92,6 +89,7 @@ class CpuInt16(_CpuKernels):
     name = "shardproof_cpu_int16"
     summary = "own C kernels, int16 activations"
     priority = 21
+    activation_dtype = "int16"
     precision = "int16"
 
 
@@ -101,4 +99,5 @@ class CpuFloat32(_CpuKernels):
     name = "shardproof_cpu_float32"
     summary = "own C kernels, float32 activations"
     priority = 22
+    activation_dtype = "float32"
     precision = "float32"

@@ -10,9 +10,15 @@ from pathlib import Path
 
 from shardproof.kernels.cuda.compile import Build
 
-SMALL = Build("small", wgs=4, mw=1, kw=4, widths=(8,), each=4, w_depth=3, x_depth=4, narrow=True)
-WIDE = Build("wide", wgs=4, mw=1, kw=1, widths=(8, 16), each=4, w_depth=4, x_depth=5, narrow=True)
-MID = Build("mid", wgs=4, mw=1, kw=1, widths=(32, 64), w_depth=6, x_depth=4, consumer_regs=104, producer_regs=64)
+NARROW = Build(
+    "narrow", wgs=4, mw=1, kw=1, widths=(8,), w_depth=4, x_depth=4, narrow=True, consumer_regs=88, producer_regs=48
+)
+SMALL = replace(NARROW, name="small", kw=4, each=4, w_depth=3)
+SHORT = replace(NARROW, name="short", kw=4, each=1, w_depth=12, x_depth=8)
+HALF = replace(NARROW, name="half", kw=2, widths=(8, 16), each=2, w_depth=6, x_depth=6)
+WIDE = replace(NARROW, name="wide", widths=(8, 16, 24, 32), each=4, w_depth=3, x_depth=3)
+MID = replace(NARROW, name="mid", widths=(32,), each=4, w_depth=3, x_depth=3, narrow=False)
+MID8 = replace(MID, name="mid8", x_depth=4, fp8=True)
 LARGE = Build(
     "large",
     wgs=2,
@@ -28,18 +34,6 @@ LARGE = Build(
     consumer_regs=232,
     producer_regs=40,
 )
-MID8 = Build(
-    "mid8",
-    wgs=2,
-    mw=2,
-    kw=1,
-    widths=(32, 64),
-    w_depth=7,
-    x_depth=6,
-    fp8=True,
-    consumer_regs=208,
-    producer_regs=80,
-)
 LARGE8 = Build(
     "large8",
     wgs=2,
@@ -53,31 +47,36 @@ LARGE8 = Build(
     consumer_regs=224,
     producer_regs=56,
 )
+# csrc/many.cu: tiles of 64 rows a warpgroup; as many widths as one kernel holds, so that few columns are padding.
 MANY = Build(
-    "many", wgs=4, mw=1, kw=1, widths=(88, 96, 104, 112), w_depth=4, x_depth=4, once=False, many=True,
-    consumer_regs=112, producer_regs=32,
-)  # fmt: skip
+    "many",
+    wgs=4,
+    mw=1,
+    kw=1,
+    widths=(88, 96, 104, 112),
+    w_depth=4,
+    x_depth=4,
+    once=False,
+    many=True,
+    consumer_regs=112,
+    producer_regs=32,
+)
 MANY24 = replace(
     MANY, name="many24", widths=(16, 24, 32, 40), w_depth=5, once=True, consumer_regs=104, producer_regs=64
 )
-MANY2 = replace(
-    MANY, name="many2", wgs=2, widths=(192, 208, 224, 240), w_depth=3, consumer_regs=216, producer_regs=72
+MANY200 = replace(
+    MANY, name="many200", wgs=2, widths=(192, 208, 224, 240), w_depth=3, consumer_regs=216, producer_regs=72
 )
-MANY3 = replace(MANY, name="many3", wgs=3, widths=(176, 192), w_depth=3, consumer_regs=152, producer_regs=56)
 MANY8 = replace(
     MANY, name="many8", wgs=3, widths=(88, 96, 104), fp8=True, w_depth=6, consumer_regs=152, producer_regs=56
 )
-MANY82 = replace(
-    MANY, name="many82", wgs=2, widths=(144, 160, 176, 192), fp8=True, w_depth=5, consumer_regs=232, producer_regs=40
-)
-MANY824 = replace(MANY24, name="many824", widths=(24, 32, 40, 48), fp8=True, w_depth=7)
-_ALL = (SMALL, WIDE, MID, LARGE, MID8, LARGE8, MANY, MANY24, MANY2, MANY3, MANY8, MANY82, MANY824)
+_ALL = (SMALL, SHORT, HALF, WIDE, MID, LARGE, MID8, LARGE8, MANY24, MANY, MANY200, MANY8)
 BUILDS = {b.name: b for b in _ALL}
 
 
 @functools.cache
 def table(device_name: str) -> dict[str, list[tuple[float, str]]]:
-    """The tuning table of a GPU by its name, else the one of all ("*"): rows (most tokens an expert, build).
+    """The tuning table of a GPU: rows (most tokens an expert, build), those of its name before those of all ("*").
 
     The table of tuning.json was measured on an NVIDIA H100 80GB HBM3; `SHARDPROOF_TUNING` names a file that
     extends it.
@@ -86,13 +85,21 @@ def table(device_name: str) -> dict[str, list[tuple[float, str]]]:
     extra = os.environ.get("SHARDPROOF_TUNING")
     if extra:
         tables |= json.loads(Path(extra).read_text())
-    chosen = tables.get(device_name, tables["*"])
+    chosen = {**tables["*"], **tables.get(device_name, {})}
     return {k: [(float("inf") if top is None else top, name) for top, name in rows] for k, rows in chosen.items()}
 
 
-def choose(tokens_each: float, precision: str, device_name: str = "*") -> Build:
+def shape_class(experts: int, intermediate: int) -> str:
+    """The class of a layer in the tuning table: "short" rows of w2, "few" experts, or "" for all others."""
+    return "short" if intermediate <= 512 else "few" if experts <= 64 else ""
+
+
+def choose(tokens_each: float, precision: str, device_name: str = "*", shape: str = "") -> Build:
     """The build for `tokens_each` expected tokens an expert.
 
-    `precision` is "w4a16", "w4a8", or "w4a8 exact" where e4m3 holds every weight of the layer exactly.
+    `precision` is "w4a16", "w4a8", or "w4a8 exact" where e4m3 holds every weight of the layer exactly; `shape` is
+    what `shape_class` says. The table's rows of "PRECISION SHAPE" come before those of "PRECISION".
     """
-    return next(BUILDS[name] for top, name in table(device_name)[precision] if tokens_each <= top)
+    rows = table(device_name)
+    found = rows.get(f"{precision} {shape}", rows[precision])
+    return next(BUILDS[name] for top, name in found if tokens_each <= top)

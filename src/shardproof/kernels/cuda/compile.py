@@ -21,8 +21,9 @@ class Build:
     splitting K; `widths` are the token counts that are compiled, ascending; `w_depth` and `x_depth` stages
     of weights and tokens; `each` chunks of 64 values a warpgroup and stage; `narrow` takes warp-wide
     products; `overlap` unpacks weights while products run, `pair` chunks at a time; `once` lets weights
-    leave the L2 cache first; `activation` is 0 silu, 1 swiglu_oai, 2 situ. `many` is the kernel for many
-    tokens (csrc/many.cu): `w_depth` stages of weights and tokens together, `mw` and `kw` 1.
+    leave the L2 cache first; `activation` is 0 silu, 1 swiglu_oai, 2 situ; `checked` is for
+    compute-sanitizer, which follows arrivals by thread. `many` is the kernel for many tokens
+    (csrc/many.cu): `w_depth` stages of weights and tokens together, `mw` and `kw` 1.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Build:
     once: bool = True
     many: bool = False
     activation: int = 0
+    checked: bool = False
     consumer_regs: int = 0
     producer_regs: int = 0
 
@@ -50,8 +52,8 @@ class Build:
 
     @property
     def threads(self) -> int:
-        """Threads a block: the consumers and one warpgroup of producers."""
-        return self.wgs * 128 + 128
+        """Threads a block: consumers, a warpgroup of producers, and but for `many` one of finishers (`mw` 1)."""
+        return self.wgs * 128 + 128 + 128 * (self.mw == 1 and not self.many)
 
     @property
     def chunks(self) -> int:
@@ -75,12 +77,11 @@ class Build:
         x = self.x_depth * atoms * self.nmax * 128
         w = self.w_depth * self.row64 * self.chunks * (2048 + 128)
         xs = self.x_depth * atoms * self.nmax * 4 if self.fp8 else 0
-        groups = self.wgs // self.kw
-        split = groups * 2 * (self.kw - 1) * (self.nmax // 2) * 512
+        sums = 2 * self.wgs * (self.nmax // 2) * 512
         staged = max(self.wgs * self.nmax * 128, self.nmax * self.row64 * 64)
         meta = 4 * self.nmax * 12 + 4 * 32 + 160
-        barriers = 16 * (self.w_depth + self.x_depth) + 16 * 4 + 32 * groups + 16
-        return x + w + xs + (split if self.kw > 1 else staged) + meta + barriers + 512 * 20
+        barriers = 16 * (self.w_depth + self.x_depth) + 16 * 4 + 32 + 16
+        return x + w + xs + (sums if self.mw == 1 else staged) + meta + barriers + (512 * 20 if self.kw > 1 else 0)
 
     @property
     def macros(self) -> list[str]:
@@ -100,6 +101,7 @@ class Build:
             "PAIR": self.pair,
             "ONCE": int(self.once),
             "ACTIVATION": self.activation,
+            "CHECKED": int(self.checked),
         }
         if self.consumer_regs:
             values |= {"CONSUMER_REGS": self.consumer_regs, "PRODUCER_REGS": self.producer_regs}

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import itertools
-import weakref
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
@@ -23,19 +21,11 @@ KINDS = {"silu": 0, "swiglu_oai": 1, "situ": 2}
 SMALL_SLOTS = 512  # csrc/params.cuh
 
 
-_HANDLES = itertools.count(1)
-_LAYERS: weakref.WeakValueDictionary[int, HopperExperts] = weakref.WeakValueDictionary()
-
-
-@torch.library.custom_op("shardproof::hopper_moe", mutates_args=())
-def hopper_moe(x: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor, handle: int) -> torch.Tensor:
-    """The layer as an operator that torch.compile leaves whole; `handle` is HopperExperts.handle."""
-    return _LAYERS[handle](x, topk_ids, topk_weights)
-
-
-@hopper_moe.register_fake
-def _(x: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor, handle: int) -> torch.Tensor:  # noqa: ARG001
-    return torch.empty_like(x)
+def refuse_arch(device: torch.device) -> str | None:
+    """Why the kernels cannot run on this GPU, or None."""
+    if torch.version.hip is None and torch.cuda.get_device_capability(device) == (9, 0):
+        return None
+    return f"found {torch.cuda.get_device_name(device)}, needed an NVIDIA Hopper GPU (sm90)"
 
 
 def _padded_bias(bias: torch.Tensor | None, parts: int, size: int) -> torch.Tensor | None:
@@ -93,8 +83,6 @@ class HopperExperts:
         self.expert_map = None if expert_map is None else expert_map.to(self.device, torch.int32).contiguous()
         properties = torch.cuda.get_device_properties(self.device)
         self.processors, self.device_name = properties.multi_processor_count, properties.name
-        self.handle = next(_HANDLES)
-        _LAYERS[self.handle] = self
 
     def _check(self, name: str, t: torch.Tensor, size: int) -> None:
         if t.dtype != torch.uint8 or not t.is_contiguous() or t.numel() != size or not t.is_cuda:
@@ -104,8 +92,10 @@ class HopperExperts:
                 tensor=name,
                 found=f"{t.dtype} {tuple(t.shape)} on {t.device}, contiguous: {t.is_contiguous()}",
                 needed=f"{size} contiguous uint8 on a CUDA device",
-                next_step="pack for the shardproof_hopper backend, with hidden and intermediate padded to 64",
+                next_step="pack for the backend shardproof_gpu, which pads hidden and intermediate to 64",
             )
+        if reason := refuse_arch(t.device):
+            raise KernelError("kernel.device", f"the GPU cannot run the Hopper kernel: {reason}", tensor=name)
 
     def _check_call(self, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> None:
         wanted = (
@@ -127,7 +117,9 @@ class HopperExperts:
         """The geometry that serves this batch."""
         reachable = self.experts if self.expert_map is None else self.expert_map.numel()
         exact = self.precision == "w4a8" and self.exact8
-        return builds.choose(tokens * top_k / reachable, "w4a8 exact" if exact else self.precision, self.device_name)
+        precision = "w4a8 exact" if exact else self.precision
+        shape = builds.shape_class(self.experts, self.intermediate)
+        return builds.choose(tokens * top_k / reachable, precision, self.device_name, shape)
 
     def __call__(self, x: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor) -> torch.Tensor:
         """Runs the layer: x bf16 [M, H], topk_ids int32 [M, k], topk_weights float32 [M, k] -> bf16 [M, H].

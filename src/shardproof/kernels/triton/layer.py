@@ -8,6 +8,7 @@ import torch
 
 from shardproof.errors import KernelError
 from shardproof.kernels.triton import gemm
+from shardproof.kernels.triton.device import holds_e4m3
 
 if TYPE_CHECKING:
     from shardproof.experts import Activation
@@ -37,22 +38,17 @@ def token_tiles(local: torch.Tensor, experts: int, block: int) -> tuple[torch.Te
 
 
 def round_e4m3(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rounds x [M, K] to e4m3 [M, K'] and e8m0 [M, K' / 32], a scale for 128 values.
+    """Rounds x [M, K], as bfloat16, to e4m3 [M, K'] and e8m0 [M, K' / 32], a scale for 128 values.
 
     K' is K padded to 128.
     """
     m, k = x.shape
-    blocks = torch.nn.functional.pad(x.float(), (0, -k % 128)).reshape(m, -1, 128)
+    blocks = torch.nn.functional.pad(x.bfloat16().float(), (0, -k % 128)).reshape(m, -1, 128)
     ratio = (blocks.abs().amax(-1, keepdim=True).clamp(min=1e-4) / 448.0).view(torch.int32)
     exponent = (ratio >> 23) + ((ratio & 0x7FFFFF) != 0).int()
     scale = (exponent << 23).view(torch.float32)
     codes = (blocks / scale).clamp(-448, 448).to(torch.float8_e4m3fn).reshape(m, -1)
     return codes, exponent.to(torch.uint8).expand(-1, -1, 4).reshape(m, -1).contiguous()
-
-
-def holds_e4m3(device: torch.device) -> bool:
-    """Whether the device's matrix unit reads OCP e4m3; gfx94x does not, and gets the values in bf16."""
-    return torch.version.hip is None or "gfx94" not in torch.cuda.get_device_properties(device).gcnArchName
 
 
 class TritonExperts:

@@ -7,14 +7,8 @@
 struct Pipe {
   u32 base;                     // shared memory
   int group, warp, lane;        // warpgroup of the block, warp of the warpgroup, lane of the warp
-  Ring w, x, tile;
-  int done;                     // tiles finished
+  Ring w, x, tile, sum;
 };
-
-DEV void release(u32 bar, int lane) {
-  __syncwarp();
-  if (lane == 0) bar_arrive(bar);
-}
 
 // The four words and scale bytes of this thread in one 64-row chunk; a chunk past K's end reads as zeros.
 struct Piece {

@@ -1,8 +1,9 @@
-// Epilogues: w13 accumulators to activations, w2 accumulators to routed rows.
+// Epilogues of the geometries of two row tiles a warpgroup: w13 accumulators to activations, w2 accumulators to routed rows.
 #pragma once
 #include "activation.cuh"
 #include "consume.cuh"
 #include "quant.cuh"
+#if MW > 1
 
 // Scales of rows b and b + 8 of each of this thread's row groups: read before the main loop, used after it.
 struct RowScales {
@@ -36,43 +37,6 @@ DEV RowFactors row_factors(const Gemm& g, const Tile& t, const Pipe& q, const Ro
   return f;
 }
 
-// The warpgroups that share rows take turns at finishing a tile; the others leave their sums and go on.
-DEV int finisher(const Pipe& q) { return q.done % KW; }
-DEV u32 sums(const Pipe& q) {
-  return q.base + Shared::OUT + (2 * (q.group / KW) + (q.done & 1)) * SHARES + (threadIdx.x & 127) * 4;
-}
-DEV u32 sum_bar(const Pipe& q, int bars) { return q.base + bars + 8 * (2 * (q.group / KW) + (q.done & 1)); }
-
-template <int N>
-DEV void leave_share(const Pipe& q, const float* acc) {
-  bar_wait(sum_bar(q, Shared::SUM_EMPTY), (q.done >> 1 & 1) ^ 1);
-  u32 at = sums(q) + (q.group % KW - finisher(q) + KW - 1) % KW * (NMAX / 2) * 512;
-#pragma unroll
-  for (int i = 0; i < N / 2; ++i) asm volatile("st.shared.f32 [%0], %1;" ::"r"(at + i * 512), "f"(acc[i]) : "memory");
-  release(sum_bar(q, Shared::SUM_FULL), q.lane);
-}
-
-// Adds the shares in the order of the warpgroups, whoever finishes: the result is the same in every run.
-template <int N>
-DEV void add_shares(const Pipe& q, float* acc) {
-  int mine = q.group % KW;
-  u32 at = sums(q);
-  // Without the first wait a finisher two tiles ahead of a slow warpgroup would take the phase before for its own.
-  bar_wait(sum_bar(q, Shared::SUM_EMPTY), (q.done >> 1 & 1) ^ 1);
-  bar_wait(sum_bar(q, Shared::SUM_FULL), q.done >> 1 & 1);
-#pragma unroll
-  for (int i = 0; i < N / 2; ++i) {
-    float sum = 0.f;
-#pragma unroll
-    for (int g = 0; g < KW; ++g) {
-      int slot = (g - mine + KW - 1) % KW;
-      sum += g == mine ? acc[i] : __uint_as_float(load_shared4(at + (slot * (NMAX / 2) + i) * 512));
-    }
-    acc[i] = sum;
-  }
-  release(sum_bar(q, Shared::SUM_EMPTY), q.lane);
-}
-
 // Token weights of this thread: tokens 8j + 2q and 8j + 2q + 1.
 DEV float2 token_weights(const u8* smem, int slot, int j, int lane) {
   return ((const float2*)(smem + Shared::WEIGHT))[(slot * NMAX + 8 * j) / 2 + (lane & 3)];
@@ -103,28 +67,6 @@ DEV void scale_group(const Params& p, const RowFactors& f, const u8* smem, int s
 #pragma unroll
     for (int i = 0; i < 4; ++i) acc[4 * j + i] = (acc[4 * j + i] * f.scale[i >> 1] + f.bias[i >> 1]) * (i & 1 ? w.y : w.x);
   }
-}
-
-// ---- few tokens: straight from registers
-template <int N>
-DEV void store_direct(const Params& p, const Tile& t, const Pipe& q, int row64, const u8* smem, int slot,
-                      const float* acc) {
-  const int* flat = (const int*)(smem + Shared::FLAT) + slot * NMAX;
-  int row = q.warp * (t.phase ? 16 : 8) + (q.lane >> 2);
-#pragma unroll
-  for (int j = 0; j < N / 8; ++j)
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      int token = 8 * j + 2 * (q.lane & 3) + i;
-      if (token >= t.count) continue;
-      if (t.phase == 0) {
-        ((u16*)p.h)[(long)(t.start + token) * p.h_pitch + row64 * 32 + row] = pack_bf16(acc[4 * j + i], 0.f) & 0xffff;
-      } else {
-        float* y = (float*)p.y + (long)flat[token] * p.y_pitch + row64 * 64 + row;
-        y[0] = acc[4 * j + i];
-        y[8] = acc[4 * j + 2 + i];
-      }
-    }
 }
 
 // ---- many tokens: through shared memory, in 16-byte runs
@@ -201,29 +143,13 @@ DEV void write_rows(const Params& p, const Tile& t, const Pipe& q, int row64, bo
 DEV void publish(const Params& p, const Tile& t, const Pipe& q) {
   int* counter = t.phase ? p.sync + 1 : p.sync + 4 + t.token_tile;
   named_sync(4 + q.group, 128);
-  if ((threadIdx.x & 127) == 0) {
-    __threadfence();
-    add_release(counter, 1);
-  }
-}
-
-template <int N>
-DEV void finish_shared(const Params& p, const Tile& t, const Pipe& q, const RowScales& s, const u8* smem, float* acc) {
-  if (q.group % KW != finisher(q)) return leave_share<N>(q, acc);
-  int row64 = t.row_tile * ROW64 + q.group / KW;
-  RowFactors f = row_factors(p.gemm[t.phase], t, q, s, 0);
-  add_shares<N>(q, acc);
-  if (t.phase == 0) activate_group<N>(p, t, f, smem, q.tile.at, q.lane, acc);
-  else scale_group<N>(p, f, smem, q.tile.at, q.lane, acc);
-  if (row64 < p.gemm[t.phase].row64s) store_direct<N>(p, t, q, row64, smem, q.tile.at, acc);
-  publish(p, t, q);
+  if ((threadIdx.x & 127) == 0) add_release(counter, 1);
 }
 
 template <int N>
 DEV void finish_tile(const Params& p, const Tile& t, const Pipe& q, const RowScales& s, const u8* smem,
                      float (&acc)[MW][NMAX / 2]) {
   const int slot = q.tile.at;
-  if (KW > 1) return finish_shared<N>(p, t, q, s, smem, acc[0]);
   bool together = FP8 || p.round_h;                   // 128 activations share a scale: all warpgroups make one
 #pragma unroll
   for (int m = 0; m < MW; ++m) {
@@ -248,3 +174,4 @@ DEV void finish_tile(const Params& p, const Tile& t, const Pipe& q, const RowSca
   }
   publish(p, t, q);
 }
+#endif

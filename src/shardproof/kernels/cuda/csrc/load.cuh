@@ -55,8 +55,7 @@ DEV void announce(const Params& p, const Routed& r, const Tile& t, u8* smem, u32
     ((float*)(smem + Shared::WEIGHT))[at + i] = p.weights[f];
     ((int*)(smem + Shared::ROWS))[at + i] = t.phase ? t.start + i : f / p.top_k;
   }
-  __syncwarp();
-  if (lane_id() == 0) bar_arrive(base + Shared::T_FULL + 8 * slot.at);
+  release(base + Shared::T_FULL + 8 * slot.at, lane_id());
   slot.next<TILES>();
 }
 
@@ -71,6 +70,7 @@ DEV void hand_out(const Params& p, const Routed& r, int ticket, u8* smem, u32 ba
     announce(p, r, t, smem, base, slot);
     ticket = next;
   } while (t.phase >= 0);
+  if (DRAINED) announce(p, r, t, smem, base, slot);    // every second record is for one pair of finishers
 }
 
 // The weight warp's one lane.
@@ -200,17 +200,16 @@ DEV void gather_tokens(const Params& p, const u8* smem, u32 base, int thread) {
       int chunk = w.chunk(stage);
       bar_wait(base + Shared::X_EMPTY + 8 * ring.at, ring.parity ^ 1);
       u32 dst = base + Shared::X + ring.at * X_BYTES;
-      if (!FP8 && p.round_x) {
+      if (KW > 1 && p.round_x) {
         round_stage(src.data, src.pitch, src.valid, rows, t.count, chunk * 128, dst, thread);
       } else {
         copy_stage(src, mine, t.count, chunk * (FP8 ? 64 : 128), dst, thread);
         if (FP8) copy_scales(src, rows, t.count, chunk / 2, base + Shared::XS + ring.at * XS_BYTES, thread);
       }
-      out.push(FP8 || !p.round_x);
+      out.push(KW == 1 || !p.round_x);
       ring.next<X_DEPTH>();
     }
-    __syncwarp();
-    if (lane_id() == 0) bar_arrive(base + Shared::T_EMPTY + 8 * slot.at);
+    release(base + Shared::T_EMPTY + 8 * slot.at, lane_id());
     slot.next<TILES>();
   }
   out.flush();

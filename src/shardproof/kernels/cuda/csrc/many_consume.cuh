@@ -11,11 +11,6 @@ struct Pipe {
   Ring stage, tile;
 };
 
-DEV void release(u32 bar, int lane) {
-  __syncwarp();
-  if (lane == 0) bar_arrive(bar);
-}
-
 // The four words and scale bytes of this thread in one chunk of a stage; a chunk past K's end reads as zeros.
 struct Piece {
   uint4 codes;

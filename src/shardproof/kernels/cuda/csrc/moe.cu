@@ -1,6 +1,7 @@
 // One launch for a whole MoE layer: persistent blocks draw tiles of w13, then of w2, from one counter; a w2 tile waits
 // only for the w13 tiles of its own tokens, and its weights stream in meanwhile. Tickets are taken in order, so
 // whatever a tile waits for is already being computed, however many blocks run.
+#include "drain.cuh"
 #include "finish.cuh"
 #include "load.cuh"
 #include "reduce.cuh"
@@ -9,19 +10,19 @@
 DEV void init_barriers(u32 base) {
   for (int i = 0; i < W_DEPTH; ++i) {
     bar_init(base + Shared::W_FULL + 8 * i, 1);
-    bar_init(base + Shared::W_EMPTY + 8 * i, WGS * 4);
+    bar_init(base + Shared::W_EMPTY + 8 * i, WGS * 4 * ARRIVALS);
   }
   for (int i = 0; i < X_DEPTH; ++i) {
     bar_init(base + Shared::X_FULL + 8 * i, LOADERS);
-    bar_init(base + Shared::X_EMPTY + 8 * i, WGS * 4);
+    bar_init(base + Shared::X_EMPTY + 8 * i, WGS * 4 * ARRIVALS);
   }
   for (int i = 0; i < TILES; ++i) {
-    bar_init(base + Shared::T_FULL + 8 * i, 1);
-    bar_init(base + Shared::T_EMPTY + 8 * i, 1 + LOADERS / 32 + WGS * 4);
+    bar_init(base + Shared::T_FULL + 8 * i, ARRIVALS);
+    bar_init(base + Shared::T_EMPTY + 8 * i, 1 + (LOADERS / 32 + WGS * 4 + (DRAINED ? FINISHERS : 0)) * ARRIVALS);
   }
-  for (int i = 0; i < 2 * ROW_GROUPS; ++i) {
-    bar_init(base + Shared::SUM_FULL + 8 * i, KW * 4 - (KW > 1 ? 4 : 0));
-    bar_init(base + Shared::SUM_EMPTY + 8 * i, 4);
+  for (int i = 0; i < SUMS; ++i) {
+    bar_init(base + Shared::SUM_FULL + 8 * i, WGS * 4 * ARRIVALS);
+    bar_init(base + Shared::SUM_EMPTY + 8 * i, FINISHERS * ARRIVALS);
   }
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
@@ -31,9 +32,14 @@ DEV void run_tile(const Params& p, const Tile& t, Pipe& q, const u8* smem) {
   float acc[MW][NMAX / 2];
   q.warp = opaque(q.warp);                            // keeps one token count's addresses out of the others' registers
   q.lane = opaque(q.lane);
+#if MW == 1
+  main_loop<N>(p, q, walk(p.gemm[t.phase]), acc);
+  leave_sums<N>(q, acc[0]);
+#else
   RowScales scales = row_scales(p.gemm[t.phase], t, q);
   main_loop<N>(p, q, walk(p.gemm[t.phase]), acc);
   finish_tile<N>(p, t, q, scales, smem, acc);
+#endif
 }
 
 DEV void consume(const Params& p, const u8* smem, u32 base) {
@@ -42,7 +48,6 @@ DEV void consume(const Params& p, const u8* smem, u32 base) {
   q.group = __shfl_sync(~0u, threadIdx.x >> 7, 0);  // warp-uniform, and known to be
   q.warp = __shfl_sync(~0u, (threadIdx.x >> 5) & 3, 0);
   q.lane = __shfl_sync(~0u, lane_id(), lane_id());    // a value to keep, not one to read again in every step
-  q.done = 0;
   while (true) {
     bar_wait(base + Shared::T_FULL + 8 * q.tile.at, q.tile.parity);
     Tile t = ((const Tile*)(smem + Shared::RECORD))[q.tile.at];
@@ -53,7 +58,6 @@ DEV void consume(const Params& p, const u8* smem, u32 base) {
     else if (N3 && t.count <= N3) run_tile<N3 ? N3 : N0>(p, t, q, smem);
     release(base + Shared::T_EMPTY + 8 * q.tile.at, q.lane);
     q.tile.next<TILES>();
-    ++q.done;
   }
 }
 
@@ -65,7 +69,7 @@ DEV void leave(const Params& p, int tile_count) {
   p.sync[0] = p.sync[1] = p.sync[2] = 0;
 }
 
-extern "C" __global__ void __launch_bounds__(CONSUMERS + 128, 1) shardproof_moe(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(THREADS, 1) shardproof_moe(const __grid_constant__ Params p) {
   extern __shared__ __align__(1024) u8 smem[];
   u32 base = smem_addr(smem);
   int warp = threadIdx.x >> 5;
@@ -86,6 +90,10 @@ extern "C" __global__ void __launch_bounds__(CONSUMERS + 128, 1) shardproof_moe(
     routed.tile_count = *p.tile_count;
     __syncthreads();
   }
+#if MW == 1
+  if (warp >= WGS * 4 + 4) finish_tiles(p, smem, base, warp - WGS * 4 - 4);
+  else
+#endif
   if (warp >= WGS * 4) {
 #ifdef PRODUCER_REGS
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(PRODUCER_REGS));

@@ -25,6 +25,7 @@
 #define PAIR 1
 #define ONCE 1                // weights are read once: first to leave the L2 cache
 #define ACTIVATION 0          // 0 silu, 1 swiglu_oai, 2 situ
+#define CHECKED 0             // for compute-sanitizer
 #endif
 
 constexpr int STEP = FP8 ? 2 : 1;                  // 64-value chunks an MMA step covers
@@ -44,11 +45,15 @@ constexpr int LAG = X_DEPTH > 2 ? X_DEPTH - 2 : 1;            // stages of token
 constexpr int TILES = 4;                           // depth of the ring of tile records
 constexpr int SMALL_SLOTS = 512;                   // routed slots that a block sorts by itself
 constexpr int STAGED = WGS * NMAX * 128 > NMAX * HOUT * 2 ? WGS * NMAX * 128 : NMAX * HOUT * 2;
-constexpr int SHARES = (KW - 1) * (NMAX / 2) * 512;   // partial sums of one tile
+constexpr bool DRAINED = MW == 1;                  // sums go through shared memory to finisher warps
+constexpr int SUMS = 2;                            // tiles whose sums wait for their finishers
+constexpr int FINISHERS = 2;                       // warps that turn a tile's sums into its result (DRAINED)
+constexpr int SUM_BYTES = WGS * (NMAX / 2) * 512;
 constexpr int ROW_GROUPS = WGS / KW;               // warpgroups, or sets that share rows, with rows of their own
-constexpr int OUT_BYTES = KW > 1 ? ROW_GROUPS * 2 * SHARES : STAGED;
-constexpr int PUBLISHERS = ROW_GROUPS;             // how often a finished tile is counted
-static_assert(MW == 1 || KW == 1, "either more rows a warpgroup or a split of K");
+constexpr int OUT_BYTES = DRAINED ? SUMS * SUM_BYTES : STAGED;
+constexpr int PUBLISHERS = DRAINED ? FINISHERS : ROW_GROUPS;   // how often a finished tile is counted
+constexpr int THREADS = CONSUMERS + 128 + (DRAINED ? SUMS * FINISHERS * 32 : 0);
+static_assert(DRAINED || (KW == 1 && !NARROW), "K is split where sums go through shared memory");
 
 struct Gemm {
   const u8 *weight, *scale;     // packed codes; multiplier fields in the order of the packed scales
@@ -116,12 +121,20 @@ struct Shared {
   static constexpr int W_FULL = ZERO + 32, W_EMPTY = W_FULL + 8 * W_DEPTH;
   static constexpr int X_FULL = W_EMPTY + 8 * W_DEPTH, X_EMPTY = X_FULL + 8 * X_DEPTH;
   static constexpr int T_FULL = X_EMPTY + 8 * X_DEPTH, T_EMPTY = T_FULL + 8 * TILES;
-  static constexpr int SUM_FULL = T_EMPTY + 8 * TILES, SUM_EMPTY = SUM_FULL + 16 * ROW_GROUPS;
-  static constexpr int TILE_COUNT = SUM_EMPTY + 16 * ROW_GROUPS;
+  static constexpr int SUM_FULL = T_EMPTY + 8 * TILES, SUM_EMPTY = SUM_FULL + 8 * SUMS;
+  static constexpr int TILE_COUNT = SUM_EMPTY + 8 * SUMS;
   static constexpr int SORTED = TILE_COUNT + 16;           // small routing only: tiles, then sorted slots
   static constexpr int END = SORTED;
-  static constexpr int END_SMALL = SORTED + SMALL_SLOTS * 20;
+  static constexpr int END_SMALL = SORTED + (KW > 1 ? SMALL_SLOTS * 20 : 0);
 };
+
+// A warp's arrival: what its lanes did before is done for whoever waits. compute-sanitizer follows arrivals by thread
+// alone: CHECKED lets every lane arrive.
+constexpr int ARRIVALS = CHECKED ? 32 : 1;
+DEV void release(u32 bar, int lane) {
+  __syncwarp();
+  if (CHECKED || lane == 0) bar_arrive(bar);
+}
 
 struct Ring {
   u32 at = 0, parity = 0;

@@ -29,17 +29,14 @@ DEV uint2 quantise8(uint4 v, int e) {
   return make_uint2(select_bytes(a, b, 0x6420), select_bytes(a, b, 0x7531));
 }
 
-// Rounds eight bf16 values through e4m3 and back: exact in bf16.
+// Rounds bf16 values through e4m3 and back: exact in bf16.
+DEV u32 round2(u32 v, int e) {
+  float inverse = exp2_int(max(-e, -126)), scale = exp2_int(e), lo, hi;
+  f16x2_to_float(e4m3x2_to_f16x2(to_e4m3x2(bf16_low(v) * inverse, bf16_high(v) * inverse)), lo, hi);
+  return pack_bf16(lo * scale, hi * scale);
+}
 DEV uint4 round8(uint4 v, int e) {
-  u32 words[4] = {v.x, v.y, v.z, v.w};
-  float inverse = exp2_int(max(-e, -126)), scale = exp2_int(e);
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    float lo, hi;
-    f16x2_to_float(e4m3x2_to_f16x2(to_e4m3x2(bf16_low(words[i]) * inverse, bf16_high(words[i]) * inverse)), lo, hi);
-    words[i] = pack_bf16(lo * scale, hi * scale);
-  }
-  return make_uint4(words[0], words[1], words[2], words[3]);
+  return make_uint4(round2(v.x, e), round2(v.y, e), round2(v.z, e), round2(v.w, e));
 }
 
 // Four lanes hold one block of 32 (lane c: k = 8c .. 8c+7). The e4m3 order is position 16z + 4q + c for

@@ -46,10 +46,28 @@ DEV int cut_tiles(const int* counts, int* starts, int experts, int4* tiles) {
   return made;
 }
 
+// One warp sorts up to 32 slots, one a lane; experts come in the order of their first slots.
+DEV void route_in_warp(const Params& p, int4* tiles, int* slots, int* tile_count) {
+  int i = lane_id(), e = i < p.tokens * p.top_k ? local_expert(p, p.ids[i]) : -1;
+  u32 same = __match_any_sync(~0u, e);
+  int rank = __popc(same & ((1u << i) - 1)), count = __popc(same);
+  bool first = e >= 0 && rank == 0;
+  int start = first ? count : 0, tile = first ? tile_parts(count) : 0, total_slots, total_tiles;
+  scan_pair(start, tile, total_slots, total_tiles);
+  if (first) write_tiles(tiles + tile, e, start, count);
+  start = __shfl_sync(~0u, start, __ffs(same) - 1);
+  if (e >= 0) slots[start + rank] = i;
+  if (i == 0) *tile_count = total_tiles;
+}
+
 // Every block sorts the few slots by itself, in shared memory, and all blocks agree: a slot's place is the number
 // of earlier slots of its expert. `scratch` is free until the first copy: [experts][words] bits, counts, starts.
 DEV void route_in_block(const Params& p, u32* scratch, int4* tiles, int* slots, int* tile_count) {
   int n = p.tokens * p.top_k, words = (n + 31) / 32, threads = blockDim.x;
+  if (n <= 32) {
+    if (threadIdx.x < 32) route_in_warp(p, tiles, slots, tile_count);
+    return;
+  }
   u32* bits = scratch;
   int* counts = (int*)(scratch + p.experts * words);
   int* starts = counts + p.experts;
