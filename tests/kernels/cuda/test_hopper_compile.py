@@ -17,20 +17,22 @@ MOST_SHARED = 232448  # bytes a block may have on sm_90
 
 
 def checked(monkeypatch: pytest.MonkeyPatch, build: builds.Build, extra: str) -> int:
-    text = kernel_compile.source_text("route.cu", build) + extra
+    entry = "many_route.cu" if build.many else "route.cu"
+    text = kernel_compile.source_text(entry, build) + extra
     monkeypatch.setattr(kernel_compile, "source_text", lambda *_: text)
-    return len(kernel_compile.machine_code("route.cu", build))
+    return len(kernel_compile.machine_code(entry, build))
 
 
 @pytest.mark.parametrize("build", builds.BUILDS.values(), ids=lambda b: b.name)
 def test_parameters_and_shared_memory_agree(build, monkeypatch, tmp_path) -> None:
     monkeypatch.setenv("SHARDPROOF_CACHE", str(tmp_path))
     assert build.shared_bytes <= MOST_SHARED
+    end = "Many::END" if build.many else "Shared::END_SMALL"
     extra = (
         f'static_assert(sizeof(Params) == {ctypes.sizeof(launch.Args)}, "");\n'
         f'static_assert(sizeof(Gemm) == {ctypes.sizeof(launch.GemmArgs)}, "");\n'
-        f'static_assert(Shared::END_SMALL <= {build.shared_bytes}, "");\n'
-        f'static_assert(Shared::END_SMALL + 64 > {build.shared_bytes}, "");\n'
+        f'static_assert({end} <= {build.shared_bytes}, "");\n'
+        f'static_assert({end} + 64 > {build.shared_bytes}, "");\n'
     )
     assert checked(monkeypatch, build, extra) > 1000
 
@@ -54,10 +56,25 @@ def test_layer_kernel_compiles_and_is_kept(build, activation, monkeypatch, tmp_p
     assert [p.read_bytes() for p in tmp_path.iterdir()] == [code]
 
 
+@pytest.mark.parametrize("build", [b for b in builds.BUILDS.values() if b.many], ids=lambda b: b.name)
+def test_registers_change_hands_within_what_a_block_was_given(build) -> None:
+    # A block starts with the most registers a thread (in eights) that 65,536 allow, and waits for ever for more.
+    given = 65536 // build.threads // 8 * 8 * build.threads
+    assert build.wgs * 128 * build.consumer_regs + 128 * build.producer_regs <= given
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("build", [b for b in builds.BUILDS.values() if b.many], ids=lambda b: b.name)
+def test_kernel_for_many_tokens_compiles(build, monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("SHARDPROOF_CACHE", str(tmp_path))
+    assert b"shardproof_many" in kernel_compile.machine_code("many.cu", build)
+
+
 def test_choice_follows_the_table() -> None:
     assert builds.choose(0.02, "w4a16").name == "small"
     assert builds.choose(1e9, "w4a8 exact").name == "large8"
     assert builds.choose(24, "w4a8").name == "mid"
+    assert [builds.choose(n, "w4a16").name for n in (24, 96, 192)] == ["many24", "many", "many200"]
     for key, rows in builds.table("*").items():
         shape = next((s for s in ("few", "short") if key.endswith(s)), "")
         for top, name in rows:

@@ -26,6 +26,8 @@ def poison() -> None:
                 t.fill_(0x7F)
             elif name in ("xs", "hs"):
                 t.fill_(float("nan"))
+            elif name in ("many_x", "many_h", "many_hq", "many_xs", "many_hs", "many_y"):
+                t.fill_(0xFF)  # NaN in every format
 
 
 def check(case: Case, build: builds.Build | None, tokens: int, top_k: int, **kw: object) -> None:

@@ -47,7 +47,31 @@ LARGE8 = Build(
     consumer_regs=224,
     producer_regs=56,
 )
-BUILDS = {b.name: b for b in (SMALL, SHORT, HALF, WIDE, MID, LARGE, MID8, LARGE8)}
+# csrc/many.cu: tiles of 64 rows a warpgroup; as many widths as one kernel holds, so that few columns are padding.
+MANY = Build(
+    "many",
+    wgs=4,
+    mw=1,
+    kw=1,
+    widths=(88, 96, 104, 112),
+    w_depth=4,
+    x_depth=4,
+    once=False,
+    many=True,
+    consumer_regs=112,
+    producer_regs=32,
+)
+MANY24 = replace(
+    MANY, name="many24", widths=(16, 24, 32, 40), w_depth=5, once=True, consumer_regs=104, producer_regs=64
+)
+MANY200 = replace(
+    MANY, name="many200", wgs=2, widths=(192, 208, 224, 240), w_depth=3, consumer_regs=216, producer_regs=72
+)
+MANY8 = replace(
+    MANY, name="many8", wgs=3, widths=(88, 96, 104), fp8=True, w_depth=6, consumer_regs=152, producer_regs=56
+)
+_ALL = (SMALL, SHORT, HALF, WIDE, MID, LARGE, MID8, LARGE8, MANY24, MANY, MANY200, MANY8)
+BUILDS = {b.name: b for b in _ALL}
 
 
 @functools.cache

@@ -22,7 +22,8 @@ class Build:
     of weights and tokens; `each` chunks of 64 values a warpgroup and stage; `narrow` takes warp-wide
     products; `overlap` unpacks weights while products run, `pair` chunks at a time; `once` lets weights
     leave the L2 cache first; `activation` is 0 silu, 1 swiglu_oai, 2 situ; `checked` is for
-    compute-sanitizer, which follows arrivals by thread.
+    compute-sanitizer, which follows arrivals by thread. `many` is the kernel for many tokens
+    (csrc/many.cu): `w_depth` stages of weights and tokens together, `mw` and `kw` 1.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Build:
     overlap: bool = False
     pair: int = 1
     once: bool = True
+    many: bool = False
     activation: int = 0
     checked: bool = False
     consumer_regs: int = 0
@@ -50,8 +52,8 @@ class Build:
 
     @property
     def threads(self) -> int:
-        """Threads a block: the consumers, one warpgroup of producers, and one of finishers (one tile a warpgroup)."""
-        return self.wgs * 128 + 128 + 128 * (self.mw == 1)
+        """Threads a block: consumers, a warpgroup of producers, and but for `many` one of finishers (`mw` 1)."""
+        return self.wgs * 128 + 128 + 128 * (self.mw == 1 and not self.many)
 
     @property
     def chunks(self) -> int:
@@ -65,7 +67,11 @@ class Build:
 
     @property
     def shared_bytes(self) -> int:
-        """Dynamic shared memory of a launch: `Shared::END_SMALL` of csrc/params.cuh."""
+        """Dynamic shared memory of a launch: `Shared::END_SMALL` of csrc/params.cuh, `Many::END`."""
+        if self.many:
+            tokens = self.nmax * (132 if self.fp8 else 256)
+            stage = tokens + self.wgs * 2 * (2048 + 128)
+            return self.w_depth * (stage + 16) + 2 * (self.nmax * 8 + 32 + 16) + 160
         step = 2 if self.fp8 else 1
         atoms = self.chunks // step
         x = self.x_depth * atoms * self.nmax * 128
@@ -102,6 +108,21 @@ class Build:
         return [f"-D{k}={v}" for k, v in values.items()]
 
 
+def _mma_first(n: int, kind: str, k: int, types: str, trans: str) -> str:
+    """Writes the accumulators without reading them."""
+    outs = ", ".join(f"%{i}" for i in range(n // 2))
+    a = n // 2
+    args = ", ".join(f'"=f"(d[{i}])' for i in range(n // 2))
+    text = (
+        f"wgmma.mma_async.sync.aligned.m64n{n}k{k}.f32.{types} {{{outs}}}, "
+        f"{{%{a}, %{a + 1}, %{a + 2}, %{a + 3}}}, %{a + 4}, 0, 1, 1{trans};"
+    )
+    return (
+        f"  static DEV void {kind}_first(float* d, u32 a0, u32 a1, u32 a2, u32 a3, u64 b) {{\n"
+        f'    asm volatile("{text}" : {args} : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b));\n  }}\n'
+    )
+
+
 def _mma(n: int, kind: str, k: int, types: str, trans: str) -> str:
     outs = ", ".join(f"%{i}" for i in range(n // 2))
     a = n // 2
@@ -122,7 +143,8 @@ def mma_text(build: Build) -> str:
     """`Mma<N>` for every width: 64 weight rows from registers times N tokens from shared memory."""
     text = ["template <int N> struct Mma;\n"]
     for n in build.widths:
-        body = _mma(n, "e4m3", 32, "e4m3.e4m3", "") if build.fp8 else _mma(n, "bf16", 16, "bf16.bf16", ", 0")
+        kind = ("e4m3", 32, "e4m3.e4m3", "") if build.fp8 else ("bf16", 16, "bf16.bf16", ", 0")
+        body = _mma(n, *kind) + (_mma_first(n, *kind) if build.many else "")
         text.append(f"template <> struct Mma<{n}> {{\n{body}}};\n")
     return "".join(text)
 

@@ -31,6 +31,8 @@ class Args(ctypes.Structure):
         *[(n, ctypes.c_int) for n in ("small_route", "round_x", "round_h", "weight_first")],
         *[(n, ctypes.c_float) for n in ("limit", "alpha", "beta", "linear_beta")],
         ("powers", ctypes.c_uint32 * 5),
+        *[(n, ctypes.c_void_p) for n in ("hq", "groups")],
+        ("ahead", ctypes.c_int),
     )
 
 
@@ -38,6 +40,14 @@ def _check(result: tuple[Any, ...]) -> Any:
     if int(result[0]) != 0:
         raise KernelError("kernel.cuda", "the CUDA driver refused a call", found=str(result[0]), needed="CUDA_SUCCESS")
     return result[1] if len(result) > 1 else None
+
+
+SYMBOLS = {
+    "moe.cu": b"shardproof_moe",
+    "route.cu": b"shardproof_route",
+    "many.cu": b"shardproof_many",
+    "many_route.cu": b"shardproof_many_route",
+}
 
 
 @functools.cache
@@ -48,9 +58,8 @@ def function(entry: str, build: Build, device: int) -> Any:
 
     with torch.cuda.device(device):
         module = _check(driver.cuModuleLoadData(machine_code(entry, build)))
-        name = b"shardproof_moe" if entry == "moe.cu" else b"shardproof_route"
-        func = _check(driver.cuModuleGetFunction(module, name))
-        if entry == "moe.cu":
+        func = _check(driver.cuModuleGetFunction(module, SYMBOLS[entry]))
+        if not entry.endswith("route.cu"):
             limit = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
             _check(driver.cuFuncSetAttribute(func, limit, build.shared_bytes))
     return func

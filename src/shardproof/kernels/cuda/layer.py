@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from shardproof.errors import KernelError
-from shardproof.kernels.cuda import builds, launch, workspace
+from shardproof.kernels.cuda import builds, launch, many, workspace
 from shardproof.kernels.cuda.pack import Derived, derive, pack_bias, pad_to
 
 if TYPE_CHECKING:
@@ -137,6 +137,9 @@ class HopperExperts:
         device = self.device.index or 0
         stream = torch.cuda.current_stream(self.device).cuda_stream
         build = replace(build, activation=KINDS[self.activation.kind])
+        if build.many:
+            many.run(self, build, x, ids, weights, out)
+            return
         args, keep = self._args(build, x, ids, weights, out)
         if not args.small_route:
             rounding = build.fp8 or keep is not None
@@ -164,6 +167,24 @@ class HopperExperts:
             row_tiles=-(-rows // 64 // build.row64),
         )
 
+    def plain_args(
+        self, build: Build, ids: torch.Tensor, weights: torch.Tensor, out: torch.Tensor
+    ) -> launch.Args:
+        """The parameters of a launch that need no working memory."""
+        m, k = ids.shape
+        args = launch.Args(tokens=m, top_k=k, experts=self.experts, hidden=self.hidden, intermediate=self.intermediate)
+        args.gemm[0], args.gemm[1] = self._gemm(0, build), self._gemm(1, build)
+        args.map_size = self.experts if self.expert_map is None else self.expert_map.numel()
+        args.expert_map = None if self.expert_map is None else self.expert_map.data_ptr()
+        args.y_pitch = self.padded_hidden
+        args.weight_first = int(self.weight_before_w2)
+        act = self.activation
+        args.limit = float("inf") if act.limit is None else act.limit
+        args.alpha, args.beta, args.linear_beta = act.alpha, act.beta, act.linear_beta
+        args.powers[:] = (4096, 256, 64, 16, 4)
+        args.ids, args.weights, args.out = ids.data_ptr(), weights.data_ptr(), out.data_ptr()
+        return args
+
     def _args(
         self, build: Build, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, out: torch.Tensor
     ) -> tuple[launch.Args, torch.Tensor | None]:
@@ -172,20 +193,11 @@ class HopperExperts:
         a8 = self.precision == "w4a8"
         h_pitch = -(-self.intermediate // 128) * 128 if build.fp8 else self.padded_intermediate
         x_pitch = -(-self.hidden // 128) * 128 if build.fp8 else self.hidden
-        args = launch.Args(tokens=m, top_k=k, experts=self.experts, hidden=self.hidden, intermediate=self.intermediate)
-        args.gemm[0], args.gemm[1] = self._gemm(0, build), self._gemm(1, build)
-        args.map_size = self.experts if self.expert_map is None else self.expert_map.numel()
-        args.expert_map = None if self.expert_map is None else self.expert_map.data_ptr()
-        args.x_pitch, args.h_pitch, args.y_pitch = x_pitch, h_pitch, self.padded_hidden
+        args = self.plain_args(build, ids, weights, out)
+        args.x_pitch, args.h_pitch = x_pitch, h_pitch
         args.small_route = int(build.kw > 1 and slots <= SMALL_SLOTS and self.experts <= 1024)
         args.round_x = int(a8 and build.kw > 1)
         args.round_h = int(a8 and build.kw == 1 and not build.fp8)
-        args.weight_first = int(self.weight_before_w2)
-        act = self.activation
-        args.limit = float("inf") if act.limit is None else act.limit
-        args.alpha, args.beta, args.linear_beta = act.alpha, act.beta, act.linear_beta
-        args.powers[:] = (4096, 256, 64, 16, 4)
-        args.ids, args.weights, args.out = ids.data_ptr(), weights.data_ptr(), out.data_ptr()
 
         def take(name: str, size: int, dtype: torch.dtype, *, zero: bool = False) -> torch.Tensor:
             return workspace.buffer(name, size, dtype, dev, zero=zero)

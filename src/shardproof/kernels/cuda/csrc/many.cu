@@ -1,0 +1,192 @@
+// The layer for many tokens in one launch: persistent blocks draw tiles of w13, then of w2, from one counter. Maker
+// warps lay the tokens out beforehand, one lane copies whole stages, the consumer warpgroups do the rest. Tickets are
+// taken in order, so whatever a tile waits for is already being made, however many blocks run.
+#include "many_finish.cuh"
+#include "many_make.cuh"
+#include "reduce.cuh"
+
+DEV void init_barriers(u32 base) {
+  for (int i = 0; i < DEPTH; ++i) {
+    bar_init(base + Many::FULL + 8 * i, 1);
+    bar_init(base + Many::EMPTY + 8 * i, WARPS);
+  }
+  for (int i = 0; i < RECORDS; ++i) {
+    bar_init(base + Many::T_FULL + 8 * i, 1);
+    bar_init(base + Many::T_EMPTY + 8 * i, 1 + WARPS);
+  }
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
+DEV ManyTile decode_ticket(const Params& p, int tile_count, int ticket) {
+  ManyTile t = {-1, 0, 0, 0, 0, 0, 0, 0};
+  int first = tile_count * p.gemm[0].row_tiles;
+  if (ticket >= first + tile_count * p.gemm[1].row_tiles) return t;
+  t.phase = ticket >= first;
+  int row_tiles = p.gemm[t.phase].row_tiles;
+  if (t.phase) ticket -= first;
+  int index = ticket / row_tiles;
+  int4 entry = p.tiles[index];
+  int parts = entry.z >> 16, base = index - (entry.z & 0xffff), local = ticket - base * row_tiles;
+  t.row_tile = local / parts;                // the parts of one expert run side by side: one read of its weights
+  t.token_tile = base + local % parts;
+  if (t.token_tile != index) entry = p.tiles[t.token_tile];
+  t.expert = entry.x & 0xfffff;
+  t.count = entry.x >> 20;
+  t.start = entry.y;
+  t.group = entry.w;
+  return t;
+}
+
+// The scheduler warp: draws tickets, publishes tiles with the routed slots and weights of their tokens.
+DEV void hand_out(const Params& p, int tile_count, int ticket, u8* smem, u32 base) {
+  Ring slot;
+  while (true) {
+    ticket = __shfl_sync(~0u, ticket, 0);
+    ManyTile t = decode_ticket(p, tile_count, ticket);
+    bar_wait(base + Many::T_EMPTY + 8 * slot.at, slot.parity ^ 1);
+    if (lane_id() == 0) ((ManyTile*)(smem + Many::RECORD))[slot.at] = t;
+    for (int i = lane_id(); i < t.count; i += 32) {
+      int f = p.slots[t.start + i];
+      ((int*)(smem + Many::FLAT))[slot.at * NMAX + i] = f;
+      ((float*)(smem + Many::WEIGHT))[slot.at * NMAX + i] = p.weights[f];
+    }
+    release(base + Many::T_FULL + 8 * slot.at, lane_id());
+    if (t.phase < 0) return;
+    slot.next<RECORDS>();
+    if (lane_id() == 0) ticket = atomicAdd(p.sync, 1);
+  }
+}
+
+// The copies of one tile's tokens and how to know that they are made.
+struct Tokens {
+  const u8* data;
+  const u8* scales;
+  const int* made;
+  int target;
+};
+DEV Tokens token_source(const Params& p, const ManyTile& t, int rows) {
+  const Gemm& g = p.gemm[t.phase];
+  long first = (long)t.group * 8;
+  bool own = t.phase && !remade(p);
+  Tokens s;
+  s.data = (t.phase ? own ? (const u8*)p.h : p.hq : p.xq) + first * row_bytes(g);
+  s.scales = FP8 ? (const u8*)((t.phase ? p.hs : p.xs) + first * ((g.chunks + 1) / 2)) : nullptr;
+  s.made = counter(p, t.token_tile, own ? H_DONE : t.phase ? H_MADE : X_MADE);
+  s.target = own ? p.gemm[0].row_tiles * WARPS : rows / 8 * column_jobs(g);
+  return s;
+}
+
+DEV void copy_weights(const Gemm& g, const ManyTile& t, int chunk, int chunks, int groups, u32 base, int at, u64 policy) {
+  u32 w = base + Many::W + at * Many::W_STAGE, s = base + Many::S + at * Many::S_STAGE, full = base + Many::FULL + 8 * at;
+  long from = ((long)t.expert * g.row64s + t.row_tile * WGS) * g.chunks + chunk;
+#pragma unroll
+  for (int r = 0; r < WGS; ++r) {
+    if (r >= groups) break;
+    bulk_load(w + r * 2 * W_CHUNK, g.weight + from * W_CHUNK, chunks * W_CHUNK, full, policy);
+    bulk_load(s + r * 2 * S_CHUNK, g.scale + from * S_CHUNK, chunks * S_CHUNK, full, policy);
+    from += g.chunks;
+  }
+}
+
+// The copying lane: stages of weights and tokens; only the tokens of a tile may have to be waited for.
+DEV void stream(const Params& p, const u8* smem, u32 base) {
+  Ring ring, slot;
+  u64 weights = ONCE ? evict_first_policy() : evict_normal_policy(), tokens = evict_normal_policy();
+  while (true) {
+    bar_wait(base + Many::T_FULL + 8 * slot.at, slot.parity);
+    ManyTile t = ((const ManyTile*)(smem + Many::RECORD))[slot.at];
+    if (t.phase < 0) return;
+    const Gemm& g = p.gemm[t.phase];
+    int rows = tile_rows(t.count), groups = min(WGS, g.row64s - t.row_tile * WGS);
+    Tokens source = token_source(p, t, rows);
+    for (int chunk = 0; chunk < g.chunks; chunk += 2) {
+      int chunks = min(2, g.chunks - chunk), x_bytes = (FP8 ? 1 : chunks) * rows * 128, scale_bytes = FP8 ? rows * 4 : 0;
+      u32 full = base + Many::FULL + 8 * ring.at;
+      bar_wait(base + Many::EMPTY + 8 * ring.at, ring.parity ^ 1);
+      bar_expect(full, groups * chunks * (W_CHUNK + S_CHUNK) + x_bytes + scale_bytes);
+      copy_weights(g, t, chunk, chunks, groups, base, ring.at, weights);
+      if (chunk == 0) {
+        wait_at_least(source.made, source.target);
+        fence_copies();
+      }
+      bulk_load(base + Many::X + ring.at * Many::X_STAGE, source.data, x_bytes, full, tokens);
+      source.data += x_bytes;
+      if (FP8) {
+        bulk_load(base + Many::XS + ring.at * Many::XS_STAGE, source.scales, scale_bytes, full, tokens);
+        source.scales += scale_bytes;
+      }
+      ring.next<DEPTH>();
+    }
+    bar_arrive(base + Many::T_EMPTY + 8 * slot.at);
+    slot.next<RECORDS>();
+  }
+}
+
+template <int N>
+DEV void run_tile(const Params& p, const ManyTile* record, Pipe& q) {
+  float acc[NMAX / 2];
+  q.base = opaque(q.base);                            // keeps one token count's addresses out of the others' registers
+  q.codes = opaque(q.base + Many::W + q.group * 2 * W_CHUNK + q.warp * 512 + q.lane * 16);
+  q.scales = opaque(q.base + Many::S + q.group * 2 * S_CHUNK + q.warp * 32 + (q.lane >> 2) * 4);
+  main_loop<N>(p, q, p.gemm[record->phase].chunks, tile_rows(record->count) * 128, acc);
+  asm volatile("" ::: "memory");                      // the record is read again rather than kept in registers
+  finish_tile<N>(p, *record, q, acc);
+}
+
+DEV void consume(const Params& p, const u8* smem, u32 base) {
+  Pipe q;
+  q.base = base;
+  q.group = __shfl_sync(~0u, threadIdx.x >> 7, 0);    // warp-uniform, and known to be
+  q.warp = __shfl_sync(~0u, (threadIdx.x >> 5) & 3, 0);
+  q.lane = __shfl_sync(~0u, lane_id(), lane_id());    // a value to keep, not one to read again in every step
+  while (true) {
+    bar_wait(base + Many::T_FULL + 8 * q.tile.at, q.tile.parity);
+    const ManyTile* t = (const ManyTile*)(smem + Many::RECORD) + q.tile.at;
+    if (t->phase < 0) break;
+    int count = t->count;
+    if (count <= N0) run_tile<N0>(p, t, q);
+    else if (N1 && count <= N1) run_tile<N1 ? N1 : N0>(p, t, q);
+    else if (N2 && count <= N2) run_tile<N2 ? N2 : N0>(p, t, q);
+    else if (N3 && count <= N3) run_tile<N3 ? N3 : N0>(p, t, q);
+    release(base + Many::T_EMPTY + 8 * q.tile.at, q.lane);
+    q.tile.next<RECORDS>();
+  }
+}
+
+// The last block to leave puts the counters back to zero for the next launch: called by one warp.
+DEV void leave(const Params& p, int tile_count) {
+  __threadfence();
+  int before = lane_id() == 0 ? atomicAdd(p.sync + 2, 1) : 0;
+  if (__shfl_sync(~0u, before, 0) != (int)gridDim.x - 1) return;
+  for (int i = lane_id(); i < 4 + 3 * tile_count; i += 32) p.sync[i] = 0;
+}
+
+extern "C" __global__ void __launch_bounds__(CONSUMERS + 128, 1) shardproof_many(const __grid_constant__ Params p) {
+  extern __shared__ __align__(1024) u8 smem[];
+  u32 base = smem_addr(smem);
+  int warp = threadIdx.x >> 5;
+  if (threadIdx.x == 0) init_barriers(base);
+  fill_table(smem + Many::TABLE);
+  __syncthreads();
+  wait_for_earlier_kernel();
+  int tile_count = p.tile_count[0];
+  if (warp >= WARPS) {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(PRODUCER_REGS));
+    int role = warp - WARPS;
+    if (role == 0) hand_out(p, tile_count, lane_id() == 0 ? atomicAdd(p.sync, 1) : 0, smem, base);
+    else if (role > 1) {
+      make_tiles(p, p.tile_count[1]);
+      named_sync(2, 32 + 32 * MAKERS);
+    } else if (lane_id() == 0) stream(p, smem, base);
+  } else {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(CONSUMER_REGS));
+    consume(p, smem, base);
+    if (threadIdx.x == 0) wait_at_least(p.sync + 1, tile_count * p.gemm[1].row_tiles * WARPS);
+    named_sync(1, CONSUMERS);
+    reduce_tokens(p);
+    if (warp == 0) {
+      named_sync(2, 32 + 32 * MAKERS);                // makers draw a last ticket in vain
+      leave(p, tile_count);
+    }
+  }
+}

@@ -1,0 +1,97 @@
+// Epilogues of the kernel for many tokens: straight from registers, 8x8 blocks transposed among a warp's lanes.
+#pragma once
+#include "activation.cuh"
+#include "many_consume.cuh"
+
+// Scales and biases of rows b and b + 8 of this thread.
+struct RowFactors {
+  float scale[2], bias[2];
+};
+DEV RowFactors row_factors(const Gemm& g, const ManyTile& t, const Pipe& q) {
+  int row64 = min(t.row_tile * WGS + q.group, g.row64s - 1);
+  long at = ((long)t.expert * g.row64s + row64) * 64 + q.warp * 16 + (q.lane >> 2);
+  RowFactors f = {{g.row_scale[at], g.row_scale[at + 8]}, {0.f, 0.f}};
+  if (g.bias) f.bias[0] = g.bias[at], f.bias[1] = g.bias[at + 8];
+  return f;
+}
+
+// A warp's 8x8 block of 16-bit numbers, rows to columns.
+DEV u32 transpose8(u32 v) {
+  u32 r;
+  asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(r) : "r"(v));
+  return r;
+}
+
+// Token weights of this thread: tokens 8j + 2q and 8j + 2q + 1.
+DEV float2 token_weights(const Pipe& q, int j) {
+  uint2 w = load_shared8(q.base + Many::WEIGHT + (q.tile.at * NMAX + 8 * j + 2 * (q.lane & 3)) * 4);
+  return make_float2(__uint_as_float(w.x), __uint_as_float(w.y));
+}
+
+// Where this thread's two activations of the tile's first 8 tokens go, and how far the next 8 are.
+struct Target {
+  u8* at;
+  int step;
+};
+DEV Target activation_target(const Params& p, const ManyTile& t, const Pipe& q, int row64) {
+  int token = q.lane >> 2, pair = (q.lane & 3) * 4;
+  if (remade(p)) {
+    long row = (long)t.group * 8 + token;
+    return {(u8*)p.h + (row * p.h_pitch + row64 * 32 + q.warp * 8) * 2 + pair, p.h_pitch * 16};
+  }
+  u8* chunk = (u8*)p.h + (long)t.group * 8 * row_bytes(p.gemm[1]) + (long)(row64 >> 1) * tile_rows(t.count) * 128;
+  return {chunk + token * 128 + ((((row64 & 1) * 4 + q.warp) ^ token) << 4) + pair, 1024};
+}
+
+// w13: gate rows in acc[4j], acc[4j+1], their up rows in acc[4j+2], acc[4j+3].
+template <int N>
+DEV void store_activations(const Params& p, const ManyTile& t, const Pipe& q, const RowFactors& f, int row64, const float* acc) {
+  Target to = activation_target(p, t, q, row64);
+#pragma unroll
+  for (int j = 0; j < N / 8; ++j) {
+    if (8 * j >= t.count) break;
+    float2 w = make_float2(1.f, 1.f);
+    if (p.weight_first) w = token_weights(q, j);
+    float v[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      float g = acc[4 * j + i] * f.scale[0] + f.bias[0], u = acc[4 * j + 2 + i] * f.scale[1] + f.bias[1];
+      v[i] = activate(p, g, u) * (i ? w.y : w.x);
+    }
+    *(u32*)to.at = transpose8(pack_bf16(v[0], v[1]));
+    to.at += to.step;
+  }
+}
+
+// w2: neighbouring lanes swap halves, so that a token's 16 rows leave as one 32-byte run.
+template <int N>
+DEV void store_rows(const Params& p, const ManyTile& t, const Pipe& q, const RowFactors& f, int row64, const float* acc) {
+  int odd = q.lane & 1;
+  u16* y = (u16*)p.y + row64 * 64 + q.warp * 16 + odd * 8 + (q.lane & 2) * 2;
+  u32 flat = q.base + Many::FLAT + (q.tile.at * NMAX + (q.lane >> 2)) * 4;
+#pragma unroll
+  for (int j = 0; j < N / 8; ++j) {
+    if (8 * j >= t.count) break;
+    float2 w = make_float2(1.f, 1.f);
+    if (!p.weight_first) w = token_weights(q, j);
+    float v[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) v[i] = (acc[4 * j + i] * f.scale[i >> 1] + f.bias[i >> 1]) * (i & 1 ? w.y : w.x);
+    u32 low = transpose8(pack_bf16(v[0], v[1])), high = transpose8(pack_bf16(v[2], v[3]));
+    u32 got = __shfl_xor_sync(~0u, odd ? low : high, 1);
+    u32 slot = load_shared4(flat + 32 * j);
+    if (8 * j + (q.lane >> 2) < t.count) *(uint2*)(y + (long)(int)slot * p.y_pitch) = odd ? make_uint2(got, high) : make_uint2(low, got);
+  }
+}
+
+template <int N>
+DEV void finish_tile(const Params& p, const ManyTile& t, const Pipe& q, const float* acc) {
+  const Gemm& g = p.gemm[t.phase];
+  RowFactors f = row_factors(g, t, q);
+  int row64 = t.row_tile * WGS + q.group;
+  if (row64 < g.row64s) {
+    if (t.phase) store_rows<N>(p, t, q, f, row64, acc);
+    else store_activations<N>(p, t, q, f, row64, acc);
+  }
+  publish_warp(t.phase ? p.sync + 1 : counter(p, t.token_tile, H_DONE));
+}

@@ -1,0 +1,58 @@
+// The kernel for many tokens: token tiles lie in memory as the matrix unit reads them, 128-byte rows of 64 bf16 (128
+// e4m3) values, 16-byte columns xor (row & 7), in chunks of as many rows as the tile has tokens, rounded up to 8.
+#pragma once
+#include "params.cuh"
+
+constexpr int DEPTH = W_DEPTH;                     // stages of 128 values of K: weights and tokens together
+constexpr int MAKERS = 2;                          // warps that make token tiles
+constexpr int COLUMNS = 512;                       // values of K in one job of a maker: 8 rows of them
+constexpr int RECORDS = 2;                         // depth of the ring of tile records
+constexpr int WARPS = WGS * 4;                     // consumer warps; each counts its own part of a finished tile
+
+struct Many {
+  static constexpr int X_STAGE = (FP8 ? 1 : 2) * NMAX * 128;
+  static constexpr int W_STAGE = WGS * 2 * W_CHUNK, S_STAGE = WGS * 2 * S_CHUNK;
+  static constexpr int XS_STAGE = FP8 ? NMAX * 4 : 0;
+  static constexpr int X = 0;
+  static constexpr int W = X + DEPTH * X_STAGE;
+  static constexpr int S = W + DEPTH * W_STAGE;
+  static constexpr int XS = S + DEPTH * S_STAGE;
+  static constexpr int FLAT = XS + DEPTH * XS_STAGE;       // [TILES][NMAX] routed slot, then its weight
+  static constexpr int WEIGHT = FLAT + RECORDS * NMAX * 4;
+  static constexpr int RECORD = WEIGHT + RECORDS * NMAX * 4;
+  static constexpr int TABLE = RECORD + RECORDS * 32;        // e4m3 magnitudes by exponent, then zeros (see fill_table)
+  static constexpr int ZERO = TABLE + 128;
+  static constexpr int FULL = ZERO + 32, EMPTY = FULL + 8 * DEPTH;
+  static constexpr int T_FULL = EMPTY + 8 * DEPTH, T_EMPTY = T_FULL + 8 * RECORDS;
+  static constexpr int END = T_EMPTY + 8 * RECORDS;
+};
+
+struct ManyTile {
+  int phase;                    // 0 w13, 1 w2, -1 none left
+  int expert, start, count, row_tile, token_tile;
+  int group;                    // groups of 8 rows before this tile
+  int pad;
+};
+
+// p.tiles: x = expert | count << 20, y = first sorted slot, z = part | parts << 16, w = groups before it.
+DEV int tile_rows(int count) { return (count + 7) & ~7; }
+
+// p.sync: 0 ticket, 1 finished w2 parts, 2 leaving blocks, 3 maker's ticket, then three counters a token tile.
+enum Counter { X_MADE, H_DONE, H_MADE };
+DEV int* counter(const Params& p, int tile, Counter which) { return p.sync + 4 + 3 * tile + which; }
+
+// What w2 reads is not what w13's epilogue writes if activations are rounded: 128 of them share a scale.
+DEV bool remade(const Params& p) { return FP8 || p.round_h; }
+DEV int column_jobs(const Gemm& g) { return (g.chunks * 64 + COLUMNS - 1) / COLUMNS; }
+DEV int row_bytes(const Gemm& g) { return (FP8 ? (g.chunks + 1) / 2 : g.chunks) * 128; }
+
+// Generic stores that the copy engine reads next, here or in another block.
+DEV void fence_copies() { asm volatile("fence.proxy.async;" ::: "memory"); }
+DEV void publish_warp(int* at) {
+  fence_copies();
+  __syncwarp();
+  if (lane_id() == 0) {
+    __threadfence();
+    add_release(at, 1);
+  }
+}
