@@ -28,8 +28,7 @@ _MEASURE = textwrap.dedent(
     """
     import json, resource, sys, threading, time
     from pathlib import Path
-    from shardproof.checkpoint.residency import _group_room
-from shardproof.checkpoint import Checkpoint
+    from shardproof.checkpoint import Checkpoint
     from shardproof.formats import read_experts
     from shardproof.pack import pack, pack_in_memory
     from shardproof.plan import make_plan
