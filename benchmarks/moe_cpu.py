@@ -212,9 +212,7 @@ def main() -> None:
     isas = args.isa.split(",") if args.isa else list(dict.fromkeys([*usable_isas()[1:2], usable_isas()[-1]]))
     packed = layer.packed()
     own = own_product if args.product else own_way
-    ways = {
-        f"{p} {isa}": own(layer, packed, isa, p, args.threads) for p in args.precision.split(",") for isa in isas
-    }
+    ways = {f"{p} {isa}": own(layer, packed, isa, p, args.threads) for p in args.precision.split(",") for isa in isas}
     peers: dict[str, GgmlLayer] = {}
     folders = {"ggml": ggml_folder(args.ggml), "ik": args.ik}
     for name, folder in folders.items():

@@ -79,21 +79,15 @@ def on_device(cases: dict[str, Callable[[int], object]], repeat: int, launches: 
 def permutations(repeat: int) -> None:
     """On the device, every layout of the catalogue: tiles and index arrays against a copy of as many bytes."""
     print("\nPermuting on the device (GB/s written; ratio to a device copy)")
-    print(
-        "| layout | MB | copy_ | tiles | index arrays | torch view/permute/contiguous |\n|---|---|---|---|---|---|"
-    )
+    print("| layout | MB | copy_ | tiles | index arrays | torch view/permute/contiguous |\n|---|---|---|---|---|---|")
     for layout in catalogue():
         placed = layout.place(SHAPES[layout.field], layout.filled())
         permuter, made = device_permuter(placed, "cuda"), gather_of(placed)
         assert isinstance(permuter, DeviceTiles)
         assert made is not None
         gather = made.on("cuda")
-        sources = [
-            torch.randint(0, 256, (staged_bytes(placed),), dtype=torch.uint8, device="cuda") for _ in "ab"
-        ]
-        outs = [
-            torch.full((placed.nbytes,), placed.pad_value, dtype=torch.uint8, device="cuda") for _ in "ab"
-        ]
+        sources = [torch.randint(0, 256, (staged_bytes(placed),), dtype=torch.uint8, device="cuda") for _ in "ab"]
+        outs = [torch.full((placed.nbytes,), placed.pad_value, dtype=torch.uint8, device="cuda") for _ in "ab"]
         gather.run(sources[0], outs[0])
         outs[1].fill_(0x77)
         permuter.run(sources[0], outs[1])
@@ -126,15 +120,10 @@ def limits(folder: Path, experts: int, repeat: int) -> None:
     """What a layer can be limited by: cutting, digesting and staging on the CPU, and the way up."""
     write_checkpoint(folder, "deepseek", experts)
     model = read_experts(Checkpoint.open(folder))
-    plan = make_plan(
-        model, Recipe("aiter", {**AITER, **BIAS}, align_hidden=256, align_intermediate=128), tp=8
-    )
+    plan = make_plan(model, Recipe("aiter", {**AITER, **BIAS}, align_hidden=256, align_intermediate=128), tp=8)
     rank = plan.ranks[3]
     slots = plan.fields("layers.0")
-    out = {
-        s: torch.empty(plan.placed("layers.0", rank, *s).nbytes, dtype=torch.uint8, device="cuda")
-        for s in slots
-    }
+    out = {s: torch.empty(plan.placed("layers.0", rank, *s).nbytes, dtype=torch.uint8, device="cuda") for s in slots}
     size = sum(t.numel() for t in out.values())
     pinned = torch.ones(128 << 20, dtype=torch.uint8, pin_memory=True)
     there = torch.empty_like(pinned, device="cuda")
@@ -178,9 +167,7 @@ def _theirs(model, plan, rank) -> list[torch.Tensor]:
         params[stack, name] = torch.full((experts, rows, width), value, dtype=torch.uint8, device="cuda")
         for local, expert in enumerate(plan.experts("layers.0", rank)):
             for cut in plan.cuts("layers.0", rank, stack, name):
-                matrix = torch.from_numpy(
-                    layer.sources[cut.projection, name].matrix(model.checkpoint, expert).copy()
-                )
+                matrix = torch.from_numpy(layer.sources[cut.projection, name].matrix(model.checkpoint, expert).copy())
                 part = matrix[slice(*cut.rows), slice(*cut.columns)]
                 target = params[stack, name][local, cut.at_row : cut.at_row + part.shape[0], : part.shape[1]]
                 target.copy_(part)
@@ -203,9 +190,7 @@ def layers(folder: Path, experts: int, repeat: int) -> None:
     """From page cache to the device."""
     write_checkpoint(folder, "deepseek", experts)
     model = read_experts(Checkpoint.open(folder))
-    print(
-        "\nOne V4-Pro layer of one rank, page cache to device (median ms; bytes are compared with the CPU's)"
-    )
+    print("\nOne V4-Pro layer of one rank, page cache to device (median ms; bytes are compared with the CPU's)")
     print("| order | MB | engines' way | shardproof | GB/s |\n|---|---|---|---|---|")
     for title, layouts in (("aiter", AITER), ("hopper", HOPPER)):
         recipe = Recipe(title, {**layouts, **BIAS}, align_hidden=256, align_intermediate=128)

@@ -165,6 +165,7 @@ def biases_digest(
     seeds = np.array([place(layer, e, projection, "bias") for e in experts], dtype=np.uint64)
     rows = np.arange(row, row + biases.shape[1], dtype=np.uint64)
     with np.errstate(over="ignore"):
-        keys = _mix(seeds.T[:, :, None] + rows * _GOLDEN) | np.uint64(1)
+        mixed = _mix(np.asarray(seeds.T[:, :, None] + rows * _GOLDEN, dtype=np.uint64))
+        keys = mixed | np.uint64(1)
         sums = (keys * words).sum(axis=(1, 2)) * _scale_keys(1)[:, 0]
     return Digest(int(sums[0]), int(sums[1]))

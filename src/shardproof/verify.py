@@ -150,9 +150,7 @@ def scene_of(model: ExpertModel, plan: Plan, key: str, rank: Rank, owners: Owner
     return Scene(plan, key, rank, read, owners)
 
 
-def _explain(
-    model: ExpertModel, layer: PackedLayer, bad: Mapping[Slot, np.ndarray]
-) -> dict[Slot, tuple[Mistake, ...]]:
+def _explain(model: ExpertModel, layer: PackedLayer, bad: Mapping[Slot, np.ndarray]) -> dict[Slot, tuple[Mistake, ...]]:
     """For each wrong tensor the known mistakes - one, or two or three at once - that give exactly its bytes."""
     found: dict[Slot, tuple[Mistake, ...]] = {}
     tried: list[tuple[Mistake, ...]] = []

@@ -119,7 +119,9 @@ def test_a_missing_package_says_what_to_install(tmp_path, monkeypatch, name):
 def test_another_interface_is_not_guessed_at(tmp_path, monkeypatch, name):
     """A version without the names that are used."""
     made = model(tmp_path)
-    target = "fastsafetensors.cpp.nogds_file_reader" if name == "fastsafetensors" else "runai_model_streamer.FileStreamer"
+    target = (
+        "fastsafetensors.cpp.nogds_file_reader" if name == "fastsafetensors" else "runai_model_streamer.FileStreamer"
+    )
     monkeypatch.delattr(target)
     with pytest.raises(CheckpointError) as caught:
         open_reader(name, made.checkpoint)

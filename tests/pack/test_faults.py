@@ -22,7 +22,7 @@ from shardproof.plan import make_plan
 from tests.pack.recipes import RECIPES, model, poisoned
 
 
-@pytest.fixture(params=["", "portable", "numpy"], ids=["avx2", "portable", "numpy"])
+@pytest.fixture(params=["", "avx2", "portable", "numpy"], ids=["best", "avx2", "portable", "numpy"])
 def engine(request, monkeypatch):
     """Every way of packing."""
     monkeypatch.setenv(ENGINE, request.param)

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from shardproof.checkpoint.residency import _group_room
 from shardproof.pack import memory as rooms
 from shardproof.pack import pack_in_memory, pack_layer
 from shardproof.pack.memory import HUGE_PAGES, anonymous, arena
@@ -162,3 +163,22 @@ def test_an_arena_keeps_tensors_apart():
         part[...] = number + 1
         assert part.nbytes == 0 or part.ctypes.data % 64 == 0
     assert [set(part.tolist()) for part in parts.values()] == [{1}, set(), {3}, {4}]
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "room"),
+    [
+        ("0::/a/b\n", {"a/b/memory.max": "max", "a/b/memory.current": "5", "a/memory.max": "900", "a/memory.current": "300"}, [600]),
+        ("0::/\n", {"memory.max": "1000", "memory.current": "400"}, [600]),
+        ("3:cpu:/x\n4:memory:/x\n0::/\n", {"memory/x/memory.limit_in_bytes": "70", "memory/x/memory.usage_in_bytes": "80"}, [-10]),
+        ("0::/gone\n", {}, []),
+    ],
+)  # fmt: skip
+def test_room_in_a_control_group(tmp_path, own, files, room):
+    """Both versions, a limit further up, no limit, a group that is not visible from inside a container."""
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text + "\n")
+    (tmp_path / "own").write_text(own)
+    assert _group_room(tmp_path, tmp_path / "own") == room
+    assert _group_room(tmp_path, tmp_path / "nowhere") == []

@@ -101,6 +101,23 @@ def test_fast_kernels_are_chosen():
         assert made.struct.kernel == kind, identity
 
 
+def test_fast_kernels_are_chosen_for_avx512():
+    """Compiled for a machine that need not be this one: only what AVX2 has no faster kernel for is left to it."""
+    held = {}
+    for layout in catalogue():
+        for shape in SHAPES if layout.field != "bias" else ():
+            try:
+                made = program(layout.identity(), shape, 0, isa=structs.AVX512)
+            except LayoutError:
+                continue
+            assert made is not None
+            held.setdefault(layout.identity(), set()).add(made.struct.kernel)
+    fast = {structs.RUN, structs.TILE16, structs.LINES}
+    assert {name for name, kinds in held.items() if not kinds & fast} == set()
+    lines = ["marlin.weight@1", "triton_kernels.hopper_value@2", "aiter.e8@1", "gguf.mxfp4_weight@1", "marlin.scale@1"]
+    assert all(structs.LINES in held[name] for name in lines)
+
+
 @pytest.mark.parametrize("name", RECIPES)
 @pytest.mark.parametrize("kind", ["deepseek", "gpt_oss"])
 @pytest.mark.parametrize(("tp", "ep"), [(1, 1), (3, 1), (2, 2)])

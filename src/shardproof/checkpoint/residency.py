@@ -45,8 +45,40 @@ def available_memory() -> int:
 
 
 def free_memory() -> int:
-    """Bytes that hold nothing at all (MemFree); a very large number where that is unknown."""
-    return _meminfo("MemFree")
+    """Bytes that hold nothing at all: MemFree, or less where a control group limits this process; 2**62 if unknown."""
+    return min([_meminfo("MemFree"), *_group_room()])
+
+
+def _group_room(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[int]:
+    """Limit less use of this process's memory control group and those above it (version 1 or 2), where there is one.
+
+    Page cache counts as used: where it fills a group, each huge page has to push some of it out first.
+    """
+    try:
+        lines = [line.split(":", 2) for line in own.read_text(encoding="utf-8").splitlines()]
+    except OSError:
+        return []
+    found = []
+    for _, controllers, path in (line for line in lines if len(line) == 3):
+        if "memory" in controllers.split(","):
+            top, names = groups / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        elif not controllers:
+            top, names = groups, ("memory.max", "memory.current")
+        else:
+            continue
+        here = top / path.lstrip("/")
+        for group in (here, *here.parents):
+            found += _room(*(group / name for name in names))
+            if group == top:
+                break
+    return found
+
+
+def _room(limit: Path, used: Path) -> list[int]:
+    try:
+        return [int(limit.read_text()) - int(used.read_text())]
+    except (OSError, ValueError):  # not there, or no limit ("max")
+        return []
 
 
 def _meminfo(name: str) -> int:

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shardproof.digest import Digest, biases_digest
-from shardproof.experts import Stack
+from shardproof.experts import Projection, Stack
 from shardproof.formats import ExpertModel, Source
 from shardproof.mxfp4 import Bytes
 from shardproof.pack.matrices import BIAS_FROM, BIAS_TO, first_held, in_files
@@ -18,8 +18,8 @@ _SPARSE = 4  # read together what is at most this much larger than what is neede
 
 def biases_stand_in_files(model: ExpertModel, key: str, stack: Stack) -> bool:
     """Whether `pack_biases` can take them: their bytes stand in the checkpoint's files as the model says."""
-    sources = model.layer(key).sources
-    return all(in_files(sources[p, "bias"]) for p in (("w2",) if stack == "w2" else ("w1", "w3")))
+    projections: tuple[Projection, ...] = ("w2",) if stack == "w2" else ("w1", "w3")
+    return all(in_files(model.layer(key).sources[p, "bias"]) for p in projections)
 
 
 def pack_biases(model: ExpertModel, plan: Plan, key: str, rank: Rank, stack: Stack, out: Bytes) -> Digest:

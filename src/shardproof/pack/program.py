@@ -53,7 +53,8 @@ class Program:
 def program(identity: str, shape: tuple[int, int, int], pad: int, *, isa: int) -> Program | None:
     """Compile a layout on canonical shape (E, N, bytes a row); `pad` is the value of padding inside that shape.
 
-    `isa` is PORTABLE, AVX2 or AVX512 of engine.h. None where the engine has no kernel for it (bytes that checkpoint units fill only in part).
+    `isa` is PORTABLE, AVX2 or AVX512 of engine.h. None where the engine has no kernel for the layout (bytes that
+    checkpoint units fill only in part).
     """
     layout, parameters = find(identity)
     placed = layout.place(shape, parameters)

@@ -64,9 +64,7 @@ def test_every_layout_in_tiles_on_a_gpu(identity):
         out = torch.full((placed.nbytes + 48,), 0x77, dtype=torch.uint8, device="cuda")
         permuter.run(staged, out[at : at + placed.nbytes])
         found = out.cpu().numpy()
-        np.testing.assert_array_equal(
-            found[at : at + placed.nbytes], placed.pack(source), err_msg=f"{shape} {at}"
-        )
+        np.testing.assert_array_equal(found[at : at + placed.nbytes], placed.pack(source), err_msg=f"{shape} {at}")
         assert (found[:at] == 0x77).all()
         assert (found[at + placed.nbytes :] == 0x77).all()
 

@@ -39,15 +39,11 @@ def test_every_layout_in_tiles(tmp_path, family, at):
         out = aligned(placed.nbytes + 48, at)
         out[:] = 0x77
         library.run(number, whole, out)
-        np.testing.assert_array_equal(
-            out[: placed.nbytes], placed.pack(source), err_msg=f"{layout.name} {shape}"
-        )
+        np.testing.assert_array_equal(out[: placed.nbytes], placed.pack(source), err_msg=f"{layout.name} {shape}")
         assert (out[placed.nbytes :] == 0x77).all(), f"{layout.name} {shape}"
 
 
-@pytest.mark.parametrize(
-    "name", ["raw.scale", "aiter.e8", "marlin.weight", "flashinfer.sm90_w2", "gguf.mxfp4_scale"]
-)
+@pytest.mark.parametrize("name", ["raw.scale", "aiter.e8", "marlin.weight", "flashinfer.sm90_w2", "gguf.mxfp4_scale"])
 def test_kernels_compile_without_a_gpu(name, monkeypatch, tmp_path):
     """NVRTC takes the text, and the code is kept on disk."""
     pytest.importorskip("cuda.bindings.nvrtc")

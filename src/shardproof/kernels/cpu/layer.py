@@ -176,9 +176,7 @@ def raise_failure(code: int, call: CallStruct, topk_ids: Tensor, known: int, isa
 def check_precision(precision: str) -> None:
     """Raises KernelError `kernel.precision`."""
     if precision not in PRECISIONS:
-        raise KernelError(
-            "kernel.precision", "no such precision mode", found=precision, needed=" or ".join(PRECISIONS)
-        )
+        raise KernelError("kernel.precision", "no such precision mode", found=precision, needed=" or ".join(PRECISIONS))
 
 
 def check_sizes(experts: int, sizes: dict[str, tuple[int, int]]) -> None:

@@ -167,9 +167,7 @@ class HopperExperts:
             row_tiles=-(-rows // 64 // build.row64),
         )
 
-    def plain_args(
-        self, build: Build, ids: torch.Tensor, weights: torch.Tensor, out: torch.Tensor
-    ) -> launch.Args:
+    def plain_args(self, build: Build, ids: torch.Tensor, weights: torch.Tensor, out: torch.Tensor) -> launch.Args:
         """The parameters of a launch that need no working memory."""
         m, k = ids.shape
         args = launch.Args(tokens=m, top_k=k, experts=self.experts, hidden=self.hidden, intermediate=self.intermediate)

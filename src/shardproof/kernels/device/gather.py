@@ -71,9 +71,7 @@ def gather_of(placed: Placed) -> Gather | None:
         count = np.arange(digit.size, dtype=np.int64)
         tile_source = (tile_source[:, None] + count * _step(digit, rows, pitch, bits)).reshape(-1)
         tile_target = (tile_target[:, None] + count * (digit.stride * bits // 8)).reshape(-1)
-    at_row = np.array(
-        [_row(int(r), int(b), rows) for r, b in zip(tile.row, tile.base, strict=True)], dtype=np.int64
-    )
+    at_row = np.array([_row(int(r), int(b), rows) for r, b in zip(tile.row, tile.base, strict=True)], dtype=np.int64)
     strides = [digit.stride * bits // 8 for digit in outer]
     return _copies(tile, at_row, pitch, tile_source, tile_target) or _words(
         tile, at_row, pitch, tile_source, tile_target, strides
@@ -104,9 +102,7 @@ def _copies(tile: Tile, at_row: Ints, pitch: int, tile_source: Ints, tile_target
     source = at_row[tile.of_row] * pitch + tile.source
     grouped, target = source.reshape(-1, 4), tile.target.reshape(-1, 4)
     together = (np.diff(grouped) == 1).all() and (np.diff(target) == 1).all()
-    aligned = all(
-        (values % 4 == 0).all() for values in (grouped[:, 0], target[:, 0], tile_source, tile_target)
-    )
+    aligned = all((values % 4 == 0).all() for values in (grouped[:, 0], target[:, 0], tile_source, tile_target))
     if not together or not aligned:
         return None
     none = np.zeros((1, 1), dtype=np.int32)
@@ -140,9 +136,7 @@ def _words(
         source[number, :count] = at_row[part["row"]] * pitch + part["column"]
         table[number, :count] = part["index"]
     filled = np.concatenate((tables, zero)).view(np.int32)
-    return Gather(
-        tile_source, tile_target, source, parts["dst"][ends - 1].astype(np.int32), table, filled, word
-    )
+    return Gather(tile_source, tile_target, source, parts["dst"][ends - 1].astype(np.int32), table, filled, word)
 
 
 @dataclass(frozen=True)

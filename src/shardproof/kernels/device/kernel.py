@@ -27,9 +27,7 @@ def _gather(  # type: ignore[no-untyped-def]  # noqa: ANN202
     begin = tl.load(tile_source + tile, mask=inside, other=0)
     to = tl.load(tile_target + tile, mask=inside, other=0) + tl.load(targets + w, mask=inside, other=0)
     if copy:
-        value = tl.load(
-            source + (begin + tl.load(offsets + w, mask=inside, other=0)) // word, mask=inside, other=0
-        )
+        value = tl.load(source + (begin + tl.load(offsets + w, mask=inside, other=0)) // word, mask=inside, other=0)
     else:
         value = tl.zeros((block,), dtype=tl.int32)
         for part in tl.static_range(parts):

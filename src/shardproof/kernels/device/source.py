@@ -56,9 +56,7 @@ def kernel_of(tiling: Tiling, alignment: int) -> Kernel:
 def gpu_text(kernel: Kernel) -> str:
     """One translation unit for the GPU."""
     out = (
-        "  __shared__ __align__(16) unsigned char lines[SPAN];\n  clear(lines, threadIdx.x);\n"
-        if kernel.holes
-        else ""
+        "  __shared__ __align__(16) unsigned char lines[SPAN];\n  clear(lines, threadIdx.x);\n" if kernel.holes else ""
     )
     to = "lines" if kernel.holes else "target + to"
     send = "  __syncthreads();\n  send(lines, target + to, threadIdx.x);\n" if kernel.holes else ""
@@ -217,9 +215,7 @@ def _chunks(tiling: Tiling, filled: Sequence[int], alignment: int) -> Iterator[t
     while at < len(filled):
         first = filled[at]
         width = next(
-            w
-            for w in (16, 8, 4, 2, 1)
-            if w <= wide and first % w == 0 and held >= set(range(first, first + w))
+            w for w in (16, 8, 4, 2, 1) if w <= wide and first % w == 0 and held >= set(range(first, first + w))
         )
         yield first, width
         at += width

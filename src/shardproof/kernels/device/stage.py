@@ -48,9 +48,7 @@ class Stage:
         if self._cuda:
             self._there = [torch.empty(room, dtype=torch.uint8, device=device) for _ in range(count)]
             self._streams = [torch.cuda.Stream(device) for _ in range(2)]  # type: ignore[no-untyped-call]
-            for (
-                stream
-            ) in self._streams:  # the caller's work on its tensors, and on memory that torch hands on
+            for stream in self._streams:  # the caller's work on its tensors, and on memory that torch hands on
                 stream.wait_stream(torch.cuda.current_stream(device))
 
     def address(self, part: int) -> int:

@@ -89,8 +89,7 @@ class Staged:
         """Every unit of a piece: its bits in shared memory and in the kernel's order."""
         steps = [self.place(a) for a in self.tiling.piece]
         return tuple(
-            (sum(v * s for v, s in zip(values, steps, strict=True)), target)
-            for values, target in self.tiling.units()
+            (sum(v * s for v, s in zip(values, steps, strict=True)), target) for values, target in self.tiling.units()
         )
 
     @cached_property
@@ -115,16 +114,9 @@ class Staged:
         sizes = [a.size for a in self.tiling.tile]
         places = [self.place(a) // 8 for a in self.tiling.tile]
         pieces = math.prod(sizes)
-        lanes = [
-            sum(d * p for d, p in zip(decode(i, sizes), places, strict=True))
-            for i in range(min(_LANES, pieces))
-        ]
+        lanes = [sum(d * p for d, p in zip(decode(i, sizes), places, strict=True)) for i in range(min(_LANES, pieces))]
         loads = self.loads[:: max(1, len(self.loads) // 4)]
-        read = (
-            sum(_turns([at + lane for lane in lanes], width) for at, width in loads)
-            * len(self.loads)
-            // len(loads)
-        )
+        read = sum(_turns([at + lane for lane in lanes], width) for at, width in loads) * len(self.loads) // len(loads)
         vectors = self.run // self.fill
         width = power_of_two(self.fill, self.pitch)
         filled = [i // vectors * self.pitch + i % vectors * self.fill for i in range(_LANES)]

@@ -84,9 +84,7 @@ class Tiling:
         count = math.prod(a.size for a in self.blocks)
         span, odd = divmod(self.placed.nbytes * 8, count)
         lowest = all(a.target >= 0 for a in self.inside) and all(a.target % span == 0 for a in self.blocks)
-        reach = (
-            sum((a.size - 1) * a.target for a in self.inside) + self._table_reach + self.bits + self.origin
-        )
+        reach = sum((a.size - 1) * a.target for a in self.inside) + self._table_reach + self.bits + self.origin
         return span if not odd and lowest and reach <= span and not span % 8 else 0
 
     @property
@@ -107,9 +105,7 @@ class Tiling:
                 joined = 0
                 for step in group.steps:
                     size = self.placed.strides.steps[step].size
-                    joined = joined * size + next(
-                        v for v, a in zip(values, self.piece, strict=True) if a.step == step
-                    )
+                    joined = joined * size + next(v for v, a in zip(values, self.piece, strict=True) if a.step == step)
                 target += group.table[joined] * group.stride * self.bits
             yield tuple(values), target
 

@@ -72,9 +72,7 @@ def pack_layer_on_device(
     return digest
 
 
-def _through_host(
-    model: ExpertModel, plan: Plan, key: str, rank: Rank, slot: Slot, target: torch.Tensor
-) -> Digest:
+def _through_host(model: ExpertModel, plan: Plan, key: str, rank: Rank, slot: Slot, target: torch.Tensor) -> Digest:
     """A tensor that is packed on the CPU and goes up as it is: biases, and all of them without the native engine."""
     import torch
 

@@ -37,9 +37,7 @@ def word(name: str, moves: Sequence[Moved]) -> list[str]:
         order, turns = _turned([m for m in moves if m.byte in some], some)
         base = f"{name}_{number}"
         lines.append(f"{base} = {gathered(order)}")
-        parts += [
-            _masked(f"turned({base}, {turn})" if turn else base, mask) for turn, mask in sorted(turns.items())
-        ]
+        parts += [_masked(f"turned({base}, {turn})" if turn else base, mask) for turn, mask in sorted(turns.items())]
     return [*lines, f"{name} = {' | '.join(parts)}"]
 
 
@@ -74,9 +72,7 @@ def gathered(wanted: Sequence[Byte | None]) -> str:
         return f"permuted({registers[0]}, {registers[0]}, {_selector([b[1] if b else 0 for b in wanted])})"
     if len(registers) == 2:
         a, b = registers
-        return (
-            f"permuted({a}, {b}, {_selector([0 if w is None else w[1] + 4 * (w[0] == b) for w in wanted])})"
-        )
+        return f"permuted({a}, {b}, {_selector([0 if w is None else w[1] + 4 * (w[0] == b) for w in wanted])})"
     pair = registers[:2]
     low = gathered([b if b and b[0] in pair else None for b in wanted])
     rest = gathered([b if b and b[0] not in pair else None for b in wanted])

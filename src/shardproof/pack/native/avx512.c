@@ -19,7 +19,8 @@ static inline void put(uint8_t *dst, __m512i v, int stream) {
 
 /* -- tiles of 16-byte pieces ------------------------------------------------------------------------------------ */
 
-enum { STRIP = 32 }; /* tiles: the lines of a strip are written close after one another */
+/* Tiles whose lines are written close after one another; sums of a row are kept in registers for so long. */
+enum { STRIP = 4, WEIGHED_STRIP = 32 };
 
 /* Four rows x 64 bytes become four lines, one in each of four tiles. */
 static inline void quad(__m512i a, __m512i b, __m512i c, __m512i d, uint8_t *dst, int64_t step, int stream) {
@@ -59,8 +60,9 @@ static void tile16(const Program *p, const uint8_t *const *rows, int64_t column,
   const int weighed = w->k0 != NULL;
   const int stream = (((uintptr_t)dst | (uintptr_t)c->dst) & 63) == 0;
   const int64_t whole = c->count & ~(int64_t)3;
-  for (int64_t from = 0; from < whole; from += STRIP) {
-    const int64_t to = whole - from < STRIP ? whole : from + STRIP;
+  const int64_t tiles = weighed ? WEIGHED_STRIP : STRIP;
+  for (int64_t from = 0; from < whole; from += tiles) {
+    const int64_t to = whole - from < tiles ? whole : from + tiles;
     for (int32_t r = 0; r < p->group_rows; r += 4) {
       __m512i sums[8];
       for (int j = 0; j < 8; j++) sums[j] = _mm512_setzero_si512();

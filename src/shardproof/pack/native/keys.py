@@ -14,7 +14,7 @@ _LINE = 64
 
 @lru_cache(maxsize=8)
 def scale_key_bytes(columns: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint64]]:
-    """Four bytes of each key, uint8 [2 lanes, 4, n + 64], and sums of the unsigned ones before each key, uint64 [2, n + 1].
+    """Four bytes of each key, uint8 [2 lanes, 4, n + 64], and sums of the unsigned ones before each, uint64 [2, n + 1].
 
     A key is two signed halves (`column_keys`). The low byte of a half is unsigned, the high one signed. 64 bytes more a
     row, so that the eight rows do not meet in one set of the first-level cache.

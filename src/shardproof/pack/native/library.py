@@ -9,7 +9,15 @@ from functools import cache
 from pathlib import Path
 
 from shardproof.pack.native.structs import (
-    AVX2, AVX512, CUT, JOB, PART, PORTABLE, TERM, BatchStruct, ProgramStruct,
+    AVX2,
+    AVX512,
+    CUT,
+    JOB,
+    PART,
+    PORTABLE,
+    TERM,
+    BatchStruct,
+    ProgramStruct,
 )  # fmt: skip
 
 log = logging.getLogger("shardproof.pack")

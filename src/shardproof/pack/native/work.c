@@ -5,12 +5,9 @@
 #include <string.h>
 #include <time.h>
 
-#include "engine.h"
+#include "rows.h"
 
 #define ROW_SLACK 64
-/* Long rows are digested first, which brings them into the cache in order. Short pieces of long rows are digested
- * after the move: read row by row, they would make the hardware fetch the rest of every row as well. */
-#define LONG_ROW 1024
 
 /* -- a file that shrinks under its map is an error, not a crash ------------------------------------------------ */
 
@@ -46,14 +43,6 @@ int sp_guard(int on) {
 
 /* -- rows ------------------------------------------------------------------------------------------------------- */
 
-typedef struct {
-  const uint8_t *data;  /* NULL: padding */
-  int64_t begin, bytes; /* columns that the checkpoint fills */
-  int outside;          /* beyond the canonical matrix: the layout's own padding */
-  const Cut *cut;
-  int64_t row;
-} Found;
-
 typedef struct { int64_t expert, first; } Seen;
 
 static Found find(const Job *job, Seen *seen, int64_t along, int64_t base) {
@@ -83,89 +72,13 @@ static Found find(const Job *job, Seen *seen, int64_t along, int64_t base) {
   return found;
 }
 
-static void report(Batch *batch, const Job *job, int fault, const Found *found, int64_t at) {
+void sp_report(Batch *batch, const Job *job, int fault, const Found *found, int64_t at) {
   int64_t fine = FINE;
   if (!__atomic_compare_exchange_n(&batch->fault, &fine, fault, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)) return;
   batch->fault_job = job - batch->jobs;
   batch->fault_row = found ? found->cut->first_row + found->row : -1;
   batch->fault_at = at;
   __atomic_store_n(&batch->stop, 1, __ATOMIC_RELEASE);
-}
-
-/* Sums of one job: 8 partial sums a lane, as AVX-512 keeps them. */
-typedef struct { uint64_t lane[16] __attribute__((aligned(64))); } Sums;
-
-/* Keys of rows, both lanes; 0 where a row does not count. */
-static void keys_of(const Found *const *rows, int64_t count, uint64_t (*keys)[2]) {
-  int apart = 0;
-  for (int64_t i = 0; i < count; i++) {
-    const Cut *cut = rows[i]->cut;
-    const uint64_t step = cut ? (uint64_t)(cut->first_row + rows[i]->row) * ROW_STEP : 0;
-    for (int lane = 0; lane < 2; lane++) keys[i][lane] = cut ? cut->place[lane] + step : 0;
-    apart |= !cut || !cut->digested;
-  }
-  sp_row_keys_avx512(keys[0], 2 * count);
-  for (int64_t i = 0; i < count && apart; i++)
-    if (!rows[i]->cut || !rows[i]->cut->digested) keys[i][0] = keys[i][1] = 0;
-}
-
-/* Rows that share their columns. */
-static void digest_rows(Batch *batch, const Job *job, const Found *const *of, int64_t count, Sums *sums) {
-  const Found *one = of[0];
-  const int64_t at = one->cut->first_column / (job->field == WEIGHT ? 4 : 1);
-  const uint8_t *src[MOST_ROWS];
-  uint64_t keys[MOST_ROWS + 4][2];
-  for (int64_t r = 0; r < count; r++) src[r] = of[r]->data;
-  keys_of(of, count, keys);
-  if (job->field == WEIGHT) {
-    const uint32_t *k = batch->weight_keys + at;
-    sp_sum_weights_avx512(src, count, one->bytes, k, k + batch->keys, keys, sums->lane);
-  } else if (sp_sum_scales_avx512(src, count, one->bytes, batch->scale_bytes + at, batch->keys, batch->scale_before + at,
-                                  keys, sums->lane)) {
-    int64_t r = 0;
-    while (r + 1 < count && !memchr(src[r], 255, (size_t)one->bytes)) r++;
-    report(batch, job, SCALE_IS_NAN, of[r], 0);
-  }
-}
-
-static void digest(Batch *batch, const Job *job, const Found *found, Sums *sums) {
-  const Cut *cut = found->cut;
-  uint64_t part[2];
-  const int64_t at = cut->first_column / (job->field == WEIGHT ? 4 : 1);
-  if (job->field == WEIGHT) {
-    if (!cut->digested) return;
-    const uint32_t *k = batch->weight_keys + at;
-    (batch->isa ? sp_sum_weights_avx2 : sp_sum_weights)(found->data, found->bytes, k, k + batch->keys, part);
-  } else {
-    const int16_t *k = batch->scale_keys + at;
-    if ((batch->isa ? sp_sum_scales_avx2 : sp_sum_scales)(found->data, found->bytes, k, batch->keys, part))
-      report(batch, job, SCALE_IS_NAN, found, 0);
-    if (!cut->digested) return;
-  }
-  for (int lane = 0; lane < 2; lane++)
-    sums->lane[8 * lane] += part[lane] * row_key_of(cut->place[lane] + (uint64_t)(cut->first_row + found->row) * ROW_STEP);
-}
-
-/* Rows of a group that hold data, long ones or short ones. */
-static void digest_group(Batch *batch, const Job *job, const Found *all, int is_long, Sums *sums) {
-  const Found *of[MOST_ROWS];
-  int64_t count = 0;
-  for (int32_t i = 0; i < job->program->group_rows; i++) {
-    const Found *found = all + i;
-    if (!found->data || (found->bytes >= LONG_ROW) != is_long) continue;
-    if (batch->isa != AVX512) {
-      digest(batch, job, found, sums);
-      continue;
-    }
-    if (job->field == WEIGHT && !found->cut->digested) continue;
-    const int alike = count && of[0]->bytes == found->bytes && of[0]->cut->first_column == found->cut->first_column;
-    if (count && !alike) {
-      digest_rows(batch, job, of, count, sums);
-      count = 0;
-    }
-    of[count++] = found;
-  }
-  if (count) digest_rows(batch, job, of, count, sums);
 }
 
 static void stage(Batch *batch, const Job *job, const Found *found, uint8_t *row) {
@@ -185,7 +98,7 @@ static void stage(Batch *batch, const Job *job, const Found *found, uint8_t *row
     high |= row[i] > p->highest;
     row[i] = (uint8_t)(row[i] + p->add);
   }
-  if (high && found->data) report(batch, job, VALUE_TOO_HIGH, found, 0);
+  if (high && found->data) sp_report(batch, job, VALUE_TOO_HIGH, found, 0);
 }
 
 /* -- groups ----------------------------------------------------------------------------------------------------- */
@@ -212,26 +125,6 @@ static void resolve(Batch *batch, const Job *job, const Found *all, const uint8_
     rows[i] = row;
     if (!found->data && !found->outside) same = i + 1;
   }
-}
-
-/* Whether the kernel can take the row sums: all rows share their column keys, and padding adds nothing. */
-static int weighs(const Batch *batch, const Job *job, const Found *all, Aside *aside) {
-  const Program *p = job->program;
-  const Found *rows[MOST_ROWS];
-  int64_t shared = -1;
-  if (batch->isa != AVX512 || job->field != WEIGHT || p->kernel != TILE16 || p->pad || p->filler || p->add) return 0;
-  for (int32_t i = 0; i < p->group_rows; i++) {
-    rows[i] = all + i;
-    if (!all[i].data) continue;
-    const int64_t first = all[i].cut->first_column - all[i].begin;
-    if (first < 0 || (shared >= 0 && first != shared)) return 0;
-    shared = first;
-  }
-  if (shared < 0 || (shared + p->padded) / 4 > batch->keys) return 0;
-  keys_of(rows, p->group_rows, aside->row_key);
-  aside->k0 = batch->weight_keys + shared / 4;
-  aside->k1 = aside->k0 + batch->keys;
-  return 1;
 }
 
 /* Rows of group `group` and where in the destination it begins. */
@@ -274,15 +167,15 @@ static void run_job(Batch *batch, const Job *job, const uint8_t **rows, uint8_t 
   for (int64_t group = job->begin; group < job->end && !batch->stop; group++) {
     const Found *all = found[group & 1], *next = found[(group + 1) & 1];
     Aside aside = {ahead, NULL, NULL, row_key, sums->lane};
-    const int apart = !weighs(batch, job, all, &aside) && job->field != OTHER;
+    const int apart = !sp_weighs(batch, job, all, &aside) && job->field != OTHER;
     const int64_t following = group + 1 < job->end ? locate(job, group + 1, &seen, found[(group + 1) & 1]) : 0;
     if (group + 1 < job->end) ask_for(p, next);
-    if (apart) digest_group(batch, job, all, 1, sums);
+    if (apart) sp_digest_group(batch, job, all, 1, sums);
     resolve(batch, job, all, rows, scratch);
     for (int32_t i = 0; i < p->group_rows; i++)
       ahead[i] = group + 1 < job->end && next[i].data ? next[i].data - next[i].begin : rows[i];
     move(batch, p, rows, job->dst + dst, &aside);
-    if (apart) digest_group(batch, job, all, 0, sums);
+    if (apart) sp_digest_group(batch, job, all, 0, sums);
     dst = following;
   }
 }
@@ -314,7 +207,7 @@ void sp_work(Batch *batch, uint8_t *scratch, int64_t pointers) {
     const Job *volatile job = batch->jobs + i;
     Sums sums = {{0}};
     if (sigsetjmp(landing, 0)) {
-      report(batch, job, BUS_ERROR, NULL, (int64_t)(intptr_t)struck);
+      sp_report(batch, job, BUS_ERROR, NULL, (int64_t)(intptr_t)struck);
       break;
     }
     armed = 1;
