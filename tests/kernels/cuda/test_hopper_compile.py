@@ -10,6 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("cuda.bindings.nvrtc")
 
+from shardproof.experts import Activation  # noqa: E402
 from shardproof.kernels.cuda import builds, launch  # noqa: E402
 from shardproof.kernels.cuda import compile as kernel_compile  # noqa: E402
 
@@ -98,3 +99,23 @@ def test_a_file_extends_the_table(monkeypatch, tmp_path) -> None:
     assert builds.choose(0.01, "w4a16", "Another GPU").name == "small"
     assert builds.choose(24, "w4a8", "My GPU").name == "mid"
     assert builds.choose(1e9, "w4a8", "My GPU").name == "large"
+
+
+@pytest.mark.parametrize(
+    "change", [{"activation": Activation("situ")}, {"weight_before_w2": True}, {"expert_map": 1}, {"biases": (1, None)}]
+)
+def test_many_tokens_geometry_serves_what_it_has_run_with(change) -> None:
+    from shardproof.kernels.cuda.layer import HopperExperts
+
+    layer = object.__new__(HopperExperts)
+    plain = {
+        "experts": 256, "intermediate": 2048, "expert_map": None, "precision": "w4a16", "exact8": True,
+        "device_name": "*", "biases": (None, None), "activation": Activation("silu", limit=10.0),
+        "weight_before_w2": False,
+    }  # fmt: skip
+    layer.__dict__.update(plain)
+    assert layer.build_for(4096, 6).name == "many"
+    layer.__dict__.update(change)
+    if "expert_map" in change:
+        layer.expert_map = torch.zeros(256, dtype=torch.int32)
+    assert layer.build_for(4096, 6).name == "large"

@@ -119,7 +119,14 @@ class HopperExperts:
         exact = self.precision == "w4a8" and self.exact8
         precision = "w4a8 exact" if exact else self.precision
         shape = builds.shape_class(self.experts, self.intermediate)
-        return builds.choose(tokens * top_k / reachable, precision, self.device_name, shape)
+        build = builds.choose(tokens * top_k / reachable, precision, self.device_name, shape)
+        return build if self._plain or not build.many else builds.LARGE
+
+    @property
+    def _plain(self) -> bool:
+        """Whether the layer is of the kind that csrc/many.cu has been run with on a GPU."""
+        no_bias = self.biases == (None, None)
+        return no_bias and self.expert_map is None and self.activation.kind == "silu" and not self.weight_before_w2
 
     def __call__(self, x: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor) -> torch.Tensor:
         """Runs the layer: x bf16 [M, H], topk_ids int32 [M, k], topk_weights float32 [M, k] -> bf16 [M, H].
