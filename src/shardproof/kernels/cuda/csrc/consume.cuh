@@ -178,20 +178,6 @@ DEV void main_loop(const Params& p, Pipe& q, const Walk& w, float (&acc)[MW][NMA
   release(q.base + Shared::X_EMPTY + 8 * previous, q.lane);
 }
 #else
-// Adds 128 values' worth of products to the result, each token by its scale.
-template <int N>
-DEV void promote(u32 scales, int lane, const float* part, float* acc) {
-#pragma unroll
-  for (int j = 0; j < N / 8; ++j) {
-    uint2 s = load_shared8(scales + (8 * j + 2 * (lane & 3)) * 4);
-    float lo = __uint_as_float(s.x), hi = __uint_as_float(s.y);
-    acc[4 * j] += part[4 * j] * lo;
-    acc[4 * j + 1] += part[4 * j + 1] * hi;
-    acc[4 * j + 2] += part[4 * j + 2] * lo;
-    acc[4 * j + 3] += part[4 * j + 3] * hi;
-  }
-}
-
 // Reads one step's weights, then ends the step before it (`before`), then starts this one.
 template <int N, int STEP_INDEX, class Before>
 DEV void step_e4m3(const Params& p, Pipe& q, int first, const Walk& w, float* part, Before before) {

@@ -41,3 +41,18 @@ DEV void fill_table(u8* table) {
     table[i] = i < 144 ? 0 : 253;                     // zero codes, and scales that any table holds
   }
 }
+
+// ---- e4m3 products
+// Adds 128 values' worth of products to the result, each token by its scale.
+template <int N>
+DEV void promote(u32 scales, int lane, const float* part, float* acc) {
+#pragma unroll
+  for (int j = 0; j < N / 8; ++j) {
+    uint2 s = load_shared8(scales + (8 * j + 2 * (lane & 3)) * 4);
+    float lo = __uint_as_float(s.x), hi = __uint_as_float(s.y);
+    acc[4 * j] += part[4 * j] * lo;
+    acc[4 * j + 1] += part[4 * j + 1] * hi;
+    acc[4 * j + 2] += part[4 * j + 2] * lo;
+    acc[4 * j + 3] += part[4 * j + 3] * hi;
+  }
+}

@@ -1,5 +1,5 @@
-// Geometries of one row tile a warpgroup: consumers leave a tile's sums in shared memory and go on; finisher warps scale, activate, store and
-// count it. A consumer that did this itself would hold up every stage that it shares with the others.
+// Geometries of one row tile a warpgroup: consumers leave a tile's sums in shared memory and go on; finisher warps scale,
+// activate, store and count them. A consumer that did this itself would hold up every stage that it shares with the others.
 #pragma once
 #include "activation.cuh"
 #include "consume.cuh"

@@ -77,20 +77,6 @@ DEV void main_loop(const Params& p, Pipe& q, int chunks, u32 chunk_bytes, float 
   release(q.base + Many::EMPTY + 8 * previous, q.lane);
 }
 #else
-// Adds 128 values' worth of products to the result, each token by its scale.
-template <int N>
-DEV void promote(u32 scales, int lane, const float* part, float* acc) {
-#pragma unroll
-  for (int j = 0; j < N / 8; ++j) {
-    uint2 s = load_shared8(scales + (8 * j + 2 * (lane & 3)) * 4);
-    float lo = __uint_as_float(s.x), hi = __uint_as_float(s.y);
-    acc[4 * j] += part[4 * j] * lo;
-    acc[4 * j + 1] += part[4 * j + 1] * hi;
-    acc[4 * j + 2] += part[4 * j + 2] * lo;
-    acc[4 * j + 3] += part[4 * j + 3] * hi;
-  }
-}
-
 // A operand of the two 32-value steps of a chunk.
 DEV void unpack(const Piece& p, u32 table, u32 sixteen, u32* a) {
   u32 words[4] = {p.codes.x, p.codes.y, p.codes.z, p.codes.w};
