@@ -3,8 +3,8 @@
 A kernel that reads weights once a token is bound by memory, and with 4 KiB pages it loses time to address translation
 (measured: benchmarks/notes/moe_cpu.md). Fresh private memory gets huge pages only where it is asked for before it is
 touched. Mapped files get them from the page cache, in whatever pieces the file system reads; asked for before it is
-touched, a file comes in pieces of 2 MiB where the file system has such (measured: ext4 on Linux 6.18). Elsewhere asking changes
-nothing.
+touched, a file comes in pieces of 2 MiB where the file system has such (measured: ext4 on Linux 6.18). Elsewhere
+asking changes nothing.
 """
 
 from __future__ import annotations
