@@ -12,6 +12,7 @@ experts; where the library has them (ik_llama.cpp), gate, up and swiglu are one 
 from __future__ import annotations
 
 import ctypes
+import mmap
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -46,6 +47,8 @@ SIGNATURES = {
     "ggml_backend_cpu_buffer_type": (P, ()),
     "ggml_backend_cpu_set_n_threads": (None, (P, ctypes.c_int)),
     "ggml_backend_buffer_set_usage": (None, (P, ctypes.c_int)),
+    "ggml_backend_buffer_get_base": (P, (P,)),
+    "ggml_backend_buffer_get_size": (SIZE, (P,)),
     "ggml_backend_buffer_free": (None, (P,)),
     "ggml_backend_buft_name": (ctypes.c_char_p, (P,)),
     "ggml_backend_graph_compute": (ctypes.c_int, (P, P)),
@@ -108,10 +111,35 @@ def gguf_blocks(weight: np.ndarray, scale: np.ndarray) -> np.ndarray:
     return blocks
 
 
+def advise_pages(start: int, size: int, huge: bool) -> None:
+    """Ask for huge pages (or none) in memory that nobody has touched: these libraries' own malloc does not."""
+    first, last = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, (start + size) // mmap.PAGESIZE * mmap.PAGESIZE
+    advice = mmap.MADV_HUGEPAGE if huge else mmap.MADV_NOHUGEPAGE
+    if last > first and ctypes.CDLL(None).madvise(P(first), SIZE(last - first), advice):
+        raise OSError("this kernel has no transparent huge pages")
+
+
+def share_of_huge_pages(start: int, size: int) -> float:
+    """Of the resident mappings that [start, start + size) lies in: the share in pages of 2 MiB (Linux only)."""
+    resident = huge = 0
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        name, *rest = line.split()
+        if not name.endswith(":"):
+            begin, end = (int(word, 16) for word in name.split("-"))
+            inside = begin < start + size and end > start
+        elif inside and name == "Rss:":
+            resident += int(rest[0])
+        elif inside and name in {"AnonHugePages:", "FilePmdMapped:", "ShmemPmdMapped:"}:
+            huge += int(rest[0])
+    return huge / resident if resident else 0.0
+
+
 class GgmlLayer:
     """One MoE layer in ggml; `stacks` are gguf_blocks of w1, w3, w2 (whole layer) or of one matrix (MUL_MAT_ID)."""
 
-    def __init__(self, ggml: Ggml, stacks: list[np.ndarray], *, top_k: int, threads: int, form: Form) -> None:
+    def __init__(self, ggml: Ggml, stacks: list[np.ndarray], *, top_k: int, threads: int, form: Form,
+                 huge_pages: bool = True) -> None:  # fmt: skip
         self.g, self.top_k, self.graphs = ggml, top_k, {}
         self.backend = ggml.ggml_backend_cpu_init()
         ggml.ggml_backend_cpu_set_n_threads(self.backend, threads)
@@ -124,6 +152,8 @@ class GgmlLayer:
         ]
         buffer = ggml.ggml_backend_alloc_ctx_tensors_from_buft(context, buffer_type)
         ggml.ggml_backend_buffer_set_usage(buffer, 1)  # weights
+        self.memory = (ggml.ggml_backend_buffer_get_base(buffer), ggml.ggml_backend_buffer_get_size(buffer))
+        advise_pages(*self.memory, huge_pages)
         for tensor, data in zip(self.weights, stacks, strict=True):
             ggml.ggml_backend_tensor_set(tensor, data.ctypes.data, 0, data.nbytes)
             if form == "mxfp4_r8":

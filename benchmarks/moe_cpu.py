@@ -15,6 +15,7 @@ torch's way is dequantise (table look-up) + float32 matmul, expert by expert: sl
     python benchmarks/moe_cpu.py                              gpt-oss-20b's layer: E 32, H = I = 2880, top 4
     python benchmarks/moe_cpu.py --shape 32,7168,384,6        a DeepSeek-V4-Pro rank at TP 8
     python benchmarks/moe_cpu.py --product                    MUL_MAT_ID alone, of that layer's w2
+    python benchmarks/moe_cpu.py --pages small                everybody's weights on 4 KiB pages instead of 2 MiB
     python benchmarks/moe_cpu.py --cpu-time                   one thread's CPU time, on a machine that is busy
 """
 
@@ -32,11 +33,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ggml_peer import Ggml, GgmlLayer, gguf_blocks
+from ggml_peer import Ggml, GgmlLayer, gguf_blocks, share_of_huge_pages
 from shardproof.experts import Activation
 from shardproof.kernels.cpu import CpuExperts, ExpertMatrix, default_threads, usable_isas
 from shardproof.kernels.cpu.library import library
 from shardproof.mxfp4 import E2M1, E8M0
+from shardproof.pack.memory import anonymous
 
 PAUSE, WARM, TIMED = 0.01, 0.012, 0.03
 
@@ -137,10 +139,27 @@ def own_product(layer: Layer, packed: tuple, isa: str, precision: str, threads: 
     return lambda inputs: matrix.forward(inputs.x, inputs.ids, inputs.rows)
 
 
-def peers_of(name: str, folder: Path, layer: Layer, threads: int, product: bool) -> dict[str, GgmlLayer]:
+def peers_of(name: str, folder: Path, layer: Layer, threads: int, product: bool, huge: bool) -> dict[str, GgmlLayer]:
     """Every form of weights of the library in `folder`, as "name form"."""
     ggml, blocks = Ggml(folder), layer.blocks(("w2",) if product else ("w1", "w3", "w2"))
-    return {f"{name} {f}": GgmlLayer(ggml, blocks, top_k=layer.top_k, threads=threads, form=f) for f in ggml.forms}
+    return {
+        f"{name} {f}": GgmlLayer(ggml, blocks, top_k=layer.top_k, threads=threads, form=f, huge_pages=huge)
+        for f in ggml.forms
+    }
+
+
+def on_pages(tensors: tuple[np.ndarray, ...], huge: bool) -> tuple[np.ndarray, ...]:
+    """Copies in memory like that of `pack_in_memory`, on pages of one size."""
+    placed = tuple(anonymous(t.nbytes, huge_pages=huge) for t in tensors)
+    for to, tensor in zip(placed, tensors, strict=True):
+        to[...] = tensor
+    return placed
+
+
+def say_pages(packed: tuple[np.ndarray, ...], peers: dict[str, GgmlLayer]) -> None:
+    shares = [("ours", share_of_huge_pages(packed[0].ctypes.data, packed[0].nbytes))]
+    shares += [(name, share_of_huge_pages(*peer.memory)) for name, peer in peers.items()]
+    print("weights on 2 MiB pages: " + ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares))
 
 
 def peer_way(peer: GgmlLayer) -> Callable[[Inputs], object]:
@@ -200,6 +219,7 @@ def main() -> None:
     parser.add_argument("--precision", default="int8", help="int8,int16,float32")
     parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--cpu-time", action="store_true", help="one thread's CPU time: for a busy machine")
+    parser.add_argument("--pages", choices=("huge", "small"), default="huge", help="what all weights lie on")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--ggml", type=Path, default=None, help="folder with libggml*.so")
     parser.add_argument("--ik", type=Path, default=None, help="folder with ik_llama.cpp's libggml.so")
@@ -210,7 +230,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     layer = Layer(*map(int, args.shape.split(",")))
     isas = args.isa.split(",") if args.isa else list(dict.fromkeys([*usable_isas()[1:2], usable_isas()[-1]]))
-    packed = layer.packed()
+    packed = on_pages(layer.packed(), args.pages == "huge")
     own = own_product if args.product else own_way
     ways = {f"{p} {isa}": own(layer, packed, isa, p, args.threads) for p in args.precision.split(",") for isa in isas}
     peers: dict[str, GgmlLayer] = {}
@@ -219,10 +239,11 @@ def main() -> None:
         if folder is None:
             print(f"{name}: not here, left out")
         else:
-            peers |= peers_of(name, folder, layer, args.threads, args.product)
+            peers |= peers_of(name, folder, layer, args.threads, args.product, args.pages == "huge")
     ways |= {name: peer_way(peer) for name, peer in peers.items()}
     if args.torch and not args.product:
         ways["torch dequantise + matmul"] = torch_way(layer)
+    say_pages(packed, peers)
     read, read_bytes = read_way(args.threads)
     print(f"{platform.machine()}, {args.threads} threads, load {os.getloadavg()[0]:.2f}, E,H,I,k = {args.shape}")
     for tokens in map(int, args.tokens.split(",")):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import shutil
 import struct
 
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardproof.checkpoint import Checkpoint
+from shardproof.checkpoint import Checkpoint, pages
 from shardproof.errors import PackedError, ShardproofError
 from shardproof.formats import read_experts
 from shardproof.pack import pack, pack_in_memory
@@ -90,6 +91,31 @@ def test_loading_reads_no_data(whole):
     assert all(isinstance(t, np.memmap) for layer in packed for t in layer.tensors.values())
     with pytest.raises(ValueError, match="read-only"):
         packed.layers["layers.0"].tensors["w2", "weight"][0] = 1
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="Linux's advice")
+@pytest.mark.parametrize(("setting", "asked"), [(None, True), ("1", True), ("0", False)])
+def test_mapped_weights_ask_for_huge_pages(whole, monkeypatch, setting, asked):
+    """The file's own mapping and torch's private one; a switch turns both off."""
+    advised = []
+    real = mmap.mmap
+
+    class Spy(real):
+        def madvise(self, option, *rest):
+            advised.append(option)
+            return super().madvise(option, *rest)
+
+    monkeypatch.setattr(mmap, "mmap", Spy)
+    monkeypatch.setattr(pages, "HUGE", 1)
+    monkeypatch.delenv(pages.HUGE_PAGES, raising=False)
+    if setting is not None:
+        monkeypatch.setenv(pages.HUGE_PAGES, setting)
+    packed = load(whole[2], 0)
+    layer = next(iter(packed))
+    before = layer.tensors["w13", "weight"].tobytes()
+    tensor = layer.torch("w13", "weight")
+    assert advised == [mmap.MADV_HUGEPAGE] * (2 * asked)
+    assert tensor.numpy().tobytes() == before
 
 
 def test_the_manifest_adds_up(whole):

@@ -8,17 +8,17 @@ where they are free, unless the caller or SHARDPROOF_HUGE_PAGES (0 or 1) decides
 from __future__ import annotations
 
 import mmap
-import os
 from collections.abc import Mapping
 from typing import TypeVar
 
 import numpy as np
 
+from shardproof.checkpoint.pages import HUGE_PAGES, advise, wanted
 from shardproof.checkpoint.residency import free_memory
 from shardproof.mxfp4 import Bytes
 
-HUGE_PAGES = "SHARDPROOF_HUGE_PAGES"
-_HUGE = 2 << 20
+__all__ = ["HUGE_PAGES", "anonymous", "arena"]
+
 _LINE = 64
 _SPARE = 1 << 30
 
@@ -33,15 +33,13 @@ def anonymous(size: int, *, huge_pages: bool | None = None) -> Bytes:
     if size == 0:
         return np.empty(0, dtype=np.uint8)
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if size >= _HUGE and hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE if _huge(size, huge_pages) else mmap.MADV_NOHUGEPAGE)
+    advise(memory, _huge(size, huge_pages))
     return np.frombuffer(memory, dtype=np.uint8)
 
 
 def _huge(size: int, asked: bool | None) -> bool:
-    if asked is None and os.environ.get(HUGE_PAGES) in {"0", "1"}:
-        asked = os.environ[HUGE_PAGES] == "1"
-    return free_memory() > size + _SPARE if asked is None else asked
+    decided = wanted(asked)
+    return free_memory() > size + _SPARE if decided is None else decided
 
 
 def arena(sizes: Mapping[Name, int], *, huge_pages: bool | None = None) -> dict[Name, Bytes]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from shardproof.checkpoint import pages
 from shardproof.digest import Digest
 from shardproof.experts import ExpertSpec, Field, Stack
 from shardproof.layouts import Placed
@@ -97,4 +98,6 @@ def _private(held: np.memmap[Any, Any]) -> Bytes:
             stream.fileno(), start - first + held.nbytes, offset=first, prot=mmap.PROT_READ | mmap.PROT_WRITE,
             flags=mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0),
         )  # fmt: skip
+    if pages.wanted() is not False:
+        pages.advise(memory, huge=True)
     return np.frombuffer(memory, dtype=np.uint8, offset=start - first, count=held.nbytes)

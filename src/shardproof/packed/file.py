@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import mmap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from shardproof.checkpoint import pages
 from shardproof.checkpoint.header import TensorInfo, read_header
 from shardproof.digest import Digest
 from shardproof.errors import CheckpointError, PackedError
@@ -108,10 +110,19 @@ def load_file(path: Path) -> PackedExperts:
             "packed.damaged", "the rank file does not say how it was packed", file=path, found=repr(reason)[:120],
             needed=f"metadata {METADATA_KEY!r} as `shardproof pack` writes it",
         ) from None  # fmt: skip
-    memory = np.memmap(path, dtype=np.uint8, mode="r")
+    memory = _mapped(path)
     tensors = {t.name: t for t in found.tensors}
     layers = {key: _layer(key, rank, plan, tensors, memory, path) for key in plan.layers}
     return PackedExperts(plan, rank, layers, digest)
+
+
+def _mapped(path: Path) -> Bytes:
+    """The whole file, in huge pages where the file system has them, unless SHARDPROOF_HUGE_PAGES=0."""
+    memory = np.memmap(path, dtype=np.uint8, mode="r")
+    base: object = memory.base
+    if isinstance(base, mmap.mmap) and pages.wanted() is not False:
+        pages.advise(base, huge=True)
+    return memory
 
 
 def _layer(

@@ -84,7 +84,7 @@ INLINE void end_block(const int T, __m256i (*sum)[2], const __m256 *row_scale, c
 
 /* A few tokens straight from packed bytes. */
 INLINE void few8_tile(const int T, const uint8_t *pw, const uint8_t *ps, int64_t blocks, const uint8_t *const *rows,
-                      float *out) {
+                      float *out, int64_t stride) {
     const __m256i table = offset_table();
     __m256 acc[4][2];
     UNROLL for (int t = 0; t < T; t++) acc[t][0] = acc[t][1] = _mm256_setzero_ps();
@@ -103,7 +103,7 @@ INLINE void few8_tile(const int T, const uint8_t *pw, const uint8_t *ps, int64_t
         end_block(T, sum, row_scale, rows, b, acc);
     }
     UNROLL for (int t = 0; t < T; t++) {
-        UNROLL for (int half = 0; half < 2; half++) _mm256_storeu_ps(out + t * ROWS + 8 * half, acc[t][half]);
+        UNROLL for (int half = 0; half < 2; half++) _mm256_storeu_ps(out + t * stride + 8 * half, acc[t][half]);
     }
 }
 

@@ -30,7 +30,7 @@ static void unpack16(const uint8_t *pw, const uint8_t *ps, int64_t blocks, void 
 }
 
 INLINE void few16_tile(const int T, const uint8_t *pw, const uint8_t *ps, int64_t blocks, const uint8_t *const *rows,
-                       float *out) {
+                       float *out, int64_t stride) {
     __m256 acc[2][2];
     UNROLL for (int t = 0; t < T; t++) acc[t][0] = acc[t][1] = _mm256_setzero_ps();
     for (int64_t b = 0; b < blocks; b++, pw += TILE_BYTES, ps += ROWS) {
@@ -56,7 +56,7 @@ INLINE void few16_tile(const int T, const uint8_t *pw, const uint8_t *ps, int64_
         }
     }
     UNROLL for (int t = 0; t < T; t++) {
-        UNROLL for (int half = 0; half < 2; half++) _mm256_storeu_ps(out + t * ROWS + 8 * half, acc[t][half]);
+        UNROLL for (int half = 0; half < 2; half++) _mm256_storeu_ps(out + t * stride + 8 * half, acc[t][half]);
     }
 }
 
@@ -113,7 +113,7 @@ static void unpack_float(const uint8_t *pw, const uint8_t *ps, int64_t blocks, v
 }
 
 INLINE void few_float_tile(const int T, const uint8_t *pw, const uint8_t *ps, int64_t blocks,
-                           const uint8_t *const *rows, float *out) {
+                           const uint8_t *const *rows, float *out, int64_t stride) {
     __m256 acc[2][2];
     UNROLL for (int t = 0; t < T; t++) acc[t][0] = acc[t][1] = _mm256_setzero_ps();
     for (int64_t b = 0; b < blocks; b++, pw += TILE_BYTES, ps += ROWS) {
@@ -140,7 +140,7 @@ INLINE void few_float_tile(const int T, const uint8_t *pw, const uint8_t *ps, in
         }
     }
     UNROLL for (int t = 0; t < T; t++) {
-        UNROLL for (int half = 0; half < 2; half++) _mm256_storeu_ps(out + t * ROWS + 8 * half, acc[t][half]);
+        UNROLL for (int half = 0; half < 2; half++) _mm256_storeu_ps(out + t * stride + 8 * half, acc[t][half]);
     }
 }
 

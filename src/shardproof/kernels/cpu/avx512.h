@@ -48,7 +48,7 @@ INLINE __m512 accumulate(__m512i sum, float scale, __m512 row_scale, __m512 acc)
 
 /* A few tokens straight from packed bytes: what decoding with one token costs is hidden by the memory. */
 INLINE void few8_tile(const int T, const uint8_t *pw, const uint8_t *ps, int64_t blocks, const uint8_t *const *rows,
-                      float *out) {
+                      float *out, int64_t stride) {
     const __m512i table = offset_table();
     __m512 acc[8];
     const sp_block8 *a[8];
@@ -73,7 +73,7 @@ INLINE void few8_tile(const int T, const uint8_t *pw, const uint8_t *ps, int64_t
         const __m512 scale = row_scales(ps);
         UNROLL for (int t = 0; t < T; t++) acc[t] = accumulate(row_sums(sum[t]), a[t][b].scale, scale, acc[t]);
     }
-    UNROLL for (int t = 0; t < T; t++) _mm512_storeu_ps(out + t * ROWS, acc[t]);
+    UNROLL for (int t = 0; t < T; t++) _mm512_storeu_ps(out + t * stride, acc[t]);
 }
 
 typedef struct {

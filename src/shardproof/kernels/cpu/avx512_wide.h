@@ -36,7 +36,7 @@ INLINE __m512i dot_pairs(__m512i sum, __m512i w, __m512i a) {
 }
 
 INLINE void few16_tile(const int T, const uint8_t *pw, const uint8_t *ps, int64_t blocks, const uint8_t *const *rows,
-                       float *out) {
+                       float *out, int64_t stride) {
     __m512 acc[4];
     const sp_block16 *a[4];
     UNROLL for (int t = 0; t < T; t++) {
@@ -58,7 +58,7 @@ INLINE void few16_tile(const int T, const uint8_t *pw, const uint8_t *ps, int64_
         const __m512 scale = row_scales(ps);
         UNROLL for (int t = 0; t < T; t++) acc[t] = accumulate(sum[t], a[t][b].scale, scale, acc[t]);
     }
-    UNROLL for (int t = 0; t < T; t++) _mm512_storeu_ps(out + t * ROWS, acc[t]);
+    UNROLL for (int t = 0; t < T; t++) _mm512_storeu_ps(out + t * stride, acc[t]);
 }
 
 INLINE void many16_tile(const int T, const void *scratch, int64_t blocks, const uint8_t *const *rows, float *out) {
@@ -127,7 +127,7 @@ INLINE void many_float_tile(const int T, const void *scratch, int64_t blocks, co
 }
 
 INLINE void few_float_tile(const int T, const uint8_t *pw, const uint8_t *ps, int64_t blocks,
-                           const uint8_t *const *rows, float *out) {
+                           const uint8_t *const *rows, float *out, int64_t stride) {
     const __m512 table = float_table();
     __m512 acc[4];
     const float *a[4];
@@ -151,5 +151,5 @@ INLINE void few_float_tile(const int T, const uint8_t *pw, const uint8_t *ps, in
         const __m512 scale = row_scales(ps);
         UNROLL for (int t = 0; t < T; t++) acc[t] = _mm512_fmadd_ps(part[t], scale, acc[t]);
     }
-    UNROLL for (int t = 0; t < T; t++) _mm512_storeu_ps(out + t * ROWS, acc[t]);
+    UNROLL for (int t = 0; t < T; t++) _mm512_storeu_ps(out + t * stride, acc[t]);
 }

@@ -52,6 +52,9 @@ class Buffer:
     @property
     def contiguous(self) -> bool:
         """True if elements follow each other in row-major order."""
+        shape = self.shape
+        if len(shape) == 2 and self.strides == (shape[1], 1):
+            return True  # what nearly every call brings
         if self.size == 0:
             return True
         expected = 1
@@ -101,7 +104,7 @@ def view(tensor: object, name: str) -> Buffer:
 
 
 def _torch_view(tensor: Any, name: str, torch: Any) -> Buffer:
-    if tensor.device.type != "cpu":
+    if not tensor.is_cpu:
         raise KernelError(
             "kernel.device",
             "the CPU kernels were given a tensor of another device",
@@ -120,7 +123,7 @@ def _torch_view(tensor: Any, name: str, torch: Any) -> Buffer:
             next_step="run under torch.no_grad() or torch.inference_mode()",
         )
     dtype = _torch_name(tensor.dtype)
-    return Buffer(tensor.data_ptr(), dtype, tuple(tensor.shape), tensor.stride(), tensor.element_size(), tensor)
+    return Buffer(tensor.data_ptr(), dtype, tensor.shape, tensor.stride(), tensor.itemsize, tensor)
 
 
 def _expect(buffer: Buffer, name: str, dtypes: tuple[str, ...]) -> None:
@@ -170,14 +173,13 @@ def activations(tensor: Tensor, name: str, hidden: int, tokens: int | None = Non
     """Check x or out: [M, hidden] float32, bfloat16 or float16; columns adjacent, rows any stride."""
     buffer = view(tensor, name)
     _expect(buffer, name, tuple(DTYPE_CODES))
-    expected = f"[{'M' if tokens is None else tokens}, {hidden}]"
-    if len(buffer.shape) != 2 or buffer.shape[1] != hidden or tokens not in {None, buffer.shape[0]}:
+    if len(buffer.shape) != 2 or buffer.shape[1] != hidden or (tokens is not None and tokens != buffer.shape[0]):
         raise KernelError(
             "kernel.shape",
             "the tensor has the wrong shape",
             tensor=name,
             found=list(buffer.shape),
-            needed=expected,
+            needed=f"[{'M' if tokens is None else tokens}, {hidden}]",
         )
     rows_overlap = name == "out" and buffer.shape[0] > 1 and abs(buffer.strides[0]) < hidden
     if buffer.size and (buffer.strides[1] != 1 or rows_overlap):

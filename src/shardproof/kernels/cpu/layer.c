@@ -118,12 +118,14 @@ static int64_t tokens_of_a_pass(const sp_layer *layer, const sp_call *call) {
     return (call->tokens + passes - 1) / passes;
 }
 
-/* Output groups of one item: as many as keep the sums in cache and still leave every worker several items. */
-static int64_t groups_of_an_item(int64_t rows, int64_t tokens, int threads) {
-    const int64_t groups = rows / ROWS, spread = groups / (16 * (int64_t)threads);
+/* Output groups of one item: as many as keep the sums in cache and still leave every worker several items. Where a
+ * group has few blocks and few tokens share it, a run must be long to be worth the start of a new place in memory. */
+static int64_t groups_of_an_item(int64_t rows, int64_t columns, int64_t tokens, int threads) {
+    const int is_short = tokens <= 8 && columns <= 8 * BLOCK;
+    const int64_t spread = rows / ROWS / ((is_short ? 8 : 16) * (int64_t)threads), cap = is_short ? 32 : 8;
     int64_t most = SUMS_FLOATS / (tokens * ROWS);
     most = most < spread ? most : spread;
-    return most < 1 ? 1 : most > 8 ? 8 : most;
+    return most < 1 ? 1 : most > cap ? cap : most;
 }
 
 static void run_pass(sp_job *job, int64_t *count) {
@@ -145,8 +147,8 @@ static int run_passes(sp_job *job, sp_memory *memory) {
     const sp_call *call = job->call;
     const int64_t pass = tokens_of_a_pass(job->layer, call);
     int64_t *count;
-    job->down_groups = job->rows ? groups_of_an_item(job->rows, 1, job->slot_count)
-                                 : groups_of_an_item(job->layer->hidden, pass, job->slot_count);
+    job->down_groups = job->rows ? groups_of_an_item(job->rows, job->layer->hidden, 1, job->slot_count)
+                                 : groups_of_an_item(job->layer->hidden, job->layer->inter, pass, job->slot_count);
     if (reserve(memory, lay_out(job, NULL, pass, &count)) != SP_OK) return SP_NO_MEMORY;
     lay_out(job, memory->at, pass, &count);
     for (job->first = 0; job->first < call->tokens; job->first += pass) {

@@ -92,8 +92,8 @@ INLINE void many8_tile(const int T, const void *scratch, int64_t blocks, const u
 }
 
 INLINE void few8_tile(const int T, const uint8_t *pw, const uint8_t *ps, int64_t blocks, const uint8_t *const *rows,
-                      float *out) {
-    memset(out, 0, (size_t)T * ROWS * sizeof(float));
+                      float *out, int64_t stride) {
+    UNROLL for (int t = 0; t < T; t++) memset(out + t * stride, 0, ROWS * sizeof(float));
     for (int64_t b = 0; b < blocks; b++, pw += TILE_BYTES, ps += ROWS) {
         UNROLL for (int i = 0; i < QUADS; i++) {
             int8x16_t w[2][4];
@@ -105,7 +105,7 @@ INLINE void few8_tile(const int T, const uint8_t *pw, const uint8_t *ps, int64_t
                 partial sum = no_sum();
                 UNROLL for (int j = 0; j < 4; j++) sum = dot_word(sum, w[0][j], even, j);
                 UNROLL for (int j = 0; j < 4; j++) sum = dot_word(sum, w[1][j], odd, j);
-                add_block(sum, x->scale, row_scale, out + t * ROWS + 4 * i);
+                add_block(sum, x->scale, row_scale, out + t * stride + 4 * i);
             }
         }
     }

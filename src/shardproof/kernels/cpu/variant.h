@@ -5,10 +5,10 @@
 
 typedef void unpack_fn(const uint8_t *pw, const uint8_t *ps, int64_t blocks, void *scratch);
 typedef void many_fn(int tokens, const void *scratch, int64_t blocks, const uint8_t *const *rows, float *acc);
-typedef void few_fn(int tokens, const uint8_t *pw, const uint8_t *ps, int64_t blocks, const uint8_t *const *rows,
-                    float *out);
+typedef void few_fn(int tokens, int64_t groups, const uint8_t *pw, const uint8_t *ps, int64_t blocks,
+                    const uint8_t *const *rows, float *out);
 typedef struct {
-    few_fn *few; /* straight from packed bytes; overwrites out */
+    few_fn *few; /* straight from packed bytes; overwrites out[tokens][groups][16] */
     int few_limit, few_width;
     unpack_fn *unpack; /* tiles -> scratch, `chunk` blocks at most */
     many_fn *many;     /* scratch x tokens, added to acc */
@@ -51,7 +51,7 @@ static void group_product(int precision, const uint8_t *pw, const uint8_t *ps, i
     if (n <= plan->few_limit) {
         for (int t = 0, width; t < n; t += width) {
             width = next_tile(n - t, plan->few_width);
-            plan->few(width, pw, ps, blocks, slot->rows + t, slot->acc + t * ROWS);
+            plan->few(width, 1, pw, ps, blocks, slot->rows + t, slot->acc + t * ROWS);
         }
         return;
     }
@@ -69,25 +69,48 @@ static void group_product(int precision, const uint8_t *pw, const uint8_t *ps, i
     }
 }
 
+/* Groups that one call of run_product takes: several where one tile holds all n tokens, and then their sums fit. */
+static inline int64_t groups_at_once(int precision, int n, int64_t left) {
+    const int64_t most = n <= plans[precision].few_limit && n <= plans[precision].few_width ? TOKEN_BLOCK / n : 1;
+    return left < most ? left : most;
+}
+
+/* acc[n][groups][16]: `groups` as groups_at_once says. */
+static void run_product(int precision, const uint8_t *pw, const uint8_t *ps, int64_t blocks, int n, int64_t groups,
+                        sp_slot *slot) {
+    if (groups == 1) {
+        group_product(precision, pw, ps, blocks, n, slot);
+    } else {
+        plans[precision].few(n, groups, pw, ps, blocks, slot->rows, slot->acc);
+    }
+}
+
 /* How many tokens of `left` the next token block takes, so that blocks are of even size. */
 static inline int next_tokens(int64_t left) { return next_tile((int)left, TOKEN_BLOCK); }
 
-/* gate and up sums (+ bias) of eight columns of h for n tokens -> slot->hidden[token][8 * part ...]. */
-static void activate_part(const sp_layer *layer, int64_t expert, int64_t group, int part, int n, sp_slot *slot) {
-    float gate_bias[8] = {0}, up_bias[8] = {0}, result[TOKEN_BLOCK * 8];
+/* gate and up sums (+ bias) of `parts` times eight columns of h for n tokens -> slot->hidden[token][8 * part ...]. */
+static void activate_parts(const sp_layer *layer, int64_t expert, int64_t group, int part, int parts, int n,
+                           sp_slot *slot) {
+    float gate_bias[BLOCK] = {0}, up_bias[BLOCK] = {0}, result[TOKEN_BLOCK * 8];
+    const int columns = parts * 8;
     if (layer->b13) {
         const float *bias = layer->b13 + expert * 2 * layer->inter + group * 8;
-        memcpy(gate_bias, bias, sizeof gate_bias);
-        memcpy(up_bias, bias + layer->inter, sizeof up_bias);
+        memcpy(gate_bias, bias, (size_t)columns * sizeof *bias);
+        memcpy(up_bias, bias + layer->inter, (size_t)columns * sizeof *bias);
     }
     for (int t = 0; t < n; t++) {
-        for (int r = 0; r < 8; r++) {
-            slot->gate[t * 8 + r] = slot->acc[t * ROWS + r] + gate_bias[r];
-            slot->up[t * 8 + r] = slot->acc[t * ROWS + 8 + r] + up_bias[r];
+        for (int c = 0; c < columns; c += 8) {
+            const float *sums = slot->acc + t * 2 * columns + 2 * c;
+            for (int r = 0; r < 8; r++) {
+                slot->gate[t * columns + c + r] = sums[r] + gate_bias[c + r];
+                slot->up[t * columns + c + r] = sums[8 + r] + up_bias[c + r];
+            }
         }
     }
-    activate(layer, slot->gate, slot->up, result, (int64_t)n * 8);
-    for (int t = 0; t < n; t++) memcpy(slot->hidden + t * BLOCK + part * 8, result + t * 8, 8 * sizeof(float));
+    activate(layer, slot->gate, slot->up, result, (int64_t)n * columns);
+    for (int t = 0; t < n; t++) {
+        memcpy(slot->hidden + t * BLOCK + part * 8, result + t * columns, (size_t)columns * sizeof(float));
+    }
 }
 
 /* Item = (active expert, block of 32 columns of h): w13, activation, routing weight, requantisation. */
@@ -99,10 +122,12 @@ static void stage_gate_up(const sp_job *job, int64_t item, sp_slot *slot) {
     for (int64_t pair = job->begin[index]; pair < end;) {
         const int n = next_tokens(end - pair);
         for (int t = 0; t < n; t++) slot->rows[t] = job->x_rows + job->token_of[pair + t] * job->x_stride;
-        for (int part = 0; part < 4; part++) {
+        for (int part = 0, parts; part < 4; part += parts) {
             const int64_t group = block * 4 + part, at = (expert * groups + group) * x_blocks;
-            group_product(layer->precision, layer->w13 + at * TILE_BYTES, layer->s13 + at * ROWS, x_blocks, n, slot);
-            activate_part(layer, expert, group, part, n, slot);
+            const uint8_t *weights = layer->w13 + at * TILE_BYTES, *scales = layer->s13 + at * ROWS;
+            parts = (int)groups_at_once(layer->precision, n, 4 - part);
+            run_product(layer->precision, weights, scales, x_blocks, n, parts, slot);
+            activate_parts(layer, expert, group, part, parts, n, slot);
         }
         for (int t = 0; t < n; t++, pair++) {
             float *h = slot->hidden + t * BLOCK;
@@ -116,16 +141,17 @@ static void stage_gate_up(const sp_job *job, int64_t item, sp_slot *slot) {
 }
 
 /* Adds n pairs' results (+ bias, times the routing weight unless it was applied before) to their tokens' sums. */
-static void combine(const sp_job *job, int64_t expert, int64_t group, int64_t pair, int n, const sp_slot *slot,
-                    float *sums, int64_t width) {
+static void combine(const sp_job *job, int64_t expert, int64_t group, int64_t groups, int64_t pair, int n,
+                    const sp_slot *slot, float *sums, int64_t width) {
     const sp_layer *layer = job->layer;
-    float bias[ROWS] = {0};
-    if (layer->b2) memcpy(bias, layer->b2 + expert * layer->hidden + group * ROWS, sizeof bias);
+    const float *bias = layer->b2 ? layer->b2 + expert * layer->hidden + group * ROWS : NULL;
     for (int t = 0; t < n; t++) {
-        float *to = sums + job->token_of[pair + t] * width;
-        const float *from = slot->acc + t * ROWS;
+        float *restrict to = sums + job->token_of[pair + t] * width;
+        const float *restrict from = slot->acc + t * groups * ROWS;
         const float weight = layer->weight_before_w2 ? 1.0f : job->weight_of[pair + t];
-        for (int r = 0; r < ROWS; r++) to[r] = fused(weight, from[r] + bias[r], to[r]);
+        for (int64_t g = 0; g < groups * ROWS; g += ROWS) {
+            for (int r = 0; r < ROWS; r++) to[g + r] = fused(weight, from[g + r] + (bias ? bias[g + r] : 0.0f), to[g + r]);
+        }
     }
 }
 
@@ -142,10 +168,12 @@ static void stage_down(const sp_job *job, int64_t item, sp_slot *slot, float *su
         for (int64_t pair = job->begin[index]; pair < end;) {
             const int n = next_tokens(end - pair);
             for (int t = 0; t < n; t++) slot->rows[t] = job->h_rows + (pair + t) * job->h_stride;
-            for (int64_t g = 0; g < count; g++) {
+            for (int64_t g = 0, run; g < count; g += run) {
                 const int64_t at = (expert * groups + first + g) * blocks;
-                group_product(layer->precision, layer->w2 + at * TILE_BYTES, layer->s2 + at * ROWS, blocks, n, slot);
-                combine(job, expert, first + g, pair, n, slot, sums + g * ROWS, count * ROWS);
+                const uint8_t *weights = layer->w2 + at * TILE_BYTES, *scales = layer->s2 + at * ROWS;
+                run = groups_at_once(layer->precision, n, count - g);
+                run_product(layer->precision, weights, scales, blocks, n, run, slot);
+                combine(job, expert, first + g, run, pair, n, slot, sums + g * ROWS, count * ROWS);
             }
             pair += n;
         }

@@ -1,5 +1,5 @@
 /* Turns tiles, whose number of tokens is a compile-time constant, into functions of a number of tokens.
- * few_*: FIRST, SECOND = packed weights, scales; many_*: the scratch alone. */
+ * few_*: from packed weights and scales; many_*: from the scratch. */
 #define TILE_CASE(T, TILE, ...) \
     case T: TILE(T, __VA_ARGS__); break;
 #define WIDTHS_2(TILE, ...) TILE_CASE(1, TILE, __VA_ARGS__) default: TILE(2, __VA_ARGS__); break;
@@ -11,10 +11,16 @@
     TILE_CASE(4, TILE, __VA_ARGS__) TILE_CASE(5, TILE, __VA_ARGS__) TILE_CASE(6, TILE, __VA_ARGS__) \
     TILE_CASE(7, TILE, __VA_ARGS__) default: TILE(8, __VA_ARGS__); break;
 
+/* A few tokens times consecutive row groups: group g of token t goes to out[t][g]. One call serves a whole run, so that
+ * groups of few blocks do not each pay for a call. */
+#define FEW_GROUPS(T, TILE)                                                                                   \
+    for (int64_t g = 0; g < groups; g++, pw += blocks * TILE_BYTES, ps += blocks * ROWS) {                    \
+        TILE(T, pw, ps, blocks, rows, out + g * ROWS, groups * ROWS);                                         \
+    }
 #define FEW_BY_WIDTH(NAME, TILE, WIDTHS)                                                                      \
-    static void NAME(int tokens, const uint8_t *pw, const uint8_t *ps, int64_t blocks,                        \
+    static void NAME(int tokens, int64_t groups, const uint8_t *pw, const uint8_t *ps, int64_t blocks,        \
                      const uint8_t *const *rows, float *out) {                                                \
-        switch (tokens) { WIDTHS(TILE, pw, ps, blocks, rows, out) }                                           \
+        switch (tokens) { WIDTHS(FEW_GROUPS, TILE) }                                                          \
     }
 #define MANY_BY_WIDTH(NAME, TILE, WIDTHS)                                                                     \
     static void NAME(int tokens, const void *scratch, int64_t blocks, const uint8_t *const *rows, float *acc) { \
