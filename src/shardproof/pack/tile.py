@@ -6,13 +6,12 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from shardproof.layouts import Placed
-from shardproof.pack.digits import Digit, choose
+from shardproof.pack.digits import Digit
 
 Ints = npt.NDArray[np.int64]
 
@@ -37,13 +36,6 @@ class Tile:
     def size(self) -> int:
         """From the first byte that the tile writes to the last."""
         return int(self.target.max()) * self.bits // 8 + 1
-
-    def words(self, *, wide: bool = True) -> tuple[int, Any, Any, Any, int] | None:
-        """Table look-ups as `plain.words` finds them: (kernel, parts, masks, tables, bytes a word)."""
-        from shardproof.pack.plain import words  # it needs this class
-
-        made = words(self, wide=wide)
-        return None if made is None else (made.kernel, made.parts, made.masks, made.tables, made.word)
 
     def runs(self) -> list[tuple[int, int, int]]:
         """What the tile takes of its rows: (row, first byte, bytes), every byte once, row by row."""
@@ -89,6 +81,3 @@ def _rows_in_order(row: Ints, base: Ints, target: Ints) -> list[tuple[int, int]]
     order = np.argsort(target, kind="stable")
     pairs = zip(row[order].tolist(), base[order].tolist(), strict=True)
     return list(dict.fromkeys(itertools.chain(pairs)))
-
-
-__all__ = ["Digit", "Tile", "choose", "enumerate_tile"]

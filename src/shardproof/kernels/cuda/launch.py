@@ -42,14 +42,6 @@ def _check(result: tuple[Any, ...]) -> Any:
     return result[1] if len(result) > 1 else None
 
 
-SYMBOLS = {
-    "moe.cu": b"shardproof_moe",
-    "route.cu": b"shardproof_route",
-    "many.cu": b"shardproof_many",
-    "many_route.cu": b"shardproof_many_route",
-}
-
-
 @functools.cache
 def function(entry: str, build: Build, device: int) -> Any:
     """The loaded kernel of `entry` for `build` on `device` (its primary context must exist)."""
@@ -57,8 +49,7 @@ def function(entry: str, build: Build, device: int) -> Any:
     from cuda.bindings import driver
 
     with torch.cuda.device(device):
-        module = _check(driver.cuModuleLoadData(machine_code(entry, build)))
-        func = _check(driver.cuModuleGetFunction(module, SYMBOLS[entry]))
+        func = loaded(machine_code(entry, build), f"shardproof_{entry.removesuffix('.cu')}")
         if not entry.endswith("route.cu"):
             limit = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
             _check(driver.cuFuncSetAttribute(func, limit, build.shared_bytes))
