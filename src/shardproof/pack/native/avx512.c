@@ -17,10 +17,12 @@ static inline void put(uint8_t *dst, __m512i v, int stream) {
     _mm512_storeu_si512((void *)dst, v);
 }
 
+#define ASK(level, line) __asm__ volatile("prefetch" level " %0" : : "m"(*(const uint8_t *)(line)))
+
 /* -- tiles of 16-byte pieces ------------------------------------------------------------------------------------ */
 
 /* Tiles whose lines are written close after one another; sums of a row are kept in registers for so long. */
-enum { STRIP = 4, WEIGHED_STRIP = 32 };
+enum { STRIP = 4, WEIGHED_STRIP = 32, SHORT = 512 };
 
 /* Four rows x 64 bytes become four lines, one in each of four tiles. */
 static inline void quad(__m512i a, __m512i b, __m512i c, __m512i d, uint8_t *dst, int64_t step, int stream) {
@@ -42,7 +44,7 @@ static inline __attribute__((always_inline)) void strip(const uint8_t *const *ro
   for (int64_t i = from; i < to; i += 4) {
     const int64_t at = 16 * i;
     const __m512i v[4] = {get(a + at), get(b + at), get(c + at), get(d + at)};
-    for (int r = 0; r < 4; r++) _mm_prefetch((const char *)ahead[r] + column + at, _MM_HINT_T1);
+    for (int r = 0; r < 4 && ahead; r++) ASK("t1", ahead[r] + column + at);
     quad(v[0], v[1], v[2], v[3], dst + i * step, step, stream);
     if (!weighed) continue;
     const __m512i x = get(w->k0 + (column + at) / 4), y = get(w->k1 + (column + at) / 4);
@@ -55,23 +57,45 @@ static inline __attribute__((always_inline)) void strip(const uint8_t *const *ro
   }
 }
 
+/* Short pieces of long rows are asked for row by row, from the end of each: in rising order the hardware takes them for
+ * a stream and fetches what lies between. Rows do not start on lines, so there is one line more. */
+static void ask_for_short(const uint8_t *const *ahead, int64_t column, int64_t bytes) {
+  for (int r = 0; r < 4; r++) {
+    const uint8_t *const row = ahead[r] + column;
+    ASK("t0", row + bytes - 1);
+    switch ((bytes + 63) / 64) {
+      case 8: ASK("t0", row + 448); /* fall through */
+      case 7: ASK("t0", row + 384); /* fall through */
+      case 6: ASK("t0", row + 320); /* fall through */
+      case 5: ASK("t0", row + 256); /* fall through */
+      case 4: ASK("t0", row + 192); /* fall through */
+      case 3: ASK("t0", row + 128); /* fall through */
+      case 2: ASK("t0", row + 64);  /* fall through */
+      default: ASK("t0", row);
+    }
+  }
+}
+
 static void tile16(const Program *p, const uint8_t *const *rows, int64_t column, uint8_t *dst, const ColumnLoop *c,
                    const Aside *w) {
   const int weighed = w->k0 != NULL;
   const int stream = (((uintptr_t)dst | (uintptr_t)c->dst) & 63) == 0;
   const int64_t whole = c->count & ~(int64_t)3;
-  const int64_t tiles = weighed ? WEIGHED_STRIP : STRIP;
+  const int is_short = 16 * c->count <= SHORT;
+  const int64_t tiles = weighed || is_short ? WEIGHED_STRIP : STRIP;
   for (int64_t from = 0; from < whole; from += tiles) {
     const int64_t to = whole - from < tiles ? whole : from + tiles;
     for (int32_t r = 0; r < p->group_rows; r += 4) {
       __m512i sums[8];
       for (int j = 0; j < 8; j++) sums[j] = _mm512_setzero_si512();
+      const uint8_t *const *const ahead = is_short ? NULL : w->ahead + r;
+      if (is_short) ask_for_short(w->ahead + r, column, 16 * c->count);
       if (weighed && stream)
-        strip(rows + r, w->ahead + r, column, dst + 16 * r, c->dst, from, to, 1, w, 1, sums);
+        strip(rows + r, ahead, column, dst + 16 * r, c->dst, from, to, 1, w, 1, sums);
       else if (stream)
-        strip(rows + r, w->ahead + r, column, dst + 16 * r, c->dst, from, to, 1, w, 0, sums);
+        strip(rows + r, ahead, column, dst + 16 * r, c->dst, from, to, 1, w, 0, sums);
       else
-        strip(rows + r, w->ahead + r, column, dst + 16 * r, c->dst, from, to, 0, w, weighed, sums);
+        strip(rows + r, ahead, column, dst + 16 * r, c->dst, from, to, 0, w, weighed, sums);
       for (int j = 0; weighed && j < 8; j++) add_weighed(w->acc + 8 * (j & 1), sums[j], w->row_key[r + j / 2][j & 1]);
     }
   }
@@ -99,8 +123,8 @@ enum { MOST_TILES = 8 };
 #define GATHER(type)                                                                                          \
   for (const Part *q = p->piece, *end = q + p->pieces; q < end; q++) {                                         \
     const uint8_t *src = rows[q->row] + column + q->column;                                                    \
-    const char *const later = (const char *)ahead[q->row] + column + q->column;                                \
-    for (int64_t i = 0; i < tiles * next; i += 64) _mm_prefetch(later + i, _MM_HINT_T1);                       \
+    const uint8_t *const later = ahead[q->row] + column + q->column;                                           \
+    for (int64_t i = 0; i == 0 || i < tiles * next; i += 64) ASK("t1", later + i);                             \
     for (int t = 0; t < tiles; t++) memcpy(block + t * p->block + q->dst, src + t * next, sizeof(type));       \
   }
 

@@ -139,7 +139,21 @@ static int64_t locate(const Job *job, int64_t group, Seen *seen, Found *all) {
     base += i * loop->base;
     dst += i * loop->dst;
   }
-  for (int32_t i = 0; i < p->group_rows; i++) all[i] = find(job, seen, along + p->group_row[i], base + p->group_base[i]);
+  Found found = {NULL, 0, 0, 0, NULL, 0};
+  int64_t last = -1, more = 0; /* rows of the cut that follow */
+  for (int32_t i = 0; i < p->group_rows; i++) {
+    const int64_t at = along + p->group_row[i], stacked = at + base + p->group_base[i];
+    if (more > 0 && stacked == last + 1 && at < p->row_limit) {
+      found.data += found.cut->stride;
+      found.row++;
+      more--;
+    } else {
+      found = find(job, seen, at, stacked - at);
+      more = found.data ? found.cut->rows - 1 - found.row : 0;
+    }
+    all[i] = found;
+    last = stacked;
+  }
   return dst;
 }
 
