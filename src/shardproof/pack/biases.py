@@ -59,5 +59,5 @@ def _read(
         for i in of.tolist():
             at = int(begins[i])
             part = model.checkpoint.read(int(file), at, at + length) if data is None else data[at - first :]
-            found[i] = np.lib.stride_tricks.as_strided(part, found.shape[1:], (source.row_stride, 1), writeable=False)
+            found[i] = np.ndarray(found.shape[1:], np.uint8, part, strides=(source.row_stride, 1))
     return found
