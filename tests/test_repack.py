@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,10 +14,13 @@ from shardproof.backends import Recipe
 from shardproof.checkpoint import Checkpoint
 from shardproof.errors import PackedError
 from shardproof.formats import ExpertModel, read_experts
-from shardproof.pack import pack
+from shardproof.layouts import Placed
+from shardproof.mxfp4 import Bytes
+from shardproof.pack import native, pack, pack_in_memory
 from shardproof.packed import rank_file
+from shardproof.partition import Rank
 from shardproof.plan import make_plan
-from shardproof.repack import is_packed, open_packed
+from shardproof.repack import PackedFolder, is_packed, open_packed
 from shardproof.verify import verify
 from tests.checkpoints import make
 
@@ -61,6 +65,33 @@ def test_repacked_bytes_equal_bytes_packed_from_the_checkpoint(
         ).read_bytes()
     assert verify(tmp_path / "second", model).ok
     assert verify(tmp_path / "direct", again).ok
+
+
+def test_a_rank_is_put_together_from_the_ranks_that_hold_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank 1 of 2 holds what ranks 2 and 3 of 4 held; each expert's part of a rank is unpacked once, for w1 and w3."""
+    model = model_in(tmp_path / "model", "deepseek", layers=1, experts=3, hidden=128, intermediate=256)
+    pack(model, make_plan(model, RECIPES[0], tp=4), tmp_path / "first")
+    again = open_packed(tmp_path / "first")
+    plan = make_plan(again, RECIPES[1], tp=2)
+    asked, unpacked = set(), []
+    part, read = PackedFolder.part, Placed.read
+
+    def asking(folder: PackedFolder, rank: Rank, *rest: Any) -> Bytes:
+        asked.add(rank.index)
+        return part(folder, rank, *rest)
+
+    def unpacking(placed: Placed, *rest: Any) -> Bytes:
+        unpacked.append(placed)
+        return read(placed, *rest)
+
+    monkeypatch.setattr(PackedFolder, "part", asking)
+    monkeypatch.setattr(Placed, "read", unpacking)
+    packed = pack_in_memory(again, plan, plan.ranks[1])
+    direct = pack_in_memory(model, make_plan(model, RECIPES[1], tp=2), plan.ranks[1])
+    assert packed.digest == direct.digest
+    if native.library() is not None:
+        assert asked == {2, 3}
+        assert len(unpacked) == 2 * 3 * 4  # ranks, experts, weight and scale of w13 and w2
 
 
 @settings(max_examples=15, deadline=None)

@@ -17,8 +17,10 @@ from shardproof.checkpoint import Checkpoint
 from shardproof.errors import PackedError
 from shardproof.experts import STACKS, Field, Projection, Stack
 from shardproof.formats import Evidence, ExpertModel, LayerExperts, Source
+from shardproof.formats.model import Interval
 from shardproof.mxfp4 import Bytes
 from shardproof.packed import BIAS_DTYPE, MANIFEST, PackedExperts, load, rank_file, read_manifest
+from shardproof.partition import Rank
 from shardproof.plan import Plan
 
 
@@ -41,17 +43,32 @@ class PackedFolder(Checkpoint):
         self.config, self.problems, self.tensors = {}, [], {}
         self._maps: dict[int, Bytes] = {}
         self._stamps = [(s.st_size, s.st_mtime_ns) for s in (path.stat() for path in self.paths)]
+        self._parts: dict[tuple[int, Stack, Field], tuple[tuple[str, int], Bytes]] = {}
+
+    def part(self, rank: Rank, key: str, stack: Stack, name: Field, expert: int) -> Bytes:
+        """One expert of one rank in canonical form, uint8 [N, bytes a row]; the last one is kept: w3 follows w1."""
+        slot = rank.index, stack, name
+        which, part = self._parts.get(slot, (None, None))
+        if part is None or which != (key, expert):
+            packed = self.ranks[rank.index].layers[key]
+            part = packed.placed(stack, name).read(packed.tensors[stack, name], packed.experts.index(expert), 1)[0]
+            self._parts[slot] = (key, expert), part
+        return part
 
 
 @dataclass(frozen=True)
 class PackedSource(Source):
     """One projection's field, put together from the ranks that hold its cuts."""
 
-    gather: Callable[[int], Bytes] = field(kw_only=True)
+    gather: Callable[[int, Interval, Interval], Bytes] = field(kw_only=True)
 
-    def matrix(self, checkpoint: Checkpoint, expert: int) -> Bytes:  # noqa: ARG002
+    def matrix(self, checkpoint: Checkpoint, expert: int) -> Bytes:
         """The matrix of one expert, uint8 [rows, row_bytes], in fresh memory."""
-        return self.gather(expert)
+        return self.window(checkpoint, expert, (0, self.rows), (0, self.row_bytes))
+
+    def window(self, checkpoint: Checkpoint, expert: int, rows: Interval, columns: Interval) -> Bytes:  # noqa: ARG002
+        """As `matrix`, of which rows and byte columns [first, stop) are filled, the others perhaps."""
+        return self.gather(expert, rows, columns)
 
 
 def is_packed(where: str | Path) -> bool:
@@ -82,6 +99,10 @@ def _layer(opened: PackedFolder, key: str) -> LayerExperts:
     return LayerExperts(key, spec, sources)
 
 
+def _meet(one: Interval, other: Interval) -> bool:
+    return one[0] < other[1] and other[0] < one[1]
+
+
 def _source(opened: PackedFolder, key: str, projection: Projection, name: Field) -> PackedSource:
     plan = opened.plan
     stack: Stack = "w2" if projection == "w2" else "w13"
@@ -91,17 +112,18 @@ def _source(opened: PackedFolder, key: str, projection: Projection, name: Field)
     width = {"weight": columns // 2, "scale": columns // 32, "bias": plan.bias_item}[name]
     owner = {e: ep for ep, held in reversed(list(enumerate(plan.shape(key).owners))) for e in held}
 
-    def gather(expert: int) -> Bytes:
+    def gather(expert: int, wanted_rows: Interval, wanted_columns: Interval) -> Bytes:
         matrix = np.empty((rows, width), dtype=np.uint8)
         for rank in plan.ranks:
             if rank.ep_rank != owner[expert]:
                 continue
-            cuts = [c for c in plan.cuts(key, rank, stack, name) if c.projection == projection]
+            cuts = [
+                c for c in plan.cuts(key, rank, stack, name)
+                if c.projection == projection and _meet(c.rows, wanted_rows) and _meet(c.columns, wanted_columns)
+            ]  # fmt: skip
             if not cuts:
                 continue
-            packed = opened.ranks[rank.index].layers[key]
-            local = packed.experts.index(expert)
-            part = packed.placed(stack, name).read(packed.tensors[stack, name], local, 1)[0]
+            part = opened.part(rank, key, stack, name, expert)
             for cut in cuts:
                 height, breadth = cut.rows[1] - cut.rows[0], cut.columns[1] - cut.columns[0]
                 found = part[cut.at_row : cut.at_row + height, cut.at_column : cut.at_column + breadth]

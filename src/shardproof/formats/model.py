@@ -15,6 +15,7 @@ from shardproof.formats.family import Family
 from shardproof.mxfp4 import BLOCK, BLOCK_BYTES, Bytes
 
 Ints = npt.NDArray[np.int64]
+Interval = tuple[int, int]
 BIAS_BYTES = {"BF16": 2, "F32": 4, "F16": 2}
 
 
@@ -42,6 +43,10 @@ class Source:
         return np.lib.stride_tricks.as_strided(
             memory[begin:end], (self.rows, self.row_bytes), (self.row_stride, 1), writeable=False
         )
+
+    def window(self, checkpoint: Checkpoint, expert: int, rows: Interval, columns: Interval) -> Bytes:  # noqa: ARG002
+        """As `matrix`, where only rows and byte columns [first, stop) have to be right."""
+        return self.matrix(checkpoint, expert)
 
 
 @dataclass(frozen=True)

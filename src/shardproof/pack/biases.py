@@ -6,20 +6,14 @@ import numpy as np
 import numpy.typing as npt
 
 from shardproof.digest import Digest, biases_digest
-from shardproof.experts import Projection, Stack
+from shardproof.experts import Stack
 from shardproof.formats import ExpertModel, Source
 from shardproof.mxfp4 import Bytes
-from shardproof.pack.matrices import BIAS_FROM, BIAS_TO, first_held, in_files
+from shardproof.pack.matrices import BIAS_FROM, BIAS_TO, first_held
 from shardproof.partition import Rank
 from shardproof.plan import Plan
 
 _SPARSE = 4  # read together what is at most this much larger than what is needed
-
-
-def biases_stand_in_files(model: ExpertModel, key: str, stack: Stack) -> bool:
-    """Whether `pack_biases` can take them: their bytes stand in the checkpoint's files as the model says."""
-    projections: tuple[Projection, ...] = ("w2",) if stack == "w2" else ("w1", "w3")
-    return all(in_files(model.layer(key).sources[p, "bias"]) for p in projections)
 
 
 def pack_biases(model: ExpertModel, plan: Plan, key: str, rank: Rank, stack: Stack, out: Bytes) -> Digest:

@@ -32,7 +32,7 @@ def pack_slot(
     experts = plan.experts(key, rank)
     placed = _placed(plan, key, rank, slot, mistake)
     placed.fill(out)
-    each = _together(placed)
+    each = experts_together(placed)
     for first in range(0, len(experts), each):
         part = [
             canonical_expert(model, plan, key, rank, stack, name, e, mistake=mistake)
@@ -42,7 +42,7 @@ def pack_slot(
     return slot_digest(model, plan, key, rank, stack, name)
 
 
-def _together(placed: Placed) -> int:
+def experts_together(placed: Placed) -> int:
     """How many experts are written at once: all where tiles of the stack may hold several."""
     experts, rows, width = placed.shape
     if placed.pattern.axes[0] != "e":

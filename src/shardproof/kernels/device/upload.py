@@ -24,8 +24,9 @@ from shardproof.kernels.device.stage import BUFFERS, Piece, Stage
 from shardproof.layouts import Placed, find
 from shardproof.layouts.sizing import number
 from shardproof.pack import native
-from shardproof.pack.biases import biases_stand_in_files, pack_biases
-from shardproof.pack.layer import Slot, cuts_of, engine_can, layer_spans, raise_fault
+from shardproof.pack.biases import pack_biases
+from shardproof.pack.jobs import Slot, cuts_of, raise_fault
+from shardproof.pack.layer import layer_spans, stand_in_files
 from shardproof.pack.native.structs import FIELDS
 from shardproof.pack.program import Program, staging_program
 from shardproof.pack.reference import pack_slot
@@ -58,7 +59,7 @@ def pack_layer_on_device(
         target, placed = out[slot], plan.placed(key, rank, *slot)
         _check(placed, target, key, rank, slot)
         permuter = device_permuter(placed, str(target.device))
-        if permuter is None or not engine_can(model, key, slot):
+        if permuter is None or slot[1] == "bias" or native.library() is None or not stand_in_files(model, key, slot):
             digest += _through_host(model, plan, key, rank, slot, target)
             continue
         if placed.has_padding and not permuter.writes_holes:
@@ -77,7 +78,7 @@ def _through_host(model: ExpertModel, plan: Plan, key: str, rank: Rank, slot: Sl
     import torch
 
     host = np.empty(target.numel(), dtype=np.uint8)
-    if slot[1] == "bias" and biases_stand_in_files(model, key, slot[0]):
+    if slot[1] == "bias" and stand_in_files(model, key, slot):
         digest = pack_biases(model, plan, key, rank, slot[0], host)
     else:
         digest = pack_slot(model, plan, key, rank, slot, host)

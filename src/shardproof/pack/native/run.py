@@ -7,9 +7,8 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -122,25 +121,16 @@ def _on_threads(
     engine: ctypes.CDLL, batch: BatchStruct, scratch: list[int], rows: int, meanwhile: Callable[[], None] | None = None
 ) -> None:
     """One call a thread. Whatever interrupts the wait (Ctrl-C) stops the batch before it goes on."""
-    started = [_pool(len(scratch)).submit(engine.sp_work, ctypes.addressof(batch), at, rows) for at in scratch]
-    try:
-        if meanwhile is not None:
-            meanwhile()
-        for future in started:
-            future.result()
-    except BaseException:
-        batch.stop = 1
-        wait(started)  # they write into the caller's memory
-        raise
-
-
-@cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    """Threads that stay: starting them takes a fifth of a millisecond a layer."""
-    return ThreadPoolExecutor(threads, "shardproof-pack")
-
-
-os.register_at_fork(after_in_child=_pool.cache_clear)
+    with ThreadPoolExecutor(len(scratch), "shardproof-pack") as pool:
+        started = [pool.submit(engine.sp_work, ctypes.addressof(batch), at, rows) for at in scratch]
+        try:
+            if meanwhile is not None:
+                meanwhile()
+            for future in started:
+                future.result()
+        except BaseException:
+            batch.stop = 1
+            raise
 
 
 def _take(batch: BatchStruct, left: npt.NDArray[np.int64], parts: Parts) -> None:
