@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
+import mmap
 import os
 import statistics
 import subprocess
@@ -49,16 +50,21 @@ AITER = {
 BIAS = {("w13", "bias"): "raw.bias", ("w2", "bias"): "raw.bias"}
 KERNELS = [
     ("aiter.w16", 64, 768, 3584), ("aiter.w16_gugu", 64, 768, 3584), ("raw.weight", 64, 768, 3584),
-    ("triton_kernels.hopper_value", 16, 768, 3584), ("marlin.weight", 16, 768, 3584),
-    ("gguf.mxfp4_weight", 16, 768, 3584),
-    ("aiter.e8", 384, 768, 224), ("triton_kernels.blackwell_scale", 384, 768, 224),
-    ("triton_kernels.hopper_scale", 384, 768, 224), ("marlin.scale", 384, 768, 224),
+    ("triton_kernels.hopper_value", 64, 768, 3584), ("marlin.weight", 64, 768, 3584),
+    ("gguf.mxfp4_weight", 64, 768, 3584),
+    ("aiter.e8", 1024, 768, 224), ("triton_kernels.blackwell_scale", 1024, 768, 224),
+    ("triton_kernels.hopper_scale", 1024, 768, 224), ("marlin.scale", 1024, 768, 224),
 ]  # fmt: skip
 _COPY = """
 #include <immintrin.h>
 #include <stdint.h>
 #include <string.h>
 #pragma GCC target("avx2")
+int64_t touch(const uint8_t *s, int64_t n) {
+  int64_t sum = 0;
+  for (int64_t i = 0; i < n; i += 4096) sum += ((const volatile uint8_t *)s)[i];
+  return sum;
+}
 void plain(uint8_t *d, const uint8_t *s, int64_t n) { memcpy(d, s, n); }
 void stream(uint8_t *d, const uint8_t *s, int64_t n) {
   for (int64_t i = 0; i + 64 <= n; i += 64) {
@@ -95,6 +101,7 @@ def copies() -> ctypes.CDLL:
     library = ctypes.CDLL(str(built))
     for call in (library.plain, library.stream):
         call.argtypes, call.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64], None
+    library.touch.argtypes, library.touch.restype = [ctypes.c_void_p, ctypes.c_int64], ctypes.c_int64
     return library
 
 
@@ -264,6 +271,8 @@ def _load_fused(name: str, file, params: tuple, cut: tuple[int, int], held: dict
         target[:, : part.shape[1], : part.shape[2]].copy_(part)
 
 
+_PIECE = 2 << 20
+
 CASES = {
     "V4-Pro tp 8": ("deepseek", 8, 1, 3), "V4-Pro ep 8": ("deepseek", 1, 8, 3), "gpt-oss tp 4": ("gpt_oss", 4, 1, 1),
 }  # fmt: skip
@@ -276,15 +285,42 @@ def opened(folder: Path, kind: str, tp: int, ep: int):
     return model, make_plan(model, recipe, tp=tp, ep=ep)
 
 
+def fresh_copy(library: ctypes.CDLL, pool: ThreadPoolExecutor, source: np.ndarray) -> None:
+    """The first floor: as many bytes, from warm memory into fresh huge pages, without regard to any order."""
+    size, at = source.nbytes // _PIECE * _PIECE, source.ctypes.data
+    out = anonymous(size, huge_pages=True)
+    begin = out.ctypes.data
+    list(pool.map(lambda i: library.stream(begin + i, at + i, _PIECE), range(0, size, _PIECE)))
+
+
+def map_source(library: ctypes.CDLL, pool: ThreadPoolExecutor, model, plan, rank) -> None:
+    """What the second floor adds: the pages that hold the rank's bytes are mapped, touched once and unmapped."""
+    layer, ranges, maps = model.layer("layers.0"), [], []
+    for path in model.checkpoint.paths:
+        with path.open("rb") as stream:
+            maps.append(np.frombuffer(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ), dtype=np.uint8))
+    for stack, field in plan.fields("layers.0"):
+        for cut in plan.cuts("layers.0", rank, stack, field):
+            source = layer.sources[cut.projection, field]
+            for e in plan.experts("layers.0", rank):
+                start = maps[source.file[e]].ctypes.data + int(source.start[e]) + cut.rows[0] * source.row_stride
+                ranges.append((start, (cut.rows[1] - cut.rows[0]) * source.row_stride - 1))
+    list(pool.map(lambda part: library.touch(*part), ranges))
+
+
 def layers(folders: dict[str, Path], repeat: int) -> None:
     """From page cache into fresh and warm memory."""
-    print("\nOne layer of one rank, from page cache (median ms; ratio to the engines' way)")
-    print("| case | MB out | engines' way | fresh, huge pages | fresh, 4 KiB pages | warm |\n|---|---|---|---|---|---|")
+    print("\nOne layer of one rank, from page cache (ms; ratio to the engines' way). Floors: fresh huge pages and one")
+    print("non-temporal copy into them; besides, the source's pages mapped, touched and unmapped")
+    print("| case | MB out | engines' way | fresh, huge pages | fresh, 4 KiB pages | warm | copy | copy and map |")
+    print("|---|---|---|---|---|---|---|---|")
+    library, pool = copies(), ThreadPoolExecutor(default_threads())
     for name, (kind, tp, ep, index) in CASES.items():
         model, plan = opened(folders[kind], kind, tp, ep)
         rank = plan.ranks[index]
         sizes = {slot: plan.placed("layers.0", rank, *slot).nbytes for slot in plan.fields("layers.0")}
-        warm = arena(sizes, huge_pages=True)
+        warm, source = arena(sizes, huge_pages=True), anonymous(sum(sizes.values()), huge_pages=True)
+        source[...] = 5
 
         def fresh(huge: bool, p=plan, f=folders[kind], r=rank) -> object:
             return pack_in_memory(read_experts(Checkpoint.open(f)), p, r, huge_pages=huge)
@@ -300,10 +336,13 @@ def layers(folders: dict[str, Path], repeat: int) -> None:
                 "theirs": lambda k=kind, p=plan, r=rank: engines_way(folders[k], k, p, r),
                 "huge": lambda f=fresh: f(huge=True), "small": lambda f=fresh: f(huge=False),
                 "warm": lambda m=model, p=plan, r=rank, w=warm: pack_layer(m, p, "layers.0", r, w),
+                "copy": lambda s=source: fresh_copy(library, pool, s),
+                "map": lambda m=model, p=plan, r=rank: map_source(library, pool, m, p, r),
             },
             repeat,
         )  # fmt: skip
-        cells = [f"{s * 1e3:.0f} ({found['theirs'] / s:.1f}x)" for s in found.values()]
+        found["map"] += found["copy"]
+        cells = [f"{s * 1e3:.1f} ({found['theirs'] / s:.1f}x)" for s in found.values()]
         print(f"| {name} | {sum(sizes.values()) / 1e6:.0f} | {' | '.join(cells)} |", flush=True)
 
 
