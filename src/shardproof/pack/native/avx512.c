@@ -124,7 +124,7 @@ enum { MOST_TILES = 8 };
   for (const Part *q = p->piece, *end = q + p->pieces; q < end; q++) {                                         \
     const uint8_t *src = rows[q->row] + column + q->column;                                                    \
     const uint8_t *const later = ahead[q->row] + column + q->column;                                           \
-    for (int64_t i = 0; i == 0 || i < tiles * next; i += 64) ASK("t1", later + i);                             \
+    for (int64_t i = 0; i == 0 || i < tiles * next; i += next > 64 ? next : 64) ASK("t1", later + i);          \
     for (int t = 0; t < tiles; t++) memcpy(block + t * p->block + q->dst, src + t * next, sizeof(type));       \
   }
 
