@@ -155,13 +155,11 @@ static void combine(const sp_job *job, int64_t expert, int64_t group, int64_t gr
     }
 }
 
-/* Item = a run of 16-row groups of the output, for every expert in order: no two items share a sum. */
-static void stage_down(const sp_job *job, int64_t item, sp_slot *slot, float *sums) {
+/* Items = 16-row groups of the output, for every expert in order: no two items share a sum. */
+static void stage_down(const sp_job *job, int64_t first, int64_t count, sp_slot *slot, float *sums) {
     const sp_layer *layer = job->layer;
     const sp_call *call = job->call;
     const int64_t groups = layer->hidden / ROWS, blocks = layer->inter / BLOCK;
-    const int64_t first = item * job->down_groups;
-    const int64_t count = groups - first < job->down_groups ? groups - first : job->down_groups;
     memset(sums, 0, (size_t)(job->tokens * count * ROWS) * sizeof(float));
     for (int64_t index = 0; index < job->active; index++) {
         const int64_t expert = job->expert_of[index], end = job->begin[index + 1];
@@ -185,14 +183,11 @@ static void stage_down(const sp_job *job, int64_t item, sp_slot *slot, float *su
     }
 }
 
-/* Item = (active expert, a run of 16-row groups) of a single product: sums go where the pair stands in ids. */
-static void stage_product(const sp_job *job, int64_t item, sp_slot *slot) {
+/* A run of 16-row groups of one active expert: sums go where the pair stands in ids. */
+static void product_of_expert(const sp_job *job, int64_t index, int64_t first, int64_t count, sp_slot *slot) {
     const sp_layer *layer = job->layer;
     const sp_call *call = job->call;
-    const int64_t groups = job->rows / ROWS, blocks = layer->hidden / BLOCK;
-    const int64_t runs = (groups + job->down_groups - 1) / job->down_groups;
-    const int64_t index = item / runs, first = item % runs * job->down_groups, expert = job->expert_of[index];
-    const int64_t count = groups - first < job->down_groups ? groups - first : job->down_groups;
+    const int64_t groups = job->rows / ROWS, blocks = layer->hidden / BLOCK, expert = job->expert_of[index];
     const int64_t end = job->begin[index + 1], width = call->out_dtype == SP_F32 ? 4 : 2;
     for (int64_t pair = job->begin[index]; pair < end;) {
         const int n = next_tokens(end - pair);
@@ -207,6 +202,16 @@ static void stage_product(const sp_job *job, int64_t item, sp_slot *slot) {
             }
         }
         pair += n;
+    }
+}
+
+/* Items = (active expert, 16-row group) of a single product. */
+static void stage_product(const sp_job *job, int64_t first, int64_t count, sp_slot *slot) {
+    const int64_t groups = job->rows / ROWS;
+    for (int64_t run; count > 0; first += run, count -= run) {
+        const int64_t group = first % groups;
+        run = groups - group < count ? groups - group : count;
+        product_of_expert(job, first / groups, group, run, slot);
     }
 }
 
