@@ -92,7 +92,7 @@ INLINE void few8_tile(const int T, const uint8_t *pw, const uint8_t *ps, int64_t
         __m256i sum[4][2];
         start_block(T, sum, rows, b);
         UNROLL for (int j = 0; j < 4; j++) {
-            _mm_prefetch((const char *)pw + PREFETCH + 64 * j, _MM_HINT_T0);
+            PREFETCH_AHEAD(pw + 64 * j);
             const __m256i r0 = load(pw + 64 * j), r1 = load(pw + 64 * j + 32);
             add_word(T, sum, _mm256_shuffle_epi8(table, low_nibbles(r0)), _mm256_shuffle_epi8(table, low_nibbles(r1)),
                      rows, b, 4 * j);

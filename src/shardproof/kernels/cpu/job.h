@@ -13,6 +13,8 @@
 #ifndef PREFETCH
 #define PREFETCH 4096
 #endif
+/* Packed bytes that are read once: past the second-level cache, or the request competes with the processor's own. */
+#define PREFETCH_AHEAD(at) __builtin_prefetch((at) + PREFETCH, 0, 0)
 /* While a chunk of tiles is decoded its successor is asked for: the tokens that pass in between hide the memory. */
 #define PREFETCH_NEXT_CHUNK(at, chunk) __builtin_prefetch((at) + (chunk) * TILE_BYTES, 0, 2)
 #define SCRATCH_BYTES (40 * 1024)
