@@ -15,7 +15,7 @@
 #include <immintrin.h>
 
 #define PAIRED_CORRECTION 1
-#define CHUNK_8 30
+#define CHUNK_8 18
 #include "tiles.h"
 #include "widths.h"
 
