@@ -123,7 +123,8 @@ static int64_t lay_out(sp_job *job, uint8_t *base, int64_t tokens, int64_t **cou
     job->x_stride = layer->hidden / BLOCK * block;
     job->h_stride = layer->inter / BLOCK * block;
     job->slots = carve(base, &size, job->slot_count * (int64_t)sizeof(sp_slot));
-    job->sums = carve(base, &size, job->rows ? 0 : job->slot_count * tokens * job->sums_groups * ROWS * (int64_t)sizeof(float));
+    const int64_t sums = job->slot_count * tokens * job->sums_groups * ROWS * (int64_t)sizeof(float);
+    job->sums = carve(base, &size, job->rows ? 0 : sums);
     job->x_rows = carve(base, &size, tokens * job->x_stride);
     job->h_rows = carve(base, &size, pairs * job->h_stride);
     job->token_of = carve(base, &size, pairs * (int64_t)sizeof(int32_t));
@@ -159,7 +160,8 @@ static void plan_runs(sp_job *job, int64_t tokens) {
     const int64_t kept_sums = SUMS_FLOATS / (tokens * ROWS), spread = groups / (8 * (int64_t)job->slot_count);
     for (int stage = 0; stage < 3; stage++) job->least[stage] = job->most[stage] = 1;
     if (job->rows) {
-        set_runs(job, 1, x_bytes, job->rows / ROWS / (8 * (int64_t)job->slot_count), tokens <= FEW_TOKENS ? INT64_MAX : 8);
+        const int64_t most = tokens <= FEW_TOKENS ? INT64_MAX : 8;
+        set_runs(job, 1, x_bytes, job->rows / ROWS / (8 * (int64_t)job->slot_count), most);
     } else if (tokens <= FEW_TOKENS) {
         set_runs(job, 1, 4 * x_bytes, 1, INT64_MAX);
         set_runs(job, 2, layer->inter / BLOCK * (TILE_BYTES + ROWS), spread, kept_sums);

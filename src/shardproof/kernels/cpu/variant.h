@@ -1,10 +1,12 @@
 /* The stages of the layer, compiled once per instruction set after its tiles.
  * Needs: VARIANT (symbol), VARIANT_NAME, and per precision P in 8, 16, F: UNPACK_P, MANY_P, WIDTH_P (tokens of one
  * tile at most), CHUNK_P (blocks in scratch); optionally FEW_P with FEW_LIMIT_P (tokens that it serves) and
- * FEW_WIDTH_P (tokens of one tile). */
+ * FEW_WIDTH_P (tokens of one tile), and FIRST_P, which is UNPACK_P and MANY_P of the first tokens in one. */
 
 typedef void unpack_fn(const uint8_t *pw, const uint8_t *ps, int64_t blocks, void *scratch);
 typedef void many_fn(int tokens, const void *scratch, int64_t blocks, const uint8_t *const *rows, float *acc);
+typedef void first_fn(int tokens, const uint8_t *pw, const uint8_t *ps, int64_t blocks, void *scratch,
+                      const uint8_t *const *rows, float *acc);
 typedef void few_fn(int tokens, int64_t groups, const uint8_t *pw, const uint8_t *ps, int64_t blocks,
                     const uint8_t *const *rows, float *out);
 typedef struct {
@@ -12,6 +14,7 @@ typedef struct {
     int few_limit, few_width;
     unpack_fn *unpack; /* tiles -> scratch, `chunk` blocks at most */
     many_fn *many;     /* scratch x tokens, added to acc */
+    first_fn *first;   /* both at once: storing what is decoded costs nothing beside products */
     int width;
     int64_t chunk;
 } tile_plan;
@@ -32,10 +35,14 @@ typedef struct {
 #define FEW_WIDTH_F 1
 #endif
 
+#ifndef FIRST_8
+#define FIRST_8 NULL
+#endif
+
 static const tile_plan plans[SP_PRECISIONS] = {
-    {FEW_8, FEW_LIMIT_8, FEW_WIDTH_8, UNPACK_8, MANY_8, WIDTH_8, CHUNK_8},
-    {FEW_16, FEW_LIMIT_16, FEW_WIDTH_16, UNPACK_16, MANY_16, WIDTH_16, CHUNK_16},
-    {FEW_F, FEW_LIMIT_F, FEW_WIDTH_F, UNPACK_F, MANY_F, WIDTH_F, CHUNK_F},
+    {FEW_8, FEW_LIMIT_8, FEW_WIDTH_8, UNPACK_8, MANY_8, FIRST_8, WIDTH_8, CHUNK_8},
+    {FEW_16, FEW_LIMIT_16, FEW_WIDTH_16, UNPACK_16, MANY_16, NULL, WIDTH_16, CHUNK_16},
+    {FEW_F, FEW_LIMIT_F, FEW_WIDTH_F, UNPACK_F, MANY_F, NULL, WIDTH_F, CHUNK_F},
 };
 
 /* Tokens of the next tile of `left`, so that tiles are of even size (9 = 5 + 4, not 8 + 1). */
@@ -59,12 +66,17 @@ static void group_product(int precision, const uint8_t *pw, const uint8_t *ps, i
     memset(slot->acc, 0, (size_t)n * ROWS * sizeof(float));
     for (int64_t b = 0; b < blocks; b += plan->chunk) {
         const int64_t count = blocks - b < plan->chunk ? blocks - b : plan->chunk;
-        plan->unpack(pw + b * TILE_BYTES, ps + b * ROWS, count, slot->scratch);
+        const uint8_t *weights = pw + b * TILE_BYTES, *scales = ps + b * ROWS;
+        if (!plan->first) plan->unpack(weights, scales, count, slot->scratch);
         for (int t = 0, width; t < n; t += width) {
             const uint8_t *rows[TOKEN_BLOCK];
             width = next_tile(n - t, plan->width);
             for (int j = 0; j < width; j++) rows[j] = slot->rows[t + j] + b * block_bytes;
-            plan->many(width, slot->scratch, count, rows, slot->acc + t * ROWS);
+            if (t == 0 && plan->first) {
+                plan->first(width, weights, scales, count, slot->scratch, rows, slot->acc);
+            } else {
+                plan->many(width, slot->scratch, count, rows, slot->acc + t * ROWS);
+            }
         }
     }
 }
