@@ -95,6 +95,7 @@ INLINE void packed8_tile(const int T, tile8 *tile, const uint8_t *pw, const uint
     for (int64_t b = 0; b < blocks; b++, pw += TILE_BYTES, ps += ROWS) {
         __m256i sum[4][2];
         start_block(T, sum, rows, b);
+        PREFETCH_SCALES(ps, b);
         UNROLL for (int j = 0; j < 4; j++) {
             if (tile) {
                 PREFETCH_NEXT_CHUNK(pw + 64 * j, CHUNK_8);

@@ -58,6 +58,7 @@ INLINE void few8_tile(const int T, const uint8_t *pw, const uint8_t *ps, int64_t
     }
     for (int64_t b = 0; b < blocks; b++, pw += TILE_BYTES, ps += ROWS) {
         __m512i r[4], lo[4], hi[4];
+        PREFETCH_SCALES(ps, b);
         UNROLL for (int j = 0; j < 4; j++) {
             PREFETCH_AHEAD(pw + 64 * j);
             r[j] = _mm512_loadu_si512(pw + 64 * j);

@@ -15,6 +15,11 @@
 #endif
 /* Packed bytes that are read once: past the second-level cache, or the request competes with the processor's own. */
 #define PREFETCH_AHEAD(at) __builtin_prefetch((at) + PREFETCH, 0, 0)
+/* Their scales, a line of which serves four tiles. */
+#define PREFETCH_SCALES(at, tile) \
+    do {                  \
+        if (((tile) & 3) == 0) __builtin_prefetch((at) + PREFETCH / 8, 0, 0); \
+    } while (0)
 /* While a chunk of tiles is decoded its successor is asked for: the tokens that pass in between hide the memory. */
 #define PREFETCH_NEXT_CHUNK(at, chunk) __builtin_prefetch((at) + (chunk) * TILE_BYTES, 0, 2)
 #define SCRATCH_BYTES (40 * 1024)

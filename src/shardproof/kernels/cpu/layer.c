@@ -12,7 +12,7 @@
 #define SUMS_FLOATS ((int64_t)64 << 10) /* one worker's output sums, about half a second-level cache */
 #define FEW_TOKENS 8                     /* up to here runs are as long as reading wants them */
 #define LEAST_RUN_BYTES ((int64_t)64 << 10)
-#define MOST_RUN_BYTES ((int64_t)1 << 20)
+#define MOST_RUN_BYTES ((int64_t)2 << 20)
 
 /* Subnormal scales must stay subnormal, whatever the caller's thread has set (torch.set_flush_denormal). */
 static uint64_t exact_floats(void) {

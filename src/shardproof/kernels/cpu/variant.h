@@ -204,13 +204,14 @@ static void product_of_expert(const sp_job *job, int64_t index, int64_t first, i
     for (int64_t pair = job->begin[index]; pair < end;) {
         const int n = next_tokens(end - pair);
         for (int t = 0; t < n; t++) slot->rows[t] = job->x_rows + job->token_of[pair + t] * job->x_stride;
-        for (int64_t g = first; g < first + count; g++) {
+        for (int64_t g = first, run; g < first + count; g += run) {
             const int64_t at = (expert * groups + g) * blocks;
-            group_product(layer->precision, layer->w2 + at * TILE_BYTES, layer->s2 + at * ROWS, blocks, n, slot);
+            run = groups_at_once(layer->precision, n, first + count - g);
+            run_product(layer->precision, layer->w2 + at * TILE_BYTES, layer->s2 + at * ROWS, blocks, n, run, slot);
             for (int t = 0; t < n; t++) {
                 const int64_t place = job->first * call->top_k + job->place_of[pair + t];
                 uint8_t *row = (uint8_t *)call->out + place * call->out_stride * width;
-                store_values(call->out_dtype, row, g * ROWS, slot->acc + t * ROWS, ROWS);
+                store_values(call->out_dtype, row, g * ROWS, slot->acc + t * run * ROWS, run * ROWS);
             }
         }
         pair += n;
