@@ -17,7 +17,7 @@
 #define PREFETCH_AHEAD(at) __builtin_prefetch((at) + PREFETCH, 0, 0)
 /* Their scales, a line of which serves four tiles. */
 #define PREFETCH_SCALES(at, tile) \
-    do {                  \
+    do {                                                                  \
         if (((tile) & 3) == 0) __builtin_prefetch((at) + PREFETCH / 8, 0, 0); \
     } while (0)
 /* While a chunk of tiles is decoded its successor is asked for: the tokens that pass in between hide the memory. */
