@@ -139,13 +139,12 @@ def own_product(layer: Layer, packed: tuple, isa: str, precision: str, threads: 
     return lambda inputs: matrix.forward(inputs.x, inputs.ids, inputs.rows)
 
 
-def peers_of(name: str, folder: Path, layer: Layer, threads: int, product: bool, huge: bool) -> dict[str, GgmlLayer]:
-    """Every form of weights of the library in `folder`, as "name form"."""
-    ggml, blocks = Ggml(folder), layer.blocks(("w2",) if product else ("w1", "w3", "w2"))
-    return {
-        f"{name} {f}": GgmlLayer(ggml, blocks, top_k=layer.top_k, threads=threads, form=f, huge_pages=huge)
-        for f in ggml.forms
-    }
+def peers_of(name: str, folder: Path, layer: Layer, args: argparse.Namespace) -> dict[str, GgmlLayer]:
+    """Every form of weights of the library in `folder` that is asked for, as "name form"."""
+    ggml, blocks = Ggml(folder), layer.blocks(("w2",) if args.product else ("w1", "w3", "w2"))
+    asked = args.forms.split(",") if args.forms else ggml.forms
+    each = {"top_k": layer.top_k, "threads": args.threads, "huge_pages": args.pages == "huge"}
+    return {f"{name} {f}": GgmlLayer(ggml, blocks, form=f, **each) for f in ggml.forms if f in asked}
 
 
 def on_pages(tensors: tuple[np.ndarray, ...], huge: bool) -> tuple[np.ndarray, ...]:
@@ -223,6 +222,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--ggml", type=Path, default=None, help="folder with libggml*.so")
     parser.add_argument("--ik", type=Path, default=None, help="folder with ik_llama.cpp's libggml.so")
+    parser.add_argument("--forms", default=None, help="of the peers' weights: mxfp4,repack,mxfp4_r8; default: all")
     parser.add_argument("--torch", action="store_true", help="also dequantise + matmul")
     args = parser.parse_args()
     clock = time.thread_time if args.cpu_time else time.perf_counter
@@ -239,7 +239,7 @@ def main() -> None:
         if folder is None:
             print(f"{name}: not here, left out")
         else:
-            peers |= peers_of(name, folder, layer, args.threads, args.product, args.pages == "huge")
+            peers |= peers_of(name, folder, layer, args)
     ways |= {name: peer_way(peer) for name, peer in peers.items()}
     if args.torch and not args.product:
         ways["torch dequantise + matmul"] = torch_way(layer)

@@ -56,6 +56,16 @@ def test_number_of_threads_changes_nothing(rng, precision):
             np.testing.assert_array_equal(case.run(precision=precision, threads=threads), want)
 
 
+@pytest.mark.parametrize("tokens", [1, 8, 9])
+@pytest.mark.parametrize(("hidden", "inter"), [(2048, 64), (64, 2048), (1120, 320)])
+def test_long_and_short_runs(rng, tokens, hidden, inter):
+    """A worker takes runs of items, long for up to 8 tokens; they shrink with what is left and the workers there are."""
+    case = random_case(rng, 6, hidden, inter, tokens, 4)
+    want = case.run(isa="portable", threads=1)
+    for threads in (1, 2, 5, 16):
+        np.testing.assert_array_equal(case.run(threads=threads), want)
+
+
 def test_decoded_bytes_are_canonical_ones(rng, isa):
     """Unit activations read single weights back: every code and scale byte comes from its own address.
 

@@ -54,6 +54,15 @@ def test_same_bits_from_every_variant_thread_and_batch(rng, precision, isa, seed
         np.testing.assert_array_equal(matrix.forward(case.x[m : m + 1], case.ids[m : m + 1])[0], want[m])
 
 
+@pytest.mark.parametrize("tokens", [1, 8, 9])
+def test_runs_pass_from_one_expert_to_the_next(rng, tokens):
+    """A run of row groups may end in another expert than it began in."""
+    case = _Product(rng, 9, 208, 64, tokens, 5)
+    want = case.matrix(isa="portable", threads=1).forward(case.x, case.ids, case.poisoned())
+    for threads in (1, 2, 5):
+        np.testing.assert_array_equal(case.matrix(threads=threads).forward(case.x, case.ids, case.poisoned()), want)
+
+
 def test_expert_map_and_dtypes(rng):
     case = _Product(rng, 2, 32, 64, 6, 2)
     case.ids = np.abs(case.ids)

@@ -15,7 +15,7 @@
 #include <immintrin.h>
 
 #define PAIRED_CORRECTION 1
-#define CHUNK_8 30
+#define CHUNK_8 18
 #include "tiles.h"
 #include "widths.h"
 
@@ -82,45 +82,58 @@ INLINE void end_block(const int T, __m256i (*sum)[2], const __m256 *row_scale, c
     }
 }
 
-/* A few tokens straight from packed bytes. */
-INLINE void few8_tile(const int T, const uint8_t *pw, const uint8_t *ps, int64_t blocks, const uint8_t *const *rows,
-                      float *out, int64_t stride) {
+/* Tokens straight from packed bytes. With `tile` what is decoded is kept there, and sums are added to `out`. */
+INLINE void packed8_tile(const int T, tile8 *tile, const uint8_t *pw, const uint8_t *ps, int64_t blocks,
+                         const uint8_t *const *rows, float *out, int64_t stride) {
     const __m256i table = offset_table();
     __m256 acc[4][2];
-    UNROLL for (int t = 0; t < T; t++) acc[t][0] = acc[t][1] = _mm256_setzero_ps();
+    UNROLL for (int t = 0; t < T; t++) {
+        UNROLL for (int half = 0; half < 2; half++) {
+            acc[t][half] = tile ? _mm256_loadu_ps(out + t * stride + 8 * half) : _mm256_setzero_ps();
+        }
+    }
     for (int64_t b = 0; b < blocks; b++, pw += TILE_BYTES, ps += ROWS) {
         __m256i sum[4][2];
         start_block(T, sum, rows, b);
+        PREFETCH_SCALES(ps, b);
         UNROLL for (int j = 0; j < 4; j++) {
-            _mm_prefetch((const char *)pw + PREFETCH + 64 * j, _MM_HINT_T0);
-            const __m256i r0 = load(pw + 64 * j), r1 = load(pw + 64 * j + 32);
-            add_word(T, sum, _mm256_shuffle_epi8(table, low_nibbles(r0)), _mm256_shuffle_epi8(table, low_nibbles(r1)),
-                     rows, b, 4 * j);
-            add_word(T, sum, _mm256_shuffle_epi8(table, high_nibbles(r0)), _mm256_shuffle_epi8(table, high_nibbles(r1)),
-                     rows, b, 16 + 4 * j);
+            if (tile) {
+                PREFETCH_NEXT_CHUNK(pw + 64 * j, CHUNK_8);
+            } else {
+                PREFETCH_AHEAD(pw + 64 * j);
+            }
+            const __m256i r[2] = {load(pw + 64 * j), load(pw + 64 * j + 32)};
+            __m256i low[2], high[2];
+            UNROLL for (int half = 0; half < 2; half++) {
+                low[half] = _mm256_shuffle_epi8(table, low_nibbles(r[half]));
+                high[half] = _mm256_shuffle_epi8(table, high_nibbles(r[half]));
+            }
+            add_word(T, sum, low[0], low[1], rows, b, 4 * j);
+            add_word(T, sum, high[0], high[1], rows, b, 16 + 4 * j);
+            UNROLL for (int half = 0; tile && half < 2; half++) {
+                tile->w[j][half] = low[half];
+                tile->w[4 + j][half] = high[half];
+            }
         }
         const __m256 row_scale[2] = {row_scales(ps), row_scales(ps + 8)};
         end_block(T, sum, row_scale, rows, b, acc);
+        if (tile) {
+            tile->scale[0] = row_scale[0];
+            tile->scale[1] = row_scale[1];
+            tile++;
+        }
     }
     UNROLL for (int t = 0; t < T; t++) {
         UNROLL for (int half = 0; half < 2; half++) _mm256_storeu_ps(out + t * stride + 8 * half, acc[t][half]);
     }
 }
-
-static void unpack8(const uint8_t *pw, const uint8_t *ps, int64_t blocks, void *scratch) {
-    const __m256i table = offset_table();
-    tile8 *tile = scratch;
-    for (int64_t b = 0; b < blocks; b++, tile++, pw += TILE_BYTES, ps += ROWS) {
-        UNROLL for (int j = 0; j < 4; j++) PREFETCH_NEXT_CHUNK(pw + 64 * j, CHUNK_8);
-        UNROLL for (int half = 0; half < 2; half++) {
-            UNROLL for (int j = 0; j < 4; j++) {
-                const __m256i r = load(pw + 64 * j + 32 * half);
-                tile->w[j][half] = _mm256_shuffle_epi8(table, low_nibbles(r));
-                tile->w[4 + j][half] = _mm256_shuffle_epi8(table, high_nibbles(r));
-            }
-            tile->scale[half] = row_scales(ps + 8 * half);
-        }
-    }
+INLINE void few8_tile(const int T, const uint8_t *pw, const uint8_t *ps, int64_t blocks, const uint8_t *const *rows,
+                      float *out, int64_t stride) {
+    packed8_tile(T, NULL, pw, ps, blocks, rows, out, stride);
+}
+INLINE void first8_tile(const int T, const uint8_t *pw, const uint8_t *ps, int64_t blocks, void *scratch,
+                        const uint8_t *const *rows, float *out) {
+    packed8_tile(T, scratch, pw, ps, blocks, rows, out, ROWS);
 }
 
 INLINE void many8_tile(const int T, const void *scratch, int64_t blocks, const uint8_t *const *rows, float *out) {
@@ -143,6 +156,7 @@ INLINE void many8_tile(const int T, const void *scratch, int64_t blocks, const u
 #include "avx2_wide.h"
 
 FEW_BY_WIDTH(few8, few8_tile, WIDTHS_4)
+FIRST_BY_WIDTH(first8, first8_tile, WIDTHS_4)
 FEW_BY_WIDTH(few16, few16_tile, WIDTHS_2)
 FEW_BY_WIDTH(few_float, few_float_tile, WIDTHS_2)
 MANY_BY_WIDTH(many8, many8_tile, WIDTHS_4)
@@ -157,8 +171,9 @@ MANY_BY_WIDTH(many_float, many_float_tile, WIDTHS_4)
 #define FEW_WIDTH_F 2
 #define FEW_LIMIT_F 2
 #define FEW_WIDTH_8 4
-#define FEW_LIMIT_8 8
-#define UNPACK_8 unpack8
+#define FEW_LIMIT_8 4
+#define FIRST_8 first8
+#define UNPACK_8 NULL
 #define UNPACK_16 unpack16
 #define UNPACK_F unpack_float
 #define MANY_8 many8

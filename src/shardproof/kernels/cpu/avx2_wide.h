@@ -34,7 +34,7 @@ INLINE void few16_tile(const int T, const uint8_t *pw, const uint8_t *ps, int64_
     __m256 acc[2][2];
     UNROLL for (int t = 0; t < T; t++) acc[t][0] = acc[t][1] = _mm256_setzero_ps();
     for (int64_t b = 0; b < blocks; b++, pw += TILE_BYTES, ps += ROWS) {
-        UNROLL for (int j = 0; j < 4; j++) _mm_prefetch((const char *)pw + PREFETCH + 64 * j, _MM_HINT_T0);
+        UNROLL for (int j = 0; j < 4; j++) PREFETCH_AHEAD(pw + 64 * j);
         UNROLL for (int half = 0; half < 2; half++) {
             __m256i sum[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
             UNROLL for (int j = 0; j < 4; j++) {
@@ -121,7 +121,7 @@ INLINE void few_float_tile(const int T, const uint8_t *pw, const uint8_t *ps, in
         UNROLL for (int t = 0; t < T; t++) part[t][0] = part[t][1] = _mm256_setzero_ps();
         UNROLL for (int j = 0; j < 4; j++) {
             const __m256i r[2] = {load(pw + 64 * j), load(pw + 64 * j + 32)};
-            _mm_prefetch((const char *)pw + PREFETCH + 64 * j, _MM_HINT_T0);
+            PREFETCH_AHEAD(pw + 64 * j);
             UNROLL for (int k = 0; k < 8; k++) {
                 const __m256 w[2] = {float_column(r[0], k), float_column(r[1], k)};
                 UNROLL for (int t = 0; t < T; t++) {

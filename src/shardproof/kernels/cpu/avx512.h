@@ -58,8 +58,9 @@ INLINE void few8_tile(const int T, const uint8_t *pw, const uint8_t *ps, int64_t
     }
     for (int64_t b = 0; b < blocks; b++, pw += TILE_BYTES, ps += ROWS) {
         __m512i r[4], lo[4], hi[4];
+        PREFETCH_SCALES(ps, b);
         UNROLL for (int j = 0; j < 4; j++) {
-            _mm_prefetch((const char *)pw + PREFETCH + 64 * j, _MM_HINT_T0);
+            PREFETCH_AHEAD(pw + 64 * j);
             r[j] = _mm512_loadu_si512(pw + 64 * j);
             lo[j] = _mm512_shuffle_epi8(table, low_nibbles(r[j]));
             hi[j] = _mm512_shuffle_epi8(table, high_nibbles(r[j]));

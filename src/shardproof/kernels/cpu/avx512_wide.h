@@ -48,7 +48,7 @@ INLINE void few16_tile(const int T, const uint8_t *pw, const uint8_t *ps, int64_
         UNROLL for (int t = 0; t < T; t++) sum[t] = _mm512_setzero_si512();
         UNROLL for (int j = 0; j < 4; j++) {
             __m512i w[4];
-            _mm_prefetch((const char *)pw + PREFETCH + 64 * j, _MM_HINT_T0);
+            PREFETCH_AHEAD(pw + 64 * j);
             int16_pairs(pw + 64 * j, w);
             UNROLL for (int i = 0; i < 4; i++) {
                 const int at = 2 * ((i >> 1) * 8 + 2 * j + (i & 1));
@@ -140,7 +140,7 @@ INLINE void few_float_tile(const int T, const uint8_t *pw, const uint8_t *ps, in
         UNROLL for (int t = 0; t < T; t++) part[t] = _mm512_setzero_ps();
         UNROLL for (int j = 0; j < 4; j++) {
             const __m512i r = _mm512_loadu_si512(pw + 64 * j);
-            _mm_prefetch((const char *)pw + PREFETCH + 64 * j, _MM_HINT_T0);
+            PREFETCH_AHEAD(pw + 64 * j);
             UNROLL for (int k = 0; k < 8; k++) {
                 const __m512 w = _mm512_permutexvar_ps(_mm512_srli_epi32(r, 4 * (unsigned)k), table);
                 UNROLL for (int t = 0; t < T; t++) {

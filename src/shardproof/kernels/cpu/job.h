@@ -13,6 +13,13 @@
 #ifndef PREFETCH
 #define PREFETCH 4096
 #endif
+/* Packed bytes that are read once: past the second-level cache, or the request competes with the processor's own. */
+#define PREFETCH_AHEAD(at) __builtin_prefetch((at) + PREFETCH, 0, 0)
+/* Their scales, a line of which serves four tiles. */
+#define PREFETCH_SCALES(at, tile) \
+    do {                                                                  \
+        if (((tile) & 3) == 0) __builtin_prefetch((at) + PREFETCH / 8, 0, 0); \
+    } while (0)
 /* While a chunk of tiles is decoded its successor is asked for: the tokens that pass in between hide the memory. */
 #define PREFETCH_NEXT_CHUNK(at, chunk) __builtin_prefetch((at) + (chunk) * TILE_BYTES, 0, 2)
 #define SCRATCH_BYTES (40 * 1024)
@@ -51,21 +58,21 @@ typedef struct {
     int64_t *begin;                  /* [active + 1] into pairs */
     uint8_t *x_rows, *h_rows;        /* quantised activations of tokens and of pairs */
     int64_t x_stride, h_stride;
-    int64_t down_groups;             /* 16-row groups in one item of the last stage, or of a product */
-    float *sums;                     /* [slots][tokens][16 * down_groups] */
+    int64_t sums_groups;             /* 16-row groups of the output that one worker may take at once */
+    float *sums;                     /* [slots][tokens][16 * sums_groups] */
     sp_slot *slots;
     int slot_count;
     _Atomic int slot_next;
     _Atomic int64_t next[3], done[3];
-    int64_t items[3];
+    int64_t items[3], least[3], most[3]; /* of the stage; how many of them a worker takes at once */
 } sp_job;
 
 typedef struct sp_variant {
     const char *name;
     void (*quantise)(const sp_job *, int64_t token);
     void (*gate_up)(const sp_job *, int64_t item, sp_slot *);
-    void (*down)(const sp_job *, int64_t item, sp_slot *, float *sums);
-    void (*product)(const sp_job *, int64_t item, sp_slot *);
+    void (*down)(const sp_job *, int64_t first, int64_t count, sp_slot *, float *sums);
+    void (*product)(const sp_job *, int64_t first, int64_t count, sp_slot *);
 } sp_variant;
 
 const sp_variant *sp_variant_of(int isa);

@@ -10,6 +10,9 @@
 
 #define PASS_BYTES ((int64_t)192 << 20) /* quantised activations of one pass */
 #define SUMS_FLOATS ((int64_t)64 << 10) /* one worker's output sums, about half a second-level cache */
+#define FEW_TOKENS 8                     /* up to here runs are as long as reading wants them */
+#define LEAST_RUN_BYTES ((int64_t)64 << 10)
+#define MOST_RUN_BYTES ((int64_t)2 << 20)
 
 /* Subnormal scales must stay subnormal, whatever the caller's thread has set (torch.set_flush_denormal). */
 static uint64_t exact_floats(void) {
@@ -36,19 +39,41 @@ static void restore_floats(uint64_t old) {
 #endif
 }
 
+/* The next run of a stage's items, contiguous in memory: short runs, taken in turn by several workers, cost a quarter of
+ * the read speed, long ones leave a worker waiting at the end. So runs shrink with what is left. Returns its length. */
+static int64_t take(sp_job *job, int stage, int64_t *first) {
+    int64_t count;
+    *first = atomic_load_explicit(&job->next[stage], memory_order_relaxed);
+    do {
+        const int64_t left = job->items[stage] - *first, share = left / (2 * (int64_t)job->slot_count);
+        if (left <= 0) return 0;
+        count = share > job->most[stage] ? job->most[stage] : share < job->least[stage] ? job->least[stage] : share;
+        count = count < left ? count : left;
+    } while (!atomic_compare_exchange_weak_explicit(&job->next[stage], first, *first + count, memory_order_relaxed,
+                                                    memory_order_relaxed));
+    return count;
+}
+
+static void run_items(sp_job *job, int stage, int64_t first, int64_t count, sp_slot *slot, float *sums) {
+    const sp_variant *variant = job->variant;
+    if (stage == 2) {
+        variant->down(job, first, count, slot, sums);
+    } else if (stage == 1 && job->rows) {
+        variant->product(job, first, count, slot);
+    } else {
+        for (int64_t item = first; item < first + count; item++) {
+            stage == 0 ? variant->quantise(job, item) : variant->gate_up(job, item, slot);
+        }
+    }
+}
+
 /* Every item that is counted as taken is being worked on by a running thread, so waiting for it cannot lock up,
  * however many threads the executor really gave. */
 static void run_stage(sp_job *job, int stage, sp_slot *slot, float *sums) {
-    int64_t item, finished = 0;
-    while ((item = atomic_fetch_add_explicit(&job->next[stage], 1, memory_order_relaxed)) < job->items[stage]) {
-        if (stage == 0) {
-            job->variant->quantise(job, item);
-        } else if (stage == 1) {
-            (job->rows ? job->variant->product : job->variant->gate_up)(job, item, slot);
-        } else {
-            job->variant->down(job, item, slot, sums);
-        }
-        finished++;
+    int64_t first, count, finished = 0;
+    while ((count = take(job, stage, &first)) > 0) {
+        run_items(job, stage, first, count, slot, sums);
+        finished += count;
     }
     atomic_fetch_add_explicit(&job->done[stage], finished, memory_order_release);
     for (int spins = 0; atomic_load_explicit(&job->done[stage], memory_order_acquire) < job->items[stage];) {
@@ -61,7 +86,7 @@ static void work(void *job_as_void) {
     const int index = atomic_fetch_add(&job->slot_next, 1);
     if (index >= job->slot_count) return;
     const uint64_t mode = exact_floats();
-    float *sums = job->sums + (int64_t)index * job->tokens * job->down_groups * ROWS;
+    float *sums = job->sums + (int64_t)index * job->tokens * job->sums_groups * ROWS;
     for (int stage = 0; stage < 3; stage++) run_stage(job, stage, &job->slots[index], sums);
     restore_floats(mode);
 }
@@ -98,7 +123,8 @@ static int64_t lay_out(sp_job *job, uint8_t *base, int64_t tokens, int64_t **cou
     job->x_stride = layer->hidden / BLOCK * block;
     job->h_stride = layer->inter / BLOCK * block;
     job->slots = carve(base, &size, job->slot_count * (int64_t)sizeof(sp_slot));
-    job->sums = carve(base, &size, job->rows ? 0 : job->slot_count * tokens * job->down_groups * ROWS * (int64_t)sizeof(float));
+    const int64_t sums = job->slot_count * tokens * job->sums_groups * ROWS * (int64_t)sizeof(float);
+    job->sums = carve(base, &size, job->rows ? 0 : sums);
     job->x_rows = carve(base, &size, tokens * job->x_stride);
     job->h_rows = carve(base, &size, pairs * job->h_stride);
     job->token_of = carve(base, &size, pairs * (int64_t)sizeof(int32_t));
@@ -118,23 +144,40 @@ static int64_t tokens_of_a_pass(const sp_layer *layer, const sp_call *call) {
     return (call->tokens + passes - 1) / passes;
 }
 
-/* Output groups of one item: as many as keep the sums in cache and still leave every worker several items. Where a
- * group has few blocks and few tokens share it, a run must be long to be worth the start of a new place in memory. */
-static int64_t groups_of_an_item(int64_t rows, int64_t columns, int64_t tokens, int threads) {
-    const int is_short = tokens <= 8 && columns <= 8 * BLOCK;
-    const int64_t spread = rows / ROWS / ((is_short ? 8 : 16) * (int64_t)threads), cap = is_short ? 32 : 8;
-    int64_t most = SUMS_FLOATS / (tokens * ROWS);
-    most = most < spread ? most : spread;
-    return most < 1 ? 1 : most > cap ? cap : most;
+/* Runs of `unit` bytes each for a few tokens, where reading is all: see take. `spread`: units that every worker may
+ * take, several times over, so that none waits long at the end. */
+static void set_runs(sp_job *job, int stage, int64_t unit, int64_t spread, int64_t most) {
+    const int64_t least = LEAST_RUN_BYTES / unit < spread ? LEAST_RUN_BYTES / unit : spread;
+    job->least[stage] = least > 1 ? least : 1;
+    job->most[stage] = MOST_RUN_BYTES / unit < most ? MOST_RUN_BYTES / unit : most;
+    if (job->most[stage] < job->least[stage]) job->most[stage] = job->least[stage];
+}
+
+/* How much a worker takes at once. For many tokens: output groups whose sums stay in cache, several runs a worker. */
+static void plan_runs(sp_job *job, int64_t tokens) {
+    const sp_layer *layer = job->layer;
+    const int64_t x_bytes = layer->hidden / BLOCK * (TILE_BYTES + ROWS), groups = layer->hidden / ROWS;
+    const int64_t kept_sums = SUMS_FLOATS / (tokens * ROWS), spread = groups / (8 * (int64_t)job->slot_count);
+    for (int stage = 0; stage < 3; stage++) job->least[stage] = job->most[stage] = 1;
+    if (job->rows) {
+        const int64_t most = tokens <= FEW_TOKENS ? INT64_MAX : 8;
+        set_runs(job, 1, x_bytes, job->rows / ROWS / (8 * (int64_t)job->slot_count), most);
+    } else if (tokens <= FEW_TOKENS) {
+        set_runs(job, 1, 4 * x_bytes, 1, INT64_MAX);
+        set_runs(job, 2, layer->inter / BLOCK * (TILE_BYTES + ROWS), spread, kept_sums);
+    } else {
+        int64_t run = spread / 2 < kept_sums ? spread / 2 : kept_sums;
+        run = run < 1 ? 1 : run > 8 ? 8 : run;
+        job->least[2] = job->most[2] = run;
+    }
+    job->sums_groups = job->most[2];
 }
 
 static void run_pass(sp_job *job, int64_t *count) {
-    const int64_t rows = job->rows ? job->rows : job->layer->hidden;
-    const int64_t runs = (rows / ROWS + job->down_groups - 1) / job->down_groups;
     sp_route(job, count);
     job->items[0] = job->pairs ? job->tokens : 0;
-    job->items[1] = job->active * (job->rows ? runs : job->layer->inter / BLOCK);
-    job->items[2] = job->rows ? 0 : runs;
+    job->items[1] = job->active * (job->rows ? job->rows / ROWS : job->layer->inter / BLOCK);
+    job->items[2] = job->rows ? 0 : job->layer->hidden / ROWS;
     for (int stage = 0; stage < 3; stage++) {
         atomic_store(&job->next[stage], 0);
         atomic_store(&job->done[stage], 0);
@@ -147,8 +190,7 @@ static int run_passes(sp_job *job, sp_memory *memory) {
     const sp_call *call = job->call;
     const int64_t pass = tokens_of_a_pass(job->layer, call);
     int64_t *count;
-    job->down_groups = job->rows ? groups_of_an_item(job->rows, job->layer->hidden, 1, job->slot_count)
-                                 : groups_of_an_item(job->layer->hidden, job->layer->inter, pass, job->slot_count);
+    plan_runs(job, pass);
     if (reserve(memory, lay_out(job, NULL, pass, &count)) != SP_OK) return SP_NO_MEMORY;
     lay_out(job, memory->at, pass, &count);
     for (job->first = 0; job->first < call->tokens; job->first += pass) {

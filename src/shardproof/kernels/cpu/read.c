@@ -1,4 +1,5 @@
-/* Reads a buffer on all threads and does nothing else: the roofline that one-token calls are held against. */
+/* Reads a buffer on all threads and does nothing else: the roofline that one-token calls are held against. Without
+ * prefetches, which cost up to a sixth of the speed where the memory is at its quickest. */
 #include "job.h"
 
 #define PIECE ((int64_t)1 << 18) /* 64-bit words */
@@ -17,7 +18,6 @@ static void read_pieces(void *job_as_void) {
     while ((at = atomic_fetch_add(&job->next, PIECE)) < job->count) {
         const int64_t end = at + PIECE < job->count ? at + PIECE : job->count;
         for (; at + 8 <= end; at += 8) {
-            __builtin_prefetch(job->words + at + 256);
             for (int i = 0; i < 8; i++) sum[i] += job->words[at + i];
         }
     }

@@ -1,10 +1,12 @@
 /* The stages of the layer, compiled once per instruction set after its tiles.
  * Needs: VARIANT (symbol), VARIANT_NAME, and per precision P in 8, 16, F: UNPACK_P, MANY_P, WIDTH_P (tokens of one
  * tile at most), CHUNK_P (blocks in scratch); optionally FEW_P with FEW_LIMIT_P (tokens that it serves) and
- * FEW_WIDTH_P (tokens of one tile). */
+ * FEW_WIDTH_P (tokens of one tile), and FIRST_P, which is UNPACK_P and MANY_P of the first tokens in one. */
 
 typedef void unpack_fn(const uint8_t *pw, const uint8_t *ps, int64_t blocks, void *scratch);
 typedef void many_fn(int tokens, const void *scratch, int64_t blocks, const uint8_t *const *rows, float *acc);
+typedef void first_fn(int tokens, const uint8_t *pw, const uint8_t *ps, int64_t blocks, void *scratch,
+                      const uint8_t *const *rows, float *acc);
 typedef void few_fn(int tokens, int64_t groups, const uint8_t *pw, const uint8_t *ps, int64_t blocks,
                     const uint8_t *const *rows, float *out);
 typedef struct {
@@ -12,6 +14,7 @@ typedef struct {
     int few_limit, few_width;
     unpack_fn *unpack; /* tiles -> scratch, `chunk` blocks at most */
     many_fn *many;     /* scratch x tokens, added to acc */
+    first_fn *first;   /* both at once: storing what is decoded costs nothing beside products */
     int width;
     int64_t chunk;
 } tile_plan;
@@ -32,10 +35,14 @@ typedef struct {
 #define FEW_WIDTH_F 1
 #endif
 
+#ifndef FIRST_8
+#define FIRST_8 NULL
+#endif
+
 static const tile_plan plans[SP_PRECISIONS] = {
-    {FEW_8, FEW_LIMIT_8, FEW_WIDTH_8, UNPACK_8, MANY_8, WIDTH_8, CHUNK_8},
-    {FEW_16, FEW_LIMIT_16, FEW_WIDTH_16, UNPACK_16, MANY_16, WIDTH_16, CHUNK_16},
-    {FEW_F, FEW_LIMIT_F, FEW_WIDTH_F, UNPACK_F, MANY_F, WIDTH_F, CHUNK_F},
+    {FEW_8, FEW_LIMIT_8, FEW_WIDTH_8, UNPACK_8, MANY_8, FIRST_8, WIDTH_8, CHUNK_8},
+    {FEW_16, FEW_LIMIT_16, FEW_WIDTH_16, UNPACK_16, MANY_16, NULL, WIDTH_16, CHUNK_16},
+    {FEW_F, FEW_LIMIT_F, FEW_WIDTH_F, UNPACK_F, MANY_F, NULL, WIDTH_F, CHUNK_F},
 };
 
 /* Tokens of the next tile of `left`, so that tiles are of even size (9 = 5 + 4, not 8 + 1). */
@@ -59,12 +66,17 @@ static void group_product(int precision, const uint8_t *pw, const uint8_t *ps, i
     memset(slot->acc, 0, (size_t)n * ROWS * sizeof(float));
     for (int64_t b = 0; b < blocks; b += plan->chunk) {
         const int64_t count = blocks - b < plan->chunk ? blocks - b : plan->chunk;
-        plan->unpack(pw + b * TILE_BYTES, ps + b * ROWS, count, slot->scratch);
+        const uint8_t *weights = pw + b * TILE_BYTES, *scales = ps + b * ROWS;
+        if (!plan->first) plan->unpack(weights, scales, count, slot->scratch);
         for (int t = 0, width; t < n; t += width) {
             const uint8_t *rows[TOKEN_BLOCK];
             width = next_tile(n - t, plan->width);
             for (int j = 0; j < width; j++) rows[j] = slot->rows[t + j] + b * block_bytes;
-            plan->many(width, slot->scratch, count, rows, slot->acc + t * ROWS);
+            if (t == 0 && plan->first) {
+                plan->first(width, weights, scales, count, slot->scratch, rows, slot->acc);
+            } else {
+                plan->many(width, slot->scratch, count, rows, slot->acc + t * ROWS);
+            }
         }
     }
 }
@@ -155,13 +167,11 @@ static void combine(const sp_job *job, int64_t expert, int64_t group, int64_t gr
     }
 }
 
-/* Item = a run of 16-row groups of the output, for every expert in order: no two items share a sum. */
-static void stage_down(const sp_job *job, int64_t item, sp_slot *slot, float *sums) {
+/* Items = 16-row groups of the output, for every expert in order: no two items share a sum. */
+static void stage_down(const sp_job *job, int64_t first, int64_t count, sp_slot *slot, float *sums) {
     const sp_layer *layer = job->layer;
     const sp_call *call = job->call;
     const int64_t groups = layer->hidden / ROWS, blocks = layer->inter / BLOCK;
-    const int64_t first = item * job->down_groups;
-    const int64_t count = groups - first < job->down_groups ? groups - first : job->down_groups;
     memset(sums, 0, (size_t)(job->tokens * count * ROWS) * sizeof(float));
     for (int64_t index = 0; index < job->active; index++) {
         const int64_t expert = job->expert_of[index], end = job->begin[index + 1];
@@ -185,28 +195,36 @@ static void stage_down(const sp_job *job, int64_t item, sp_slot *slot, float *su
     }
 }
 
-/* Item = (active expert, a run of 16-row groups) of a single product: sums go where the pair stands in ids. */
-static void stage_product(const sp_job *job, int64_t item, sp_slot *slot) {
+/* A run of 16-row groups of one active expert: sums go where the pair stands in ids. */
+static void product_of_expert(const sp_job *job, int64_t index, int64_t first, int64_t count, sp_slot *slot) {
     const sp_layer *layer = job->layer;
     const sp_call *call = job->call;
-    const int64_t groups = job->rows / ROWS, blocks = layer->hidden / BLOCK;
-    const int64_t runs = (groups + job->down_groups - 1) / job->down_groups;
-    const int64_t index = item / runs, first = item % runs * job->down_groups, expert = job->expert_of[index];
-    const int64_t count = groups - first < job->down_groups ? groups - first : job->down_groups;
+    const int64_t groups = job->rows / ROWS, blocks = layer->hidden / BLOCK, expert = job->expert_of[index];
     const int64_t end = job->begin[index + 1], width = call->out_dtype == SP_F32 ? 4 : 2;
     for (int64_t pair = job->begin[index]; pair < end;) {
         const int n = next_tokens(end - pair);
         for (int t = 0; t < n; t++) slot->rows[t] = job->x_rows + job->token_of[pair + t] * job->x_stride;
-        for (int64_t g = first; g < first + count; g++) {
+        for (int64_t g = first, run; g < first + count; g += run) {
             const int64_t at = (expert * groups + g) * blocks;
-            group_product(layer->precision, layer->w2 + at * TILE_BYTES, layer->s2 + at * ROWS, blocks, n, slot);
+            run = groups_at_once(layer->precision, n, first + count - g);
+            run_product(layer->precision, layer->w2 + at * TILE_BYTES, layer->s2 + at * ROWS, blocks, n, run, slot);
             for (int t = 0; t < n; t++) {
                 const int64_t place = job->first * call->top_k + job->place_of[pair + t];
                 uint8_t *row = (uint8_t *)call->out + place * call->out_stride * width;
-                store_values(call->out_dtype, row, g * ROWS, slot->acc + t * ROWS, ROWS);
+                store_values(call->out_dtype, row, g * ROWS, slot->acc + t * run * ROWS, run * ROWS);
             }
         }
         pair += n;
+    }
+}
+
+/* Items = (active expert, 16-row group) of a single product. */
+static void stage_product(const sp_job *job, int64_t first, int64_t count, sp_slot *slot) {
+    const int64_t groups = job->rows / ROWS;
+    for (int64_t run; count > 0; first += run, count -= run) {
+        const int64_t group = first % groups;
+        run = groups - group < count ? groups - group : count;
+        product_of_expert(job, first / groups, group, run, slot);
     }
 }
 

@@ -1,5 +1,5 @@
 /* Turns tiles, whose number of tokens is a compile-time constant, into functions of a number of tokens.
- * few_*: from packed weights and scales; many_*: from the scratch. */
+ * few_*: from packed weights and scales; first_*: the same, into the scratch as well; many_*: from the scratch. */
 #define TILE_CASE(T, TILE, ...) \
     case T: TILE(T, __VA_ARGS__); break;
 #define WIDTHS_2(TILE, ...) TILE_CASE(1, TILE, __VA_ARGS__) default: TILE(2, __VA_ARGS__); break;
@@ -21,6 +21,11 @@
     static void NAME(int tokens, int64_t groups, const uint8_t *pw, const uint8_t *ps, int64_t blocks,        \
                      const uint8_t *const *rows, float *out) {                                                \
         switch (tokens) { WIDTHS(FEW_GROUPS, TILE) }                                                          \
+    }
+#define FIRST_BY_WIDTH(NAME, TILE, WIDTHS)                                                                    \
+    static void NAME(int tokens, const uint8_t *pw, const uint8_t *ps, int64_t blocks, void *scratch,         \
+                     const uint8_t *const *rows, float *acc) {                                                \
+        switch (tokens) { WIDTHS(TILE, pw, ps, blocks, scratch, rows, acc) }                                  \
     }
 #define MANY_BY_WIDTH(NAME, TILE, WIDTHS)                                                                     \
     static void NAME(int tokens, const void *scratch, int64_t blocks, const uint8_t *const *rows, float *acc) { \
