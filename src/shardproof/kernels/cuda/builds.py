@@ -62,7 +62,7 @@ MANY = Build(
     producer_regs=32,
 )
 MANY24 = replace(
-    MANY, name="many24", widths=(16, 24, 32, 40), w_depth=5, once=True, consumer_regs=104, producer_regs=64
+    MANY, name="many24", widths=(16, 24, 32, 40), w_depth=6, once=True, consumer_regs=104, producer_regs=64
 )
 MANY200 = replace(
     MANY, name="many200", wgs=2, widths=(192, 208, 224, 240), w_depth=3, consumer_regs=216, producer_regs=72
@@ -70,7 +70,20 @@ MANY200 = replace(
 MANY8 = replace(
     MANY, name="many8", wgs=3, widths=(88, 96, 104), fp8=True, w_depth=6, consumer_regs=152, producer_regs=56
 )
-_ALL = (SMALL, SHORT, HALF, WIDE, MID, LARGE, MID8, LARGE8, MANY24, MANY, MANY200, MANY8)
+MANY8200 = replace(
+    MANY,
+    name="many8200",
+    wgs=2,
+    widths=(96, 112, 176, 192),
+    fp8=True,
+    w_depth=5,
+    consumer_regs=232,
+    producer_regs=40,
+)
+MANY824 = replace(MANY24, name="many824", widths=(24, 32, 40, 48), fp8=True, w_depth=8)
+_MANY = (MANY24, MANY, MANY200, MANY824, MANY8, MANY8200)
+_PAIRS = tuple(replace(b, name=f"{b.name}x2", cluster=2) for b in _MANY)
+_ALL = (SMALL, SHORT, HALF, WIDE, MID, LARGE, MID8, LARGE8, *_MANY, *_PAIRS)
 BUILDS = {b.name: b for b in _ALL}
 
 

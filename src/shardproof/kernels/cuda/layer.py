@@ -119,14 +119,7 @@ class HopperExperts:
         exact = self.precision == "w4a8" and self.exact8
         precision = "w4a8 exact" if exact else self.precision
         shape = builds.shape_class(self.experts, self.intermediate)
-        build = builds.choose(tokens * top_k / reachable, precision, self.device_name, shape)
-        return build if self._plain or not build.many else builds.LARGE
-
-    @property
-    def _plain(self) -> bool:
-        """Whether the layer is of the kind that csrc/many.cu has been run with on a GPU."""
-        no_bias = self.biases == (None, None)
-        return no_bias and self.expert_map is None and self.activation.kind == "silu" and not self.weight_before_w2
+        return builds.choose(tokens * top_k / reachable, precision, self.device_name, shape)
 
     def __call__(self, x: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor) -> torch.Tensor:
         """Runs the layer: x bf16 [M, H], topk_ids int32 [M, k], topk_weights float32 [M, k] -> bf16 [M, H].
@@ -171,7 +164,7 @@ class HopperExperts:
             bias=None if bias is None else bias.data_ptr(),
             row64s=rows // 64,
             chunks=columns // 64,
-            row_tiles=-(-rows // 64 // build.row64),
+            row_tiles=-(-rows // 64 // (build.row64 * build.cluster)) * build.cluster,
         )
 
     def plain_args(self, build: Build, ids: torch.Tensor, weights: torch.Tensor, out: torch.Tensor) -> launch.Args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,7 +28,7 @@ def _args(
     def take(name: str, size: int, dtype: torch.dtype = torch.uint8, *, zero: bool = False) -> int:
         return workspace.buffer(f"many_{name}", size, dtype, layer.device, zero=zero).data_ptr()
 
-    args.x = x.data_ptr()
+    args.x, args.x_pitch = x.data_ptr(), 2 * layer.hidden
     args.round_h = int(layer.precision == "w4a8" and not build.fp8)
     remade = build.fp8 or args.round_h
     args.h_pitch = layer.padded_intermediate
@@ -42,8 +43,29 @@ def _args(
     args.slots = take("slots", slots, torch.int32)
     args.groups = take("groups", rows // 8, torch.int32)
     args.tile_count = take("tile_count", 2, torch.int32)
-    args.ahead = 2 * layer.processors
+    args.ahead = 2 * layer.processors // build.cluster
     return args
+
+
+def _route(layer: HopperExperts, build: Build, args: launch.Args, x: torch.Tensor, stream: int) -> None:
+    """Launches sorting and the rounding of x; then `args` names the rows of x that go into token tiles."""
+
+    def take(name: str, size: int, dtype: torch.dtype) -> int:
+        return workspace.buffer(f"many_{name}", size, dtype, layer.device).data_ptr()
+
+    tiles, scales, rounded = args.xq, args.xs, 0
+    if build.fp8:
+        args.x_pitch = -(-layer.hidden // 128) * 128
+        args.xq = take("codes", x.shape[0] * args.x_pitch, torch.uint8)
+        args.xs = take("scales", x.shape[0] * args.x_pitch // 128, torch.float32)
+    elif args.round_h:
+        rounded = take("rounded", x.numel(), torch.bfloat16)
+    rounders = min(2 * layer.processors, -(-x.numel() // 8192)) if build.fp8 or rounded else 0
+    function = launch.function("many_route.cu", build, layer.device.index or 0)
+    target = ctypes.c_void_p(rounded)
+    launch.launch(function, 1 + rounders, 1024, 8 * layer.experts, stream, False, args, target)
+    args.x, args.rows_xs = (args.xq if build.fp8 else rounded or args.x), args.xs
+    args.xq, args.xs = tiles, scales
 
 
 def run(
@@ -52,7 +74,9 @@ def run(
     """Launches the layer with a geometry of csrc/many.cu into `out` [M, H]."""
     device, stream = layer.device.index or 0, torch.cuda.current_stream(layer.device).cuda_stream
     args = _args(layer, build, x, ids, weights, out)
-    route = launch.function("many_route.cu", build, device)
-    launch.launch(route, 1, 1024, 8 * layer.experts, stream, False, args)
+    _route(layer, build, args, x, stream)
     kernel = launch.function("many.cu", build, device)
-    launch.launch(kernel, layer.processors, build.threads, build.shared_bytes, stream, True, args)
+    grid = layer.processors // build.cluster * build.cluster
+    launch.launch(
+        kernel, grid, build.threads, build.shared_bytes, stream, True, args, cluster=build.cluster
+    )

@@ -1,5 +1,6 @@
-// Routing for many.cu, one block: slots sorted by expert, cut into token tiles, and the tile of each 8 rows.
+// Before many.cu: block 0 sorts slots by expert, cuts token tiles and names the tile of each 8 rows; the others round x.
 #include "many_params.cuh"
+#include "quant.cuh"
 #include "route.cuh"
 
 // The tiles of one expert whose `count` slots begin at `start`; sizes differ by less than 8.
@@ -32,10 +33,8 @@ DEV int2 cut_many(const int* counts, int* starts, int experts, int4* tiles) {
   return make_int2(made, groups);
 }
 
-extern "C" __global__ void __launch_bounds__(1024, 1) shardproof_many_route(const __grid_constant__ Params p) {
-  extern __shared__ int smem[];
+DEV void route_many(const Params& p, int* smem) {
   int n = p.tokens * p.top_k, *counts = smem, *starts = smem + p.experts;
-  let_next_kernel_start();
   for (int e = threadIdx.x; e < p.experts; e += blockDim.x) counts[e] = 0;
   __syncthreads();
 #pragma unroll 8
@@ -58,4 +57,11 @@ extern "C" __global__ void __launch_bounds__(1024, 1) shardproof_many_route(cons
     int4 tile = p.tiles[t];
     for (int g = 0; g < tile_rows(tile.x >> 20) / 8; ++g) p.groups[tile.w + g] = t;
   }
+}
+
+extern "C" __global__ void __launch_bounds__(1024, 1) shardproof_many_route(const __grid_constant__ Params p, u16* rounded) {
+  extern __shared__ int smem[];
+  let_next_kernel_start();
+  if (blockIdx.x == 0) route_many(p, smem);
+  else round_all(p, (u8*)p.xq, (float*)p.xs, rounded);
 }

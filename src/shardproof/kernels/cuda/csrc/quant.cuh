@@ -68,3 +68,25 @@ DEV void round_stage(const u8* data, long pitch, int valid, const int* rows, int
     if (live) store_shared16(dst + atom * ATOM_BYTES + r * 128 + ((column ^ (r & 7)) << 4), rounded);
   }
 }
+
+// x [tokens, hidden] in bf16 -> e4m3 [tokens, x_pitch] and scales, or (rounded != null) bf16 again.
+DEV void round_all(const Params& p, u8* codes, float* scales, u16* rounded) {
+  int runs = (p.hidden + 127) / 128 * 16;
+  long total = (long)p.tokens * runs, first = (long)(blockIdx.x - 1) * blockDim.x + threadIdx.x;
+  for (long i0 = first - lane_id(); i0 < total; i0 += (long)(gridDim.x - 1) * blockDim.x) {
+    long i = i0 + lane_id();
+    int token = i / runs, run = i - (long)token * runs, column = run * 8;
+    bool live = i < total;
+    uint4 v = make_uint4(0, 0, 0, 0);
+    if (live && column < p.hidden) v = load_global16(p.x + (long)token * p.hidden + column);
+    int e = scale_exponent(block_amax(v));
+    if (rounded) {
+      if (live && column < p.hidden) *(uint4*)(rounded + (long)token * p.hidden + column) = round8(v, e);
+    } else {
+      uint2 q8 = transpose_block32(quantise8(v, e));
+      if (!live) continue;
+      *(uint2*)(codes + (long)token * p.x_pitch + column) = q8;
+      if ((run & 15) == 0) scales[(long)(run / 16) * p.tokens + token] = exp2_int(e);
+    }
+  }
+}

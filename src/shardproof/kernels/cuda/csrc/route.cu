@@ -24,28 +24,6 @@ DEV void route_all(const Params& p, int* smem) {
   }
 }
 
-// x [tokens, hidden] in bf16 -> e4m3 [tokens, x_pitch] and scales, or (rounded != null) bf16 again.
-DEV void round_all(const Params& p, u8* codes, float* scales, u16* rounded) {
-  int runs = (p.hidden + 127) / 128 * 16;
-  long total = (long)p.tokens * runs, first = (long)(blockIdx.x - 1) * blockDim.x + threadIdx.x;
-  for (long i0 = first - lane_id(); i0 < total; i0 += (long)(gridDim.x - 1) * blockDim.x) {
-    long i = i0 + lane_id();
-    int token = i / runs, run = i - (long)token * runs, column = run * 8;
-    bool live = i < total;
-    uint4 v = make_uint4(0, 0, 0, 0);
-    if (live && column < p.hidden) v = load_global16(p.x + (long)token * p.hidden + column);
-    int e = scale_exponent(block_amax(v));
-    if (rounded) {
-      if (live && column < p.hidden) *(uint4*)(rounded + (long)token * p.hidden + column) = round8(v, e);
-    } else {
-      uint2 q8 = transpose_block32(quantise8(v, e));
-      if (!live) continue;
-      *(uint2*)(codes + (long)token * p.x_pitch + column) = q8;
-      if ((run & 15) == 0) scales[(long)(run / 16) * p.tokens + token] = exp2_int(e);
-    }
-  }
-}
-
 extern "C" __global__ void __launch_bounds__(1024, 1) shardproof_route(const __grid_constant__ Params p, u16* rounded) {
   extern __shared__ int route_smem[];
   let_next_kernel_start();
