@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from shardproof.errors import KernelError
-from shardproof.kernels.cuda import builds, launch, many, workspace
+from shardproof.kernels.cuda import builds, launch, many, route, workspace
 from shardproof.kernels.cuda.pack import Derived, derive, pack_bias, pad_to
 
 if TYPE_CHECKING:
@@ -140,15 +139,10 @@ class HopperExperts:
         if build.many:
             many.run(self, build, x, ids, weights, out)
             return
-        args, keep = self._args(build, x, ids, weights, out)
+        args, rounded = self._args(build, x, ids, weights, out)
         if not args.small_route:
-            rounding = build.fp8 or keep is not None
-            blocks = 1 + (min(2 * self.processors, -(-x.numel() // 8192)) if rounding else 0)
-            rounded = ctypes.c_void_p(0 if keep is None else keep.data_ptr())
-            route = launch.function("route.cu", build, device)
-            args.x = x.data_ptr()
-            launch.launch(route, blocks, 1024, 8 * self.experts, stream, False, args, rounded)
-            args.x = x.data_ptr() if keep is None else keep.data_ptr()
+            route.run(self, build, args, x, rounded, stream)
+            args.x = x.data_ptr() if rounded is None else rounded.data_ptr()
         layer = launch.function("moe.cu", build, device)
         launch.launch(layer, self.processors, build.threads, build.shared_bytes, stream, not args.small_route, args)
 
@@ -207,7 +201,7 @@ class HopperExperts:
         args.sync = take("sync", 4 + slots, torch.int32, zero=True).data_ptr()
         args.tiles = take("tiles", 4 * slots, torch.int32).data_ptr()
         args.slots = take("slots", slots, torch.int32).data_ptr()
-        args.tile_count = take("tile_count", 1, torch.int32).data_ptr()
+        args.tile_count = take("tile_count", 2, torch.int32).data_ptr()
         if build.fp8:
             args.xq = take("xq", m * x_pitch, torch.uint8).data_ptr()
             args.xs = take("xs", m * x_pitch // 128, torch.float32).data_ptr()

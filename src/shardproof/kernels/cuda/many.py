@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 from typing import TYPE_CHECKING
 
 import torch
 
-from shardproof.kernels.cuda import launch, workspace
+from shardproof.kernels.cuda import launch, route, workspace
 
 if TYPE_CHECKING:
     from shardproof.kernels.cuda.compile import Build
@@ -28,7 +27,7 @@ def _args(
     def take(name: str, size: int, dtype: torch.dtype = torch.uint8, *, zero: bool = False) -> int:
         return workspace.buffer(f"many_{name}", size, dtype, layer.device, zero=zero).data_ptr()
 
-    args.x, args.x_pitch = x.data_ptr(), 2 * layer.hidden
+    args.x_pitch = 2 * layer.hidden
     args.round_h = int(layer.precision == "w4a8" and not build.fp8)
     remade = build.fp8 or args.round_h
     args.h_pitch = layer.padded_intermediate
@@ -48,24 +47,21 @@ def _args(
 
 
 def _route(layer: HopperExperts, build: Build, args: launch.Args, x: torch.Tensor, stream: int) -> None:
-    """Launches sorting and the rounding of x; then `args` names the rows of x that go into token tiles."""
+    """Sorts the slots and rounds x; then `args` names the rows of x that go into token tiles."""
 
-    def take(name: str, size: int, dtype: torch.dtype) -> int:
-        return workspace.buffer(f"many_{name}", size, dtype, layer.device).data_ptr()
+    def take(name: str, size: int, dtype: torch.dtype) -> torch.Tensor:
+        return workspace.buffer(f"many_{name}", size, dtype, layer.device)
 
-    tiles, scales, rounded = args.xq, args.xs, 0
+    tiles, scales, rounded = args.xq, args.xs, None
     if build.fp8:
         args.x_pitch = -(-layer.hidden // 128) * 128
-        args.xq = take("codes", x.shape[0] * args.x_pitch, torch.uint8)
-        args.xs = take("scales", x.shape[0] * args.x_pitch // 128, torch.float32)
+        args.xq = take("codes", x.shape[0] * args.x_pitch, torch.uint8).data_ptr()
+        args.xs = take("scales", x.shape[0] * args.x_pitch // 128, torch.float32).data_ptr()
     elif args.round_h:
         rounded = take("rounded", x.numel(), torch.bfloat16)
-    rounders = min(2 * layer.processors, -(-x.numel() // 8192)) if build.fp8 or rounded else 0
-    function = launch.function("many_route.cu", build, layer.device.index or 0)
-    target = ctypes.c_void_p(rounded)
-    launch.launch(function, 1 + rounders, 1024, 8 * layer.experts, stream, False, args, target)
-    args.x, args.rows_xs = (args.xq if build.fp8 else rounded or args.x), args.xs
-    args.xq, args.xs = tiles, scales
+    route.run(layer, build, args, x, rounded, stream)
+    args.x = args.xq if build.fp8 else (x if rounded is None else rounded).data_ptr()
+    args.rows_xs, args.xq, args.xs = args.xs, tiles, scales
 
 
 def run(

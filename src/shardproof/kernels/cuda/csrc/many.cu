@@ -145,7 +145,7 @@ DEV void stream(const Params& p, const u8* smem, u32 base) {
         fence_copies();
       }
       u32 x = base + Many::X + ring.at * Many::X_STAGE, share = x_bytes / CLUSTER;
-      if (CLUSTER > 1) bulk_load_all(x + rank * share, source.data + rank * share, share, full, tokens);
+      if (CLUSTER > 1) bulk_load_all(x + rank * share, source.data + rank * share, share, full, tokens, CLUSTER);
       else bulk_load(x, source.data, x_bytes, full, tokens);
       source.data += x_bytes;
       if (FP8) {

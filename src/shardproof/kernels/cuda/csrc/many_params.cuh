@@ -2,6 +2,7 @@
 // e4m3) values, 16-byte columns xor (row & 7), in chunks of as many rows as the tile has tokens, rounded up to 8.
 #pragma once
 #include "params.cuh"
+#include "route.cuh"
 
 constexpr int DEPTH = W_DEPTH;                     // stages of 128 values of K: weights and tokens together
 constexpr int MAKERS = 2;                          // warps that make token tiles
@@ -37,8 +38,6 @@ struct ManyTile {
   int pad;
 };
 
-// p.tiles: x = expert | count << 20, y = first sorted slot, z = part | parts << 16, w = groups before it.
-DEV int tile_rows(int count) { return (count + 7) & ~7; }
 
 // p.sync: 0 ticket, 1 finished w2 tiles, 2 leaving blocks, 3 maker's ticket, then three counters a token tile.
 enum Counter { X_MADE, H_DONE, H_MADE };
@@ -51,36 +50,6 @@ DEV int tickets_each(const Gemm& g) { return g.row_tiles / CLUSTER; }
 DEV int row_bytes(const Gemm& g) { return (FP8 ? (g.chunks + 1) / 2 : g.chunks) * 128; }
 DEV int column_jobs(const Params& p, int phase) {
   return phase ? (p.gemm[1].chunks * 64 + COLUMNS - 1) / COLUMNS : (row_bytes(p.gemm[0]) + 1023) / 1024;
-}
-
-// ---- clusters
-DEV u32 cluster_rank() {
-  u32 r;
-  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(r));
-  return r;
-}
-DEV u32 in_block(u32 addr, u32 rank) {
-  u32 r;
-  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(r) : "r"(addr), "r"(rank));
-  return r;
-}
-DEV void cluster_sync() {
-  asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
-}
-// Says that this block is done reading. No cluster-wide release: that would be a full memory barrier, and nothing was written.
-DEV void arrive_in_block(u32 bar, u32 rank) {
-  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(in_block(bar, rank)) : "memory");
-}
-DEV void send_word(u32 addr, u32 bar, u32 rank, int value) {
-  asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.u32 [%0], %1, [%2];"
-               ::"r"(in_block(addr, rank)), "r"(value), "r"(in_block(bar, rank)) : "memory");
-}
-// To the same place in every block of the cluster; completes on the barrier of each.
-DEV void bulk_load_all(u32 dst, const void* src, u32 bytes, u32 bar, u64 policy) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster.L2::cache_hint "
-      "[%0], [%1], %2, [%3], %4, %5;"
-      ::"r"(dst), "l"(src), "r"(bytes), "r"(bar), "h"((u16)((1 << CLUSTER) - 1)), "l"(policy) : "memory");
 }
 
 // Generic stores that the copy engine reads next, here or in another block.

@@ -79,9 +79,9 @@ struct Params {
   u16* out;                     // bf16 [tokens, hidden]
   const int *ids, *expert_map;  // [tokens, top_k]; global expert to local, or null
   const float* weights;         // [tokens, top_k]
-  int4* tiles;                  // x = expert | count << 20, y = first sorted slot, z = part, w = parts
+  int4* tiles;                  // x = expert | count << 20, y = first sorted slot, z = part | parts << 16, w = groups before it
   int* slots;                   // sorted slot -> token * top_k + j
-  int* tile_count;
+  int* tile_count;              // tiles, groups
   int* sync;                    // 0 ticket, 1 finished w2 tiles, 2 leaving blocks, 4.. finished w13 tiles of a token tile
   int tokens, top_k, experts, map_size, hidden, intermediate;
   int x_pitch, h_pitch, y_pitch;  // elements
@@ -90,7 +90,7 @@ struct Params {
   u32 powers[5];                // 4096, 256, 64, 16, 4: unknown to the compiler, so that it shifts by multiplying
   const float* rows_xs;         // many.cu, FP8: [x_pitch / 128, tokens], as xs elsewhere; x: its rows of x_pitch bytes
   u8* hq;                       // many.cu, rounded activations only: the token tiles of w2
-  int* groups;                  // many.cu: the token tile of each group of 8 rows
+  int* groups;                  // the token tile of each group of 8 rows; null: nobody asks
   int ahead;                    // many.cu: tickets by which a token tile may be made before its turn
 };
 

@@ -69,11 +69,11 @@ DEV void round_stage(const u8* data, long pitch, int valid, const int* rows, int
   }
 }
 
-// x [tokens, hidden] in bf16 -> e4m3 [tokens, x_pitch] and scales, or (rounded != null) bf16 again.
-DEV void round_all(const Params& p, u8* codes, float* scales, u16* rounded) {
+// x [tokens, hidden] in bf16 -> e4m3 [tokens, x_pitch] and scales, or (rounded != null) bf16 again: one block of `blocks`.
+DEV void round_all(const Params& p, int block, int blocks, u8* codes, float* scales, u16* rounded) {
   int runs = (p.hidden + 127) / 128 * 16;
-  long total = (long)p.tokens * runs, first = (long)(blockIdx.x - 1) * blockDim.x + threadIdx.x;
-  for (long i0 = first - lane_id(); i0 < total; i0 += (long)(gridDim.x - 1) * blockDim.x) {
+  long total = (long)p.tokens * runs, first = (long)block * blockDim.x + threadIdx.x;
+  for (long i0 = first - lane_id(); i0 < total; i0 += (long)blocks * blockDim.x) {
     long i = i0 + lane_id();
     int token = i / runs, run = i - (long)token * runs, column = run * 8;
     bool live = i < total;
