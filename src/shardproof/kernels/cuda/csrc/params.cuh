@@ -23,6 +23,7 @@
 #define EACH 2
 #define OVERLAP 0
 #define PAIR 1
+#define CLUSTER 1             // many.cu: blocks that share token tiles
 #define ONCE 1                // weights are read once: first to leave the L2 cache
 #define ACTIVATION 0          // 0 silu, 1 swiglu_oai, 2 situ
 #define CHECKED 0             // for compute-sanitizer

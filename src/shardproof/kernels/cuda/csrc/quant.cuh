@@ -53,19 +53,22 @@ DEV uint2 transpose_block32(uint2 even_odd) {
   return make_uint2(select_bytes(a, b, 0x5410), select_bytes(a, b, 0x7632));
 }
 
-// One stage of tokens rounded to e4m3 and stored as bf16, swizzled: 16 lanes a row and block.
+// One stage of tokens rounded to e4m3 and stored as bf16, swizzled: 16 lanes a row and block. The next item is loaded
+// while one is rounded.
 DEV void round_stage(const u8* data, long pitch, int valid, const int* rows, int count, int first_byte, u32 dst,
                      int thread) {
-  constexpr int BLOCKS = CHUNKS / 2 > 0 ? CHUNKS / 2 : 1;
-  int part = thread & 15, items = count * BLOCKS;
-  for (int i0 = 0; i0 < items; i0 += LOADERS / 16) {
-    int i = i0 + (thread >> 4), r = i / BLOCKS, at = first_byte + (i - r * BLOCKS) * 256 + part * 16;
-    bool live = i < items;
-    uint4 v = make_uint4(0, 0, 0, 0);
-    if (live && at < valid) v = load_global16(data + rows[r] * pitch + at);
-    uint4 rounded = round8(v, scale_exponent(block_amax(v)));
-    int atom = (i - r * BLOCKS) * 2 + (part >> 3), column = part & 7;
-    if (live) store_shared16(dst + atom * ATOM_BYTES + r * 128 + ((column ^ (r & 7)) << 4), rounded);
+  constexpr int BLOCKS = CHUNKS / 2 > 0 ? CHUNKS / 2 : 1, STRIDE = LOADERS / 16;
+  int part = thread & 15, items = count * BLOCKS, i = thread >> 4;
+  auto load = [&](int item) {
+    int r = item / BLOCKS, at = first_byte + (item - r * BLOCKS) * 256 + part * 16;
+    return item < items && at < valid ? load_global16(data + rows[r] * pitch + at) : make_uint4(0, 0, 0, 0);
+  };
+  uint4 v = load(i);
+  for (int i0 = 0; i0 < items; i0 += STRIDE, i += STRIDE) {
+    uint4 next = load(i + STRIDE), rounded = round8(v, scale_exponent(block_amax(v)));
+    int r = i / BLOCKS, atom = (i - r * BLOCKS) * 2 + (part >> 3), column = part & 7;
+    if (i < items) store_shared16(dst + atom * ATOM_BYTES + r * 128 + ((column ^ (r & 7)) << 4), rounded);
+    v = next;
   }
 }
 
