@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def _args(
-    layer: HopperExperts, build: Build, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, out: torch.Tensor
+    layer: HopperExperts, build: Build, ids: torch.Tensor, weights: torch.Tensor, out: torch.Tensor
 ) -> launch.Args:
     args = layer.plain_args(build, ids, weights, out)
     slots = ids.numel()
@@ -69,7 +69,7 @@ def run(
 ) -> None:
     """Launches the layer with a geometry of csrc/many.cu into `out` [M, H]."""
     device, stream = layer.device.index or 0, torch.cuda.current_stream(layer.device).cuda_stream
-    args = _args(layer, build, x, ids, weights, out)
+    args = _args(layer, build, ids, weights, out)
     _route(layer, build, args, x, stream)
     kernel = launch.function("many.cu", build, device)
     grid = layer.processors // build.cluster * build.cluster

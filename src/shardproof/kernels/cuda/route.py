@@ -21,7 +21,7 @@ ROUNDED_EACH = 8192  # values of x a rounding block takes at least
 def run(
     layer: HopperExperts, build: Build, args: launch.Args, x: torch.Tensor, rounded: torch.Tensor | None, stream: int
 ) -> None:
-    """Sorts the slots of `args`; x goes to `args.xq` and `args.xs` if the build takes e4m3, or to `rounded` if given."""
+    """Sorts the slots; x goes to `args.xq` and `args.xs` if the build takes e4m3, or to `rounded` if given."""
     sorters = CLUSTER if args.tokens * args.top_k > ONE_BLOCK else 1
     rounds = build.fp8 or rounded is not None
     rounders = min(2 * layer.processors, -(-x.numel() // ROUNDED_EACH)) if rounds else 0
