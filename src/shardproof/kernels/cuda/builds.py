@@ -48,8 +48,8 @@ LARGE8 = Build(
     producer_regs=56,
 )
 # csrc/many.cu: tiles of 64 rows a warpgroup; as many widths as one kernel holds, so that few columns are padding.
-MANY = Build(
-    "many",
+MANY112 = Build(
+    "many112",
     wgs=4,
     mw=1,
     kw=1,
@@ -61,16 +61,29 @@ MANY = Build(
     consumer_regs=112,
     producer_regs=32,
 )
-MANY24 = replace(
-    MANY, name="many24", widths=(16, 24, 32, 40), w_depth=5, once=True, consumer_regs=104, producer_regs=64
+MANY40 = replace(
+    MANY112, name="many40", widths=(16, 24, 32, 40), w_depth=6, once=True, consumer_regs=104, producer_regs=64
 )
-MANY200 = replace(
-    MANY, name="many200", wgs=2, widths=(192, 208, 224, 240), w_depth=3, consumer_regs=216, producer_regs=72
+MANY72 = replace(MANY112, name="many72", widths=(48, 56, 64, 72), w_depth=5)
+MANY144 = replace(MANY112, name="many144", wgs=3, widths=(120, 128, 136, 144), consumer_regs=152, producer_regs=56)
+MANY240 = replace(
+    MANY112,
+    name="many240",
+    wgs=2,
+    cluster=2,
+    widths=(192, 208, 224, 240),
+    w_depth=3,
+    consumer_regs=216,
+    producer_regs=72,
 )
-MANY8 = replace(
-    MANY, name="many8", wgs=3, widths=(88, 96, 104), fp8=True, w_depth=6, consumer_regs=152, producer_regs=56
+MANY72_8 = replace(
+    MANY112, name="many72_8", wgs=3, widths=(48, 56, 64, 72), fp8=True, w_depth=6, consumer_regs=152, producer_regs=56
 )
-_ALL = (SMALL, SHORT, HALF, WIDE, MID, LARGE, MID8, LARGE8, MANY24, MANY, MANY200, MANY8)
+MANY48_8 = replace(MANY72_8, name="many48_8", widths=(24, 32, 40, 48))
+MANY144_8 = replace(MANY72_8, name="many144_8", wgs=2, widths=(120, 128, 136, 144), consumer_regs=232, producer_regs=40)
+MANY192_8 = replace(MANY144_8, name="many192_8", cluster=2, widths=(96, 112, 176, 192), w_depth=5)
+_MANY = (MANY40, MANY72, MANY112, MANY144, MANY240, MANY48_8, MANY72_8, MANY144_8, MANY192_8)
+_ALL = (SMALL, SHORT, HALF, WIDE, MID, LARGE, MID8, LARGE8, *_MANY)
 BUILDS = {b.name: b for b in _ALL}
 
 
@@ -98,8 +111,9 @@ def choose(tokens_each: float, precision: str, device_name: str = "*", shape: st
     """The build for `tokens_each` expected tokens an expert.
 
     `precision` is "w4a16", "w4a8", or "w4a8 exact" where e4m3 holds every weight of the layer exactly; `shape` is
-    what `shape_class` says. The table's rows of "PRECISION SHAPE" come before those of "PRECISION".
+    what `shape_class` says. The table's rows of "PRECISION SHAPE" come before those of "PRECISION", and those of
+    "w4a8", whose products are bf16, before those of "w4a16".
     """
+    keys = [f"{precision} {shape}", precision, *(["w4a16"] if precision == "w4a8" else [])]
     rows = table(device_name)
-    found = rows.get(f"{precision} {shape}", rows[precision])
-    return next(BUILDS[name] for top, name in found if tokens_each <= top)
+    return next(BUILDS[name] for key in keys for top, name in rows.get(key, []) if tokens_each <= top)

@@ -23,7 +23,8 @@ class Build:
     products; `overlap` unpacks weights while products run, `pair` chunks at a time; `once` lets weights
     leave the L2 cache first; `activation` is 0 silu, 1 swiglu_oai, 2 situ; `checked` is for
     compute-sanitizer, which follows arrivals by thread. `many` is the kernel for many tokens
-    (csrc/many.cu): `w_depth` stages of weights and tokens together, `mw` and `kw` 1.
+    (csrc/many.cu): `w_depth` stages of weights and tokens together, `mw` and `kw` 1, `cluster`
+    blocks that share a token tile.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Build:
     pair: int = 1
     once: bool = True
     many: bool = False
+    cluster: int = 1
     activation: int = 0
     checked: bool = False
     consumer_regs: int = 0
@@ -71,7 +73,7 @@ class Build:
         if self.many:
             tokens = self.nmax * (132 if self.fp8 else 256)
             stage = tokens + self.wgs * 2 * (2048 + 128)
-            return self.w_depth * (stage + 16) + 2 * (self.nmax * 8 + 32 + 16) + 160
+            return self.w_depth * (stage + 16) + 2 * (self.nmax * 8 + 32 + 32) + 160
         step = 2 if self.fp8 else 1
         atoms = self.chunks // step
         x = self.x_depth * atoms * self.nmax * 128
@@ -100,6 +102,7 @@ class Build:
             "OVERLAP": int(self.overlap),
             "PAIR": self.pair,
             "ONCE": int(self.once),
+            "CLUSTER": self.cluster,
             "ACTIVATION": self.activation,
             "CHECKED": int(self.checked),
         }

@@ -31,7 +31,7 @@ class Args(ctypes.Structure):
         *[(n, ctypes.c_int) for n in ("small_route", "round_x", "round_h", "weight_first")],
         *[(n, ctypes.c_float) for n in ("limit", "alpha", "beta", "linear_beta")],
         ("powers", ctypes.c_uint32 * 5),
-        *[(n, ctypes.c_void_p) for n in ("hq", "groups")],
+        *[(n, ctypes.c_void_p) for n in ("rows_xs", "hq", "groups")],
         ("ahead", ctypes.c_int),
     )
 
@@ -63,7 +63,9 @@ def loaded(code: bytes, name: str) -> Any:
     return _check(driver.cuModuleGetFunction(_check(driver.cuModuleLoadData(code)), name.encode()))
 
 
-def launch(func: Any, grid: int, block: int, shared: int, stream: int, overlap: bool, *args: Any) -> None:
+def launch(
+    func: Any, grid: int, block: int, shared: int, stream: int, overlap: bool, *args: Any, cluster: int = 1
+) -> None:
     """Launches on `stream`; with `overlap` it may start while its predecessor runs and waits inside."""
     from cuda.bindings import driver
 
@@ -72,10 +74,17 @@ def launch(func: Any, grid: int, block: int, shared: int, stream: int, overlap: 
     config.blockDimX, config.blockDimY, config.blockDimZ = block, 1, 1
     config.sharedMemBytes = shared
     config.hStream = stream
+    attributes = []
     if overlap:
-        attribute = driver.CUlaunchAttribute()
-        attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
-        attribute.value.programmaticStreamSerializationAllowed = 1
-        config.attrs, config.numAttrs = [attribute], 1
+        attributes.append(driver.CUlaunchAttribute())
+        attributes[-1].id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+        attributes[-1].value.programmaticStreamSerializationAllowed = 1
+    if cluster > 1:
+        attributes.append(driver.CUlaunchAttribute())
+        attributes[-1].id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+        size = attributes[-1].value.clusterDim
+        size.x, size.y, size.z = cluster, 1, 1
+    if attributes:
+        config.attrs, config.numAttrs = attributes, len(attributes)
     pointers = (ctypes.c_void_p * len(args))(*[ctypes.addressof(a) for a in args])
     _check(driver.cuLaunchKernelEx(config, func, ctypes.addressof(pointers), 0))

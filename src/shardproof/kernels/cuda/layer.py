@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from shardproof.errors import KernelError
-from shardproof.kernels.cuda import builds, launch, many, workspace
+from shardproof.kernels.cuda import builds, launch, many, route, workspace
 from shardproof.kernels.cuda.pack import Derived, derive, pack_bias, pad_to
 
 if TYPE_CHECKING:
@@ -119,14 +118,7 @@ class HopperExperts:
         exact = self.precision == "w4a8" and self.exact8
         precision = "w4a8 exact" if exact else self.precision
         shape = builds.shape_class(self.experts, self.intermediate)
-        build = builds.choose(tokens * top_k / reachable, precision, self.device_name, shape)
-        return build if self._plain or not build.many else builds.LARGE
-
-    @property
-    def _plain(self) -> bool:
-        """Whether the layer is of the kind that csrc/many.cu has been run with on a GPU."""
-        no_bias = self.biases == (None, None)
-        return no_bias and self.expert_map is None and self.activation.kind == "silu" and not self.weight_before_w2
+        return builds.choose(tokens * top_k / reachable, precision, self.device_name, shape)
 
     def __call__(self, x: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor) -> torch.Tensor:
         """Runs the layer: x bf16 [M, H], topk_ids int32 [M, k], topk_weights float32 [M, k] -> bf16 [M, H].
@@ -147,15 +139,10 @@ class HopperExperts:
         if build.many:
             many.run(self, build, x, ids, weights, out)
             return
-        args, keep = self._args(build, x, ids, weights, out)
+        args, rounded = self._args(build, x, ids, weights, out)
         if not args.small_route:
-            rounding = build.fp8 or keep is not None
-            blocks = 1 + (min(2 * self.processors, -(-x.numel() // 8192)) if rounding else 0)
-            rounded = ctypes.c_void_p(0 if keep is None else keep.data_ptr())
-            route = launch.function("route.cu", build, device)
-            args.x = x.data_ptr()
-            launch.launch(route, blocks, 1024, 8 * self.experts, stream, False, args, rounded)
-            args.x = x.data_ptr() if keep is None else keep.data_ptr()
+            route.run(self, build, args, x, rounded, stream)
+            args.x = x.data_ptr() if rounded is None else rounded.data_ptr()
         layer = launch.function("moe.cu", build, device)
         launch.launch(layer, self.processors, build.threads, build.shared_bytes, stream, not args.small_route, args)
 
@@ -171,7 +158,7 @@ class HopperExperts:
             bias=None if bias is None else bias.data_ptr(),
             row64s=rows // 64,
             chunks=columns // 64,
-            row_tiles=-(-rows // 64 // build.row64),
+            row_tiles=-(-rows // 64 // (build.row64 * build.cluster)) * build.cluster,
         )
 
     def plain_args(self, build: Build, ids: torch.Tensor, weights: torch.Tensor, out: torch.Tensor) -> launch.Args:
@@ -214,7 +201,7 @@ class HopperExperts:
         args.sync = take("sync", 4 + slots, torch.int32, zero=True).data_ptr()
         args.tiles = take("tiles", 4 * slots, torch.int32).data_ptr()
         args.slots = take("slots", slots, torch.int32).data_ptr()
-        args.tile_count = take("tile_count", 1, torch.int32).data_ptr()
+        args.tile_count = take("tile_count", 2, torch.int32).data_ptr()
         if build.fp8:
             args.xq = take("xq", m * x_pitch, torch.uint8).data_ptr()
             args.xs = take("xs", m * x_pitch // 128, torch.float32).data_ptr()

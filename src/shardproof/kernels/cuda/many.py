@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from shardproof.kernels.cuda import launch, workspace
+from shardproof.kernels.cuda import launch, route, workspace
 
 if TYPE_CHECKING:
     from shardproof.kernels.cuda.compile import Build
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def _args(
-    layer: HopperExperts, build: Build, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, out: torch.Tensor
+    layer: HopperExperts, build: Build, ids: torch.Tensor, weights: torch.Tensor, out: torch.Tensor
 ) -> launch.Args:
     args = layer.plain_args(build, ids, weights, out)
     slots = ids.numel()
@@ -27,7 +27,7 @@ def _args(
     def take(name: str, size: int, dtype: torch.dtype = torch.uint8, *, zero: bool = False) -> int:
         return workspace.buffer(f"many_{name}", size, dtype, layer.device, zero=zero).data_ptr()
 
-    args.x = x.data_ptr()
+    args.x_pitch = 2 * layer.hidden
     args.round_h = int(layer.precision == "w4a8" and not build.fp8)
     remade = build.fp8 or args.round_h
     args.h_pitch = layer.padded_intermediate
@@ -42,8 +42,26 @@ def _args(
     args.slots = take("slots", slots, torch.int32)
     args.groups = take("groups", rows // 8, torch.int32)
     args.tile_count = take("tile_count", 2, torch.int32)
-    args.ahead = 2 * layer.processors
+    args.ahead = 2 * layer.processors // build.cluster
     return args
+
+
+def _route(layer: HopperExperts, build: Build, args: launch.Args, x: torch.Tensor, stream: int) -> None:
+    """Sorts the slots and rounds x; then `args` names the rows of x that go into token tiles."""
+
+    def take(name: str, size: int, dtype: torch.dtype) -> torch.Tensor:
+        return workspace.buffer(f"many_{name}", size, dtype, layer.device)
+
+    tiles, scales, rounded = args.xq, args.xs, None
+    if build.fp8:
+        args.x_pitch = -(-layer.hidden // 128) * 128
+        args.xq = take("codes", x.shape[0] * args.x_pitch, torch.uint8).data_ptr()
+        args.xs = take("scales", x.shape[0] * args.x_pitch // 128, torch.float32).data_ptr()
+    elif args.round_h:
+        rounded = take("rounded", x.numel(), torch.bfloat16)
+    route.run(layer, build, args, x, rounded, stream)
+    args.x = args.xq if build.fp8 else (x if rounded is None else rounded).data_ptr()
+    args.rows_xs, args.xq, args.xs = args.xs, tiles, scales
 
 
 def run(
@@ -51,8 +69,8 @@ def run(
 ) -> None:
     """Launches the layer with a geometry of csrc/many.cu into `out` [M, H]."""
     device, stream = layer.device.index or 0, torch.cuda.current_stream(layer.device).cuda_stream
-    args = _args(layer, build, x, ids, weights, out)
-    route = launch.function("many_route.cu", build, device)
-    launch.launch(route, 1, 1024, 8 * layer.experts, stream, False, args)
+    args = _args(layer, build, ids, weights, out)
+    _route(layer, build, args, x, stream)
     kernel = launch.function("many.cu", build, device)
-    launch.launch(kernel, layer.processors, build.threads, build.shared_bytes, stream, True, args)
+    grid = layer.processors // build.cluster * build.cluster
+    launch.launch(kernel, grid, build.threads, build.shared_bytes, stream, True, args, cluster=build.cluster)

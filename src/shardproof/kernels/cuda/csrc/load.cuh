@@ -18,9 +18,9 @@ DEV Tile decode_ticket(const Params& p, const Routed& r, int ticket) {
   if (t.phase) ticket -= first;
   int index = ticket / row_tiles;
   int4 entry = r.tiles[index];
-  int base = index - entry.z, local = ticket - base * row_tiles;
-  t.row_tile = local / entry.w;              // the parts of one expert run side by side: one read of its weights
-  t.token_tile = base + local % entry.w;
+  int parts = entry.z >> 16, base = index - (entry.z & 0xffff), local = ticket - base * row_tiles;
+  t.row_tile = local / parts;                // the parts of one expert run side by side: one read of its weights
+  t.token_tile = base + local % parts;
   if (t.token_tile != index) entry = r.tiles[t.token_tile];
   t.expert = entry.x & 0xfffff;
   t.count = entry.x >> 20;

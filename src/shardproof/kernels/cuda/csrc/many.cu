@@ -8,26 +8,28 @@
 DEV void init_barriers(u32 base) {
   for (int i = 0; i < DEPTH; ++i) {
     bar_init(base + Many::FULL + 8 * i, 1);
-    bar_init(base + Many::EMPTY + 8 * i, WARPS);
+    bar_init(base + Many::EMPTY + 8 * i, WARPS * CLUSTER);
   }
   for (int i = 0; i < RECORDS; ++i) {
     bar_init(base + Many::T_FULL + 8 * i, 1);
     bar_init(base + Many::T_EMPTY + 8 * i, 1 + WARPS);
+    bar_init(base + Many::K_FULL + 8 * i, 1);
   }
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 
 DEV ManyTile decode_ticket(const Params& p, int tile_count, int ticket) {
   ManyTile t = {-1, 0, 0, 0, 0, 0, 0, 0};
-  int first = tile_count * p.gemm[0].row_tiles;
-  if (ticket >= first + tile_count * p.gemm[1].row_tiles) return t;
+  int first = tile_count * tickets_each(p.gemm[0]);
+  if (ticket >= first + tile_count * tickets_each(p.gemm[1])) return t;
   t.phase = ticket >= first;
-  int row_tiles = p.gemm[t.phase].row_tiles;
+  int each = tickets_each(p.gemm[t.phase]);
   if (t.phase) ticket -= first;
-  int index = ticket / row_tiles;
+  int index = ticket / each;
   int4 entry = p.tiles[index];
-  int parts = entry.z >> 16, base = index - (entry.z & 0xffff), local = ticket - base * row_tiles;
-  t.row_tile = local / parts;                // the parts of one expert run side by side: one read of its weights
+  int parts = entry.z >> 16, base = index - (entry.z & 0xffff), local = ticket - base * each;
+  t.row_tile = local / parts * CLUSTER + (CLUSTER > 1 ? cluster_rank() : 0);
+  // The parts of one expert run side by side: one read of its weights.
   t.token_tile = base + local % parts;
   if (t.token_tile != index) entry = p.tiles[t.token_tile];
   t.expert = entry.x & 0xfffff;
@@ -37,23 +39,55 @@ DEV ManyTile decode_ticket(const Params& p, int tile_count, int ticket) {
   return t;
 }
 
-// The scheduler warp: draws tickets, publishes tiles with the routed slots and weights of their tokens.
-DEV void hand_out(const Params& p, int tile_count, int ticket, u8* smem, u32 base) {
+// The next ticket, drawn by the cluster's first block for all. A place for tickets is free again by then: this block's
+// consumers are done with the tile two before, to which the other blocks have sent tokens, so they know its ticket.
+DEV int next_ticket(const Params& p, u32 base, const Ring& slot, int drawn) {
+  if (CLUSTER == 1) return __shfl_sync(~0u, drawn, 0);
+  u32 bar = base + Many::K_FULL + 8 * slot.at, place = base + Many::TICKET + 8 * slot.at;
+  if (cluster_rank() == 0) {
+    if (lane_id() == 0)
+      for (int r = 1; r < CLUSTER; ++r) send_word(place, bar, r, drawn);
+    return __shfl_sync(~0u, drawn, 0);
+  }
+  if (lane_id() == 0) bar_expect(bar, 4);
+  __syncwarp();
+  bar_wait(bar, slot.parity);
+  return load_shared4(place);
+}
+
+// Waits until all consumers are done with the tile of a record, if it holds one, and counts it: a warp that waited for
+// its own stores would hold up every stage that it shares.
+DEV void close_tile(const Params& p, const ManyTile* record, u32 base, const Ring& slot) {
+  bar_wait(base + Many::T_EMPTY + 8 * slot.at, slot.parity ^ 1);
+  int phase = record->phase;
+  if (phase >= 0) publish(phase ? p.sync + 1 : counter(p, record->token_tile, H_DONE));
+}
+
+// The scheduler warp: hands out tiles with the routed slots and weights of their tokens, and counts finished ones.
+DEV void hand_out(const Params& p, int tile_count, u8* smem, u32 base) {
   Ring slot;
+  ManyTile* records = (ManyTile*)(smem + Many::RECORD);
+  if (lane_id() < RECORDS) records[lane_id()].phase = -1;
+  __syncwarp();
+  bool draws = lane_id() == 0 && (CLUSTER == 1 || cluster_rank() == 0);
   while (true) {
-    ticket = __shfl_sync(~0u, ticket, 0);
-    ManyTile t = decode_ticket(p, tile_count, ticket);
-    bar_wait(base + Many::T_EMPTY + 8 * slot.at, slot.parity ^ 1);
-    if (lane_id() == 0) ((ManyTile*)(smem + Many::RECORD))[slot.at] = t;
+    int drawn = draws ? atomicAdd(p.sync, 1) : 0;
+    close_tile(p, records + slot.at, base, slot);
+    ManyTile t = decode_ticket(p, tile_count, next_ticket(p, base, slot, drawn));
+    __syncwarp();
+    if (lane_id() == 0) records[slot.at] = t;
     for (int i = lane_id(); i < t.count; i += 32) {
       int f = p.slots[t.start + i];
       ((int*)(smem + Many::FLAT))[slot.at * NMAX + i] = f;
       ((float*)(smem + Many::WEIGHT))[slot.at * NMAX + i] = p.weights[f];
     }
     release(base + Many::T_FULL + 8 * slot.at, lane_id());
-    if (t.phase < 0) return;
+    if (t.phase < 0) break;
     slot.next<RECORDS>();
-    if (lane_id() == 0) ticket = atomicAdd(p.sync, 1);
+  }
+  for (int i = 1; i < RECORDS; ++i) {
+    slot.next<RECORDS>();
+    close_tile(p, records + slot.at, base, slot);
   }
 }
 
@@ -72,7 +106,7 @@ DEV Tokens token_source(const Params& p, const ManyTile& t, int rows) {
   s.data = (t.phase ? own ? (const u8*)p.h : p.hq : p.xq) + first * row_bytes(g);
   s.scales = FP8 ? (const u8*)((t.phase ? p.hs : p.xs) + first * ((g.chunks + 1) / 2)) : nullptr;
   s.made = counter(p, t.token_tile, own ? H_DONE : t.phase ? H_MADE : X_MADE);
-  s.target = own ? p.gemm[0].row_tiles * WARPS : rows / 8 * column_jobs(g);
+  s.target = own ? p.gemm[0].row_tiles : rows / 8 * column_jobs(p, t.phase);
   return s;
 }
 
@@ -91,13 +125,14 @@ DEV void copy_weights(const Gemm& g, const ManyTile& t, int chunk, int chunks, i
 // The copying lane: stages of weights and tokens; only the tokens of a tile may have to be waited for.
 DEV void stream(const Params& p, const u8* smem, u32 base) {
   Ring ring, slot;
+  u32 rank = CLUSTER > 1 ? cluster_rank() : 0;
   u64 weights = ONCE ? evict_first_policy() : evict_normal_policy(), tokens = evict_normal_policy();
   while (true) {
     bar_wait(base + Many::T_FULL + 8 * slot.at, slot.parity);
     ManyTile t = ((const ManyTile*)(smem + Many::RECORD))[slot.at];
     if (t.phase < 0) return;
     const Gemm& g = p.gemm[t.phase];
-    int rows = tile_rows(t.count), groups = min(WGS, g.row64s - t.row_tile * WGS);
+    int rows = tile_rows(t.count), groups = max(0, min(WGS, g.row64s - t.row_tile * WGS));
     Tokens source = token_source(p, t, rows);
     for (int chunk = 0; chunk < g.chunks; chunk += 2) {
       int chunks = min(2, g.chunks - chunk), x_bytes = (FP8 ? 1 : chunks) * rows * 128, scale_bytes = FP8 ? rows * 4 : 0;
@@ -109,7 +144,9 @@ DEV void stream(const Params& p, const u8* smem, u32 base) {
         wait_at_least(source.made, source.target);
         fence_copies();
       }
-      bulk_load(base + Many::X + ring.at * Many::X_STAGE, source.data, x_bytes, full, tokens);
+      u32 x = base + Many::X + ring.at * Many::X_STAGE, share = x_bytes / CLUSTER;
+      if (CLUSTER > 1) bulk_load_all(x + rank * share, source.data + rank * share, share, full, tokens, CLUSTER);
+      else bulk_load(x, source.data, x_bytes, full, tokens);
       source.data += x_bytes;
       if (FP8) {
         bulk_load(base + Many::XS + ring.at * Many::XS_STAGE, source.scales, scale_bytes, full, tokens);
@@ -168,12 +205,13 @@ extern "C" __global__ void __launch_bounds__(CONSUMERS + 128, 1) shardproof_many
   if (threadIdx.x == 0) init_barriers(base);
   fill_table(smem + Many::TABLE);
   __syncthreads();
+  if (CLUSTER > 1) cluster_sync();
   wait_for_earlier_kernel();
   int tile_count = p.tile_count[0];
   if (warp >= WARPS) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(PRODUCER_REGS));
     int role = warp - WARPS;
-    if (role == 0) hand_out(p, tile_count, lane_id() == 0 ? atomicAdd(p.sync, 1) : 0, smem, base);
+    if (role == 0) hand_out(p, tile_count, smem, base);
     else if (role > 1) {
       make_tiles(p, p.tile_count[1]);
       named_sync(2, 32 + 32 * MAKERS);
@@ -181,7 +219,7 @@ extern "C" __global__ void __launch_bounds__(CONSUMERS + 128, 1) shardproof_many
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(CONSUMER_REGS));
     consume(p, smem, base);
-    if (threadIdx.x == 0) wait_at_least(p.sync + 1, tile_count * p.gemm[1].row_tiles * WARPS);
+    if (threadIdx.x == 0) wait_at_least(p.sync + 1, tile_count * p.gemm[1].row_tiles);
     named_sync(1, CONSUMERS);
     reduce_tokens(p);
     if (warp == 0) {
@@ -189,4 +227,6 @@ extern "C" __global__ void __launch_bounds__(CONSUMERS + 128, 1) shardproof_many
       leave(p, tile_count);
     }
   }
+  __syncwarp();
+  if (CLUSTER > 1) cluster_sync();                    // no block's memory goes while another may still arrive there
 }

@@ -11,6 +11,14 @@ struct Pipe {
   Ring stage, tile;
 };
 
+// A stage's tokens come from every block of the cluster, so every block must know that it is free.
+DEV void release_stage(const Pipe& q, int at) {
+  u32 bar = q.base + Many::EMPTY + 8 * at;
+  __syncwarp();
+  if (CLUSTER == 1 && q.lane == 0) bar_arrive(bar);
+  if (CLUSTER > 1 && q.lane < CLUSTER) arrive_in_block(bar, q.lane);
+}
+
 // The four words and scale bytes of this thread in one chunk of a stage; a chunk past K's end reads as zeros.
 struct Piece {
   uint4 codes;
@@ -48,7 +56,7 @@ DEV void run_stage(const Params& p, Pipe& q, bool pair, u32 chunk_bytes, int pre
   for (int c = 0; c < 2; ++c) {
     u32 a[16];
     if (!FIRST || c > 0) mma_wait<0>();               // the products before still read their A registers
-    if (!FIRST && c == 0) release(q.base + Many::EMPTY + 8 * previous, q.lane);
+    if (!FIRST && c == 0) release_stage(q, previous);
     unpack(piece, p.powers, a);
     if (c == 0) piece = read_piece(q, 1, pair);
     mma_fence();
@@ -74,7 +82,7 @@ DEV void main_loop(const Params& p, Pipe& q, int chunks, u32 chunk_bytes, float 
     previous = at;
   }
   mma_wait<0>();
-  release(q.base + Many::EMPTY + 8 * previous, q.lane);
+  release_stage(q, previous);
 }
 #else
 // A operand of the two 32-value steps of a chunk.
@@ -118,7 +126,7 @@ DEV void main_loop(const Params& p, Pipe& q, int chunks, u32, float (&acc)[NMAX 
   auto end = [&] {
     mma_wait<0>();
     promote<N>(q.base + Many::XS + previous * Many::XS_STAGE, q.lane, part, acc);
-    release(q.base + Many::EMPTY + 8 * previous, q.lane);
+    release_stage(q, previous);
   };
   start_stage<N>(p, q, chunks > 1, part, [] {});
   for (int chunk = 2; chunk < chunks; chunk += 2) {

@@ -93,5 +93,4 @@ DEV void finish_tile(const Params& p, const ManyTile& t, const Pipe& q, const fl
     if (t.phase) store_rows<N>(p, t, q, f, row64, acc);
     else store_activations<N>(p, t, q, f, row64, acc);
   }
-  publish_warp(t.phase ? p.sync + 1 : counter(p, t.token_tile, H_DONE));
 }

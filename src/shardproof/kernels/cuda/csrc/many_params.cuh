@@ -2,12 +2,14 @@
 // e4m3) values, 16-byte columns xor (row & 7), in chunks of as many rows as the tile has tokens, rounded up to 8.
 #pragma once
 #include "params.cuh"
+#include "route.cuh"
 
 constexpr int DEPTH = W_DEPTH;                     // stages of 128 values of K: weights and tokens together
 constexpr int MAKERS = 2;                          // warps that make token tiles
-constexpr int COLUMNS = 512;                       // values of K in one job of a maker: 8 rows of them
+constexpr int COLUMNS = 512;                       // activations in one job of a maker, for 8 rows; of x: 1 KB
+constexpr int BATCH = 4;                          // loads of a maker in flight
 constexpr int RECORDS = 2;                         // depth of the ring of tile records
-constexpr int WARPS = WGS * 4;                     // consumer warps; each counts its own part of a finished tile
+constexpr int WARPS = WGS * 4;                     // consumer warps
 
 struct Many {
   static constexpr int X_STAGE = (FP8 ? 1 : 2) * NMAX * 128;
@@ -24,7 +26,9 @@ struct Many {
   static constexpr int ZERO = TABLE + 128;
   static constexpr int FULL = ZERO + 32, EMPTY = FULL + 8 * DEPTH;
   static constexpr int T_FULL = EMPTY + 8 * DEPTH, T_EMPTY = T_FULL + 8 * RECORDS;
-  static constexpr int END = T_EMPTY + 8 * RECORDS;
+  static constexpr int K_FULL = T_EMPTY + 8 * RECORDS;     // tickets from the cluster's first block
+  static constexpr int TICKET = K_FULL + 8 * RECORDS;
+  static constexpr int END = TICKET + 8 * RECORDS;
 };
 
 struct ManyTile {
@@ -34,21 +38,24 @@ struct ManyTile {
   int pad;
 };
 
-// p.tiles: x = expert | count << 20, y = first sorted slot, z = part | parts << 16, w = groups before it.
-DEV int tile_rows(int count) { return (count + 7) & ~7; }
 
-// p.sync: 0 ticket, 1 finished w2 parts, 2 leaving blocks, 3 maker's ticket, then three counters a token tile.
+// p.sync: 0 ticket, 1 finished w2 tiles, 2 leaving blocks, 3 maker's ticket, then three counters a token tile.
 enum Counter { X_MADE, H_DONE, H_MADE };
 DEV int* counter(const Params& p, int tile, Counter which) { return p.sync + 4 + 3 * tile + which; }
 
 // What w2 reads is not what w13's epilogue writes if activations are rounded: 128 of them share a scale.
 DEV bool remade(const Params& p) { return FP8 || p.round_h; }
-DEV int column_jobs(const Gemm& g) { return (g.chunks * 64 + COLUMNS - 1) / COLUMNS; }
+// Tickets of one token tile: the blocks of a cluster share its tokens and take a row tile each.
+DEV int tickets_each(const Gemm& g) { return g.row_tiles / CLUSTER; }
 DEV int row_bytes(const Gemm& g) { return (FP8 ? (g.chunks + 1) / 2 : g.chunks) * 128; }
+DEV int column_jobs(const Params& p, int phase) {
+  return phase ? (p.gemm[1].chunks * 64 + COLUMNS - 1) / COLUMNS : (row_bytes(p.gemm[0]) + 1023) / 1024;
+}
 
 // Generic stores that the copy engine reads next, here or in another block.
 DEV void fence_copies() { asm volatile("fence.proxy.async;" ::: "memory"); }
-DEV void publish_warp(int* at) {
+// Counts what this warp wrote, or what it knows that its block has written.
+DEV void publish(int* at) {
   fence_copies();
   __syncwarp();
   if (lane_id() == 0) {

@@ -23,6 +23,7 @@
 #define EACH 2
 #define OVERLAP 0
 #define PAIR 1
+#define CLUSTER 1             // many.cu: blocks that share token tiles
 #define ONCE 1                // weights are read once: first to leave the L2 cache
 #define ACTIVATION 0          // 0 silu, 1 swiglu_oai, 2 situ
 #define CHECKED 0             // for compute-sanitizer
@@ -79,17 +80,18 @@ struct Params {
   u16* out;                     // bf16 [tokens, hidden]
   const int *ids, *expert_map;  // [tokens, top_k]; global expert to local, or null
   const float* weights;         // [tokens, top_k]
-  int4* tiles;                  // x = expert | count << 20, y = first sorted slot, z = part, w = parts
+  int4* tiles;                  // x = expert | count << 20, y = first sorted slot, z = part | parts << 16, w = groups before it
   int* slots;                   // sorted slot -> token * top_k + j
-  int* tile_count;
+  int* tile_count;              // tiles, groups
   int* sync;                    // 0 ticket, 1 finished w2 tiles, 2 leaving blocks, 4.. finished w13 tiles of a token tile
   int tokens, top_k, experts, map_size, hidden, intermediate;
   int x_pitch, h_pitch, y_pitch;  // elements
   int small_route, round_x, round_h, weight_first;
   float limit, alpha, beta, linear_beta;
   u32 powers[5];                // 4096, 256, 64, 16, 4: unknown to the compiler, so that it shifts by multiplying
+  const float* rows_xs;         // many.cu, FP8: [x_pitch / 128, tokens], as xs elsewhere; x: its rows of x_pitch bytes
   u8* hq;                       // many.cu, rounded activations only: the token tiles of w2
-  int* groups;                  // many.cu: the token tile of each group of 8 rows
+  int* groups;                  // the token tile of each group of 8 rows; null: nobody asks
   int ahead;                    // many.cu: tickets by which a token tile may be made before its turn
 };
 

@@ -81,6 +81,46 @@ DEV uint4 load_global16(const void* p) {
   return v;
 }
 
+// ---- clusters
+DEV u32 cluster_rank() {
+  u32 r;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(r));
+  return r;
+}
+DEV u32 cluster_size() {
+  u32 n;
+  asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(n));
+  return n;
+}
+DEV u32 in_block(u32 addr, u32 rank) {
+  u32 r;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(r) : "r"(addr), "r"(rank));
+  return r;
+}
+DEV void cluster_sync() {
+  asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+}
+// Says that this block is done reading. No cluster-wide release: that would be a full memory barrier, and nothing was written.
+DEV void arrive_in_block(u32 bar, u32 rank) {
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(in_block(bar, rank)) : "memory");
+}
+DEV int load_in_block(u32 addr, u32 rank) {
+  int v;
+  asm volatile("ld.shared::cluster.b32 %0, [%1];" : "=r"(v) : "r"(in_block(addr, rank)) : "memory");
+  return v;
+}
+DEV void send_word(u32 addr, u32 bar, u32 rank, int value) {
+  asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.u32 [%0], %1, [%2];"
+               ::"r"(in_block(addr, rank)), "r"(value), "r"(in_block(bar, rank)) : "memory");
+}
+// To the same place in each of the cluster's `blocks` first blocks; completes on the barrier of each.
+DEV void bulk_load_all(u32 dst, const void* src, u32 bytes, u32 bar, u64 policy, int blocks) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster.L2::cache_hint "
+      "[%0], [%1], %2, [%3], %4, %5;"
+      ::"r"(dst), "l"(src), "r"(bytes), "r"(bar), "h"((u16)((1 << blocks) - 1)), "l"(policy) : "memory");
+}
+
 // ---- shared memory
 DEV uint4 load_shared16(u32 addr) {
   uint4 v;

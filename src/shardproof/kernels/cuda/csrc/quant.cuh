@@ -53,18 +53,43 @@ DEV uint2 transpose_block32(uint2 even_odd) {
   return make_uint2(select_bytes(a, b, 0x5410), select_bytes(a, b, 0x7632));
 }
 
-// One stage of tokens rounded to e4m3 and stored as bf16, swizzled: 16 lanes a row and block.
+// One stage of tokens rounded to e4m3 and stored as bf16, swizzled: 16 lanes a row and block. The next item is loaded
+// while one is rounded.
 DEV void round_stage(const u8* data, long pitch, int valid, const int* rows, int count, int first_byte, u32 dst,
                      int thread) {
-  constexpr int BLOCKS = CHUNKS / 2 > 0 ? CHUNKS / 2 : 1;
-  int part = thread & 15, items = count * BLOCKS;
-  for (int i0 = 0; i0 < items; i0 += LOADERS / 16) {
-    int i = i0 + (thread >> 4), r = i / BLOCKS, at = first_byte + (i - r * BLOCKS) * 256 + part * 16;
-    bool live = i < items;
+  constexpr int BLOCKS = CHUNKS / 2 > 0 ? CHUNKS / 2 : 1, STRIDE = LOADERS / 16;
+  int part = thread & 15, items = count * BLOCKS, i = thread >> 4;
+  auto load = [&](int item) {
+    int r = item / BLOCKS, at = first_byte + (item - r * BLOCKS) * 256 + part * 16;
+    return item < items && at < valid ? load_global16(data + rows[r] * pitch + at) : make_uint4(0, 0, 0, 0);
+  };
+  uint4 v = load(i);
+  for (int i0 = 0; i0 < items; i0 += STRIDE, i += STRIDE) {
+    uint4 next = load(i + STRIDE), rounded = round8(v, scale_exponent(block_amax(v)));
+    int r = i / BLOCKS, atom = (i - r * BLOCKS) * 2 + (part >> 3), column = part & 7;
+    if (i < items) store_shared16(dst + atom * ATOM_BYTES + r * 128 + ((column ^ (r & 7)) << 4), rounded);
+    v = next;
+  }
+}
+
+// x [tokens, hidden] in bf16 -> e4m3 [tokens, x_pitch] and scales, or (rounded != null) bf16 again: one block of `blocks`.
+DEV void round_all(const Params& p, int block, int blocks, u8* codes, float* scales, u16* rounded) {
+  int runs = (p.hidden + 127) / 128 * 16;
+  long total = (long)p.tokens * runs, first = (long)block * blockDim.x + threadIdx.x;
+  for (long i0 = first - lane_id(); i0 < total; i0 += (long)blocks * blockDim.x) {
+    long i = i0 + lane_id();
+    int token = i / runs, run = i - (long)token * runs, column = run * 8;
+    bool live = i < total;
     uint4 v = make_uint4(0, 0, 0, 0);
-    if (live && at < valid) v = load_global16(data + rows[r] * pitch + at);
-    uint4 rounded = round8(v, scale_exponent(block_amax(v)));
-    int atom = (i - r * BLOCKS) * 2 + (part >> 3), column = part & 7;
-    if (live) store_shared16(dst + atom * ATOM_BYTES + r * 128 + ((column ^ (r & 7)) << 4), rounded);
+    if (live && column < p.hidden) v = load_global16(p.x + (long)token * p.hidden + column);
+    int e = scale_exponent(block_amax(v));
+    if (rounded) {
+      if (live && column < p.hidden) *(uint4*)(rounded + (long)token * p.hidden + column) = round8(v, e);
+    } else {
+      uint2 q8 = transpose_block32(quantise8(v, e));
+      if (!live) continue;
+      *(uint2*)(codes + (long)token * p.x_pitch + column) = q8;
+      if ((run & 15) == 0) scales[(long)(run / 16) * p.tokens + token] = exp2_int(e);
+    }
   }
 }

@@ -2,48 +2,67 @@
 #pragma once
 #include "params.cuh"
 
+// What an expert's slots need, or what those of earlier experts do: slots, token tiles, groups of 8 rows of tiles.
+struct Cut {
+  int slots, tiles, groups;
+};
+DEV int tile_rows(int count) { return (count + 7) & ~7; }
 DEV int tile_parts(int count) { return (count + NMAX - 1) / NMAX; }
+DEV Cut cut_of(int count) { return {count, tile_parts(count), tile_rows(count) / 8}; }
 
-// Writes the tiles of one expert whose `count` slots begin at `start`; sizes differ by at most one grain.
-DEV void write_tiles(int4* tiles, int expert, int start, int count) {
+// The tiles of one expert; their sizes differ by less than 8. `groups`, if any, names the tile of each 8 rows.
+DEV void write_tiles(int4* tiles, int* groups, int expert, int count, const Cut& before) {
   int parts = tile_parts(count);
   if (!parts) return;
-  int size = ((count + parts - 1) / parts + 7) / 8 * 8;
+  int size = tile_rows((count + parts - 1) / parts);
   for (int i = 0; i < parts; ++i) {
-    int n = min(size, count - i * size);
-    tiles[i] = make_int4(expert | (max(n, 0) << 20), start + i * size, i, parts);
+    int n = min(size, count - i * size), group = before.groups + i * size / 8;
+    tiles[before.tiles + i] = make_int4(expert | (n << 20), before.slots + i * size, i | (parts << 16), group);
+    if (groups)
+      for (int g = 0; g < tile_rows(n) / 8; ++g) groups[group + g] = before.tiles + i;
   }
 }
 
-// Exclusive prefix over a warp of (slots, tiles); returns the totals through the references.
-DEV void scan_pair(int& a, int& b, int& total_a, int& total_b) {
-  int x = a, y = b;
+// Exclusive prefix over a warp; returns the total.
+DEV Cut scan_warp(Cut& c) {
+  Cut mine = c;
 #pragma unroll
   for (int d = 1; d < 32; d *= 2) {
-    int u = __shfl_up_sync(~0u, x, d), v = __shfl_up_sync(~0u, y, d);
-    if (lane_id() >= d) { x += u; y += v; }
+    int s = __shfl_up_sync(~0u, c.slots, d), t = __shfl_up_sync(~0u, c.tiles, d), g = __shfl_up_sync(~0u, c.groups, d);
+    if (lane_id() >= d) c.slots += s, c.tiles += t, c.groups += g;
   }
-  total_a = __shfl_sync(~0u, x, 31);
-  total_b = __shfl_sync(~0u, y, 31);
-  a = x - a;
-  b = y - b;
+  Cut total = {__shfl_sync(~0u, c.slots, 31), __shfl_sync(~0u, c.tiles, 31), __shfl_sync(~0u, c.groups, 31)};
+  c.slots -= mine.slots, c.tiles -= mine.tiles, c.groups -= mine.groups;
+  return total;
 }
 
-// One warp: from counts[expert] to starts[expert] and the list of tiles. Returns the number of tiles.
-DEV int cut_tiles(const int* counts, int* starts, int experts, int4* tiles) {
-  int slots = 0, made = 0;
-  for (int e0 = 0; e0 < experts; e0 += 32) {
-    int e = e0 + lane_id(), count = e < experts ? counts[e] : 0;
-    int a = count, b = tile_parts(count), total_a, total_b;
-    scan_pair(a, b, total_a, total_b);
-    if (e < experts) {
-      starts[e] = slots + a;
-      write_tiles(tiles + made + b, e, slots + a, count);
-    }
-    slots += total_a;
-    made += total_b;
+// The same over a block, by all its threads; `warps`: shared memory for 32 entries.
+DEV Cut scan_block(Cut& c, Cut* warps) {
+  int warp = threadIdx.x >> 5;
+  Cut total = scan_warp(c);
+  if (lane_id() == 0) warps[warp] = total;
+  __syncthreads();
+  Cut w = lane_id() < blockDim.x / 32 ? warps[lane_id()] : Cut{0, 0, 0};
+  total = scan_warp(w);
+  c.slots += __shfl_sync(~0u, w.slots, warp);
+  c.tiles += __shfl_sync(~0u, w.tiles, warp);
+  c.groups += __shfl_sync(~0u, w.groups, warp);
+  return total;
+}
+
+// All threads of a block: from counts[expert] to starts[expert] and, if asked for, the list of tiles. Returns the totals.
+DEV Cut cut_tiles(const int* counts, int* starts, int experts, int4* tiles, int* groups, Cut* warps) {
+  Cut before = {0, 0, 0};
+  for (int e0 = 0; e0 < experts; e0 += blockDim.x) {
+    int e = e0 + threadIdx.x, count = e < experts ? counts[e] : 0;
+    Cut c = cut_of(count), total = scan_block(c, warps);
+    c.slots += before.slots, c.tiles += before.tiles, c.groups += before.groups;
+    if (e < experts) starts[e] = c.slots;
+    if (tiles) write_tiles(tiles, groups, e, count, c);
+    before.slots += total.slots, before.tiles += total.tiles, before.groups += total.groups;
+    __syncthreads();
   }
-  return made;
+  return before;
 }
 
 // One warp sorts up to 32 slots, one a lane; experts come in the order of their first slots.
@@ -52,16 +71,15 @@ DEV void route_in_warp(const Params& p, int4* tiles, int* slots, int* tile_count
   u32 same = __match_any_sync(~0u, e);
   int rank = __popc(same & ((1u << i) - 1)), count = __popc(same);
   bool first = e >= 0 && rank == 0;
-  int start = first ? count : 0, tile = first ? tile_parts(count) : 0, total_slots, total_tiles;
-  scan_pair(start, tile, total_slots, total_tiles);
-  if (first) write_tiles(tiles + tile, e, start, count);
-  start = __shfl_sync(~0u, start, __ffs(same) - 1);
+  Cut before = first ? cut_of(count) : Cut{0, 0, 0}, total = scan_warp(before);
+  if (first) write_tiles(tiles, nullptr, e, count, before);
+  int start = __shfl_sync(~0u, before.slots, __ffs(same) - 1);
   if (e >= 0) slots[start + rank] = i;
-  if (i == 0) *tile_count = total_tiles;
+  if (i == 0) *tile_count = total.tiles;
 }
 
 // Every block sorts the few slots by itself, in shared memory, and all blocks agree: a slot's place is the number
-// of earlier slots of its expert. `scratch` is free until the first copy: [experts][words] bits, counts, starts.
+// of earlier slots of its expert. `scratch` is free until the first copy: [experts][words] bits, counts, starts, totals.
 DEV void route_in_block(const Params& p, u32* scratch, int4* tiles, int* slots, int* tile_count) {
   int n = p.tokens * p.top_k, words = (n + 31) / 32, threads = blockDim.x;
   if (n <= 32) {
@@ -71,6 +89,7 @@ DEV void route_in_block(const Params& p, u32* scratch, int4* tiles, int* slots, 
   u32* bits = scratch;
   int* counts = (int*)(scratch + p.experts * words);
   int* starts = counts + p.experts;
+  Cut* warps = (Cut*)(starts + p.experts);
   for (int i = threadIdx.x; i < p.experts * words; i += threads) bits[i] = 0;
   __syncthreads();
   for (int i = threadIdx.x; i < n; i += threads) {
@@ -84,16 +103,44 @@ DEV void route_in_block(const Params& p, u32* scratch, int4* tiles, int* slots, 
     counts[e] = c;
   }
   __syncthreads();
-  if (threadIdx.x < 32) {
-    int made = cut_tiles(counts, starts, p.experts, tiles);
-    if (threadIdx.x == 0) *tile_count = made;
-  }
-  __syncthreads();
+  Cut made = cut_tiles(counts, starts, p.experts, tiles, nullptr, warps);
+  if (threadIdx.x == 0) *tile_count = made.tiles;
   for (int i = threadIdx.x; i < n; i += threads) {
     int e = local_expert(p, p.ids[i]);
     if (e < 0) continue;
     int place = starts[e] + __popc(bits[e * words + i / 32] & ((1u << (i % 32)) - 1));
     for (int w = 0; w < i / 32; ++w) place += __popc(bits[e * words + w]);
     slots[place] = i;
+  }
+}
+
+// One cluster sorts many slots, each block its part of them: all count, and know from the others' counts where their own
+// slots of an expert begin. The place within an expert changes no result. `smem`: 3 * experts + 96 integers.
+DEV void sort_slots(const Params& p, int* smem) {
+  int n = p.tokens * p.top_k, rank = cluster_rank(), ranks = cluster_size(), each = (n + ranks - 1) / ranks;
+  int first = rank * each + threadIdx.x, last = min(n, (rank + 1) * each);
+  int *counts = smem, *starts = smem + p.experts, *totals = smem + 2 * p.experts;
+  for (int e = threadIdx.x; e < p.experts; e += blockDim.x) counts[e] = 0;
+  __syncthreads();
+#pragma unroll 8
+  for (int i = first; i < last; i += blockDim.x) {
+    int e = local_expert(p, p.ids[i]);
+    if (e >= 0) atomicAdd(&counts[e], 1);
+  }
+  cluster_sync();
+  for (int e = threadIdx.x; e < p.experts; e += blockDim.x) {
+    totals[e] = 0;
+    for (int r = 0; r < ranks; ++r) totals[e] += load_in_block(smem_addr(counts + e), r);
+  }
+  __syncthreads();
+  Cut made = cut_tiles(totals, starts, p.experts, rank == 0 ? p.tiles : nullptr, p.groups, (Cut*)(smem + 3 * p.experts));
+  if (rank == 0 && threadIdx.x == 0) p.tile_count[0] = made.tiles, p.tile_count[1] = made.groups;
+  for (int e = threadIdx.x; e < p.experts; e += blockDim.x)
+    for (int r = 0; r < rank; ++r) starts[e] += load_in_block(smem_addr(counts + e), r);
+  cluster_sync();
+#pragma unroll 8
+  for (int i = first; i < last; i += blockDim.x) {
+    int e = local_expert(p, p.ids[i]);
+    if (e >= 0) p.slots[atomicAdd(&starts[e], 1)] = i;
   }
 }
