@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("cuda.bindings.nvrtc")
 
-from shardproof.kernels.cuda import builds, launch  # noqa: E402
+from shardproof.kernels.cuda import builds, launch, route  # noqa: E402
 from shardproof.kernels.cuda import compile as kernel_compile  # noqa: E402
 
 MOST_SHARED = 232448  # bytes a block may have on sm_90
@@ -101,3 +102,21 @@ def test_a_file_extends_the_table(monkeypatch, tmp_path) -> None:
     assert builds.choose(0.01, "w4a8", "My GPU").name == "small"
     assert builds.choose(1e9, "w4a8", "My GPU").name == "mid"
     assert builds.choose(1e9, "w4a8 exact", "My GPU").name == "many192_8"
+
+
+@pytest.mark.parametrize(
+    ("tokens", "build", "cluster", "grid"),
+    [(16, builds.WIDE, 1, 1), (16, builds.MID8, 1, 9), (400, builds.MANY112, 8, 8), (4096, builds.MANY192_8, 8, 272)],
+    ids=lambda v: getattr(v, "name", v),
+)
+def test_sorting_and_rounding_fill_whole_clusters(tokens, build, cluster, grid, monkeypatch) -> None:
+    launched = []
+    monkeypatch.setattr(route.launch, "function", lambda entry, *_: entry)
+    monkeypatch.setattr(route.launch, "launch", lambda *a, cluster: launched.append((*a, cluster)))
+    layer = SimpleNamespace(processors=132, experts=256, device=torch.device("cpu"))
+    args = launch.Args(tokens=tokens, top_k=6)
+    route.run(layer, build, args, torch.zeros(tokens, 4096, dtype=torch.bfloat16), None, 0)
+    entry, blocks, threads, shared, _, overlap, *_, of = launched[0]
+    assert (entry, blocks, threads, overlap, of) == ("route.cu", grid, 1024, False, cluster)
+    assert blocks % of == 0
+    assert shared >= 4 * (3 * 256 + 3 * 32)
