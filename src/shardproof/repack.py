@@ -7,6 +7,7 @@ projection, each tensor-parallel rank's cut is unpacked and put where it was tak
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,13 @@ from shardproof.mxfp4 import Bytes
 from shardproof.packed import BIAS_DTYPE, MANIFEST, PackedExperts, load, rank_file, read_manifest
 from shardproof.partition import Rank
 from shardproof.plan import Plan
+
+
+class _Kept(threading.local):
+    """What a thread unpacked last, by (rank, stack, field)."""
+
+    def __init__(self) -> None:
+        self.parts: dict[tuple[int, Stack, Field], tuple[tuple[str, int], Bytes]] = {}
 
 
 class PackedFolder(Checkpoint):
@@ -43,16 +51,17 @@ class PackedFolder(Checkpoint):
         self.config, self.problems, self.tensors = {}, [], {}
         self._maps: dict[int, Bytes] = {}
         self._stamps = [(s.st_size, s.st_mtime_ns) for s in (path.stat() for path in self.paths)]
-        self._parts: dict[tuple[int, Stack, Field], tuple[tuple[str, int], Bytes]] = {}
+        self._kept = _Kept()
 
     def part(self, rank: Rank, key: str, stack: Stack, name: Field, expert: int) -> Bytes:
-        """One expert of one rank in canonical form, uint8 [N, bytes a row]; the last one is kept: w3 follows w1."""
+        """One expert of one rank in canonical form, uint8 [N, bytes a row]; a thread keeps its last: w3 follows w1."""
         slot = rank.index, stack, name
-        which, part = self._parts.get(slot, (None, None))
+        parts = self._kept.parts
+        which, part = parts.get(slot, (None, None))
         if part is None or which != (key, expert):
             packed = self.ranks[rank.index].layers[key]
             part = packed.placed(stack, name).read(packed.tensors[stack, name], packed.experts.index(expert), 1)[0]
-            self._parts[slot] = (key, expert), part
+            parts[slot] = (key, expert), part
         return part
 
 

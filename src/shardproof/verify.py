@@ -7,6 +7,7 @@ compared; padding is compared as well. The plan itself must be for this checkpoi
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,13 @@ from shardproof.mistakes.extent import telling_experts, wrong_experts
 from shardproof.mxfp4 import Bytes
 from shardproof.pack import pack_layer
 from shardproof.pack.matrices import read_cut
+from shardproof.pack.memory import arena
+from shardproof.pack.native.run import default_threads
 from shardproof.packed import MANIFEST, PackedExperts, PackedLayer, load, rank_file, read_manifest, read_plan
 from shardproof.partition import Rank
 from shardproof.plan import Cut, Plan
 
+_TOGETHER = 1 << 20  # bytes compared at a time: what says where they differ stays in the cache
 _SMALL = 1 << 20  # bytes of a tensor up to which three mistakes at once are looked for
 
 
@@ -94,11 +98,13 @@ def verify(folder: str | Path, model: ExpertModel, *, report: Report | None = No
     differences: list[Difference] = []
     held = [r.index for r in plan.ranks if rank_file(r) in manifest["ranks"]]
     total, done, digest = sum(plan.rank_bytes(plan.ranks[i]) for i in held), 0, Digest()
+    room: dict[Slot, Bytes] = {}
     for index in held:
         packed = load(folder, index)
         found = Digest()
         for layer in packed:
-            wrong, part = verify_layer(model, layer)
+            room = _room(layer, room)
+            wrong, part = verify_layer(model, layer, room)
             differences += wrong
             found += part
             done += sum(t.nbytes for t in layer.tensors.values())
@@ -127,12 +133,32 @@ def _digest_difference(packed: PackedExperts, found: Digest) -> Difference:
     return Difference(packed.rank.index, "(digest)", 0, 0, (text,), None, "the checkpoint's data changed since packing")
 
 
-def verify_layer(model: ExpertModel, layer: PackedLayer) -> tuple[list[Difference], Digest]:
-    """Compare one packed layer with the checkpoint; returns its differences and the digest of its content."""
-    expected = {slot: np.empty(layer.placed(*slot).nbytes, np.uint8) for slot in layer.tensors}
+def _room(layer: PackedLayer, before: dict[Slot, Bytes]) -> dict[Slot, Bytes]:
+    """Memory for a layer's tensors: that of the layer before where it has their sizes, for fresh pages are slow."""
+    sizes = {slot: layer.placed(*slot).nbytes for slot in layer.tensors}
+    return before if {slot: data.nbytes for slot, data in before.items()} == sizes else arena(sizes)
+
+
+def _equal(one: Bytes, other: Bytes) -> bool:
+    """Whether two runs of bytes are equal, by all cores."""
+    starts = range(0, len(one), _TOGETHER)
+    if len(one) != len(other):
+        return False
+    with ThreadPoolExecutor(default_threads()) as pool:
+        parts = pool.map(lambda a: np.array_equal(one[a : a + _TOGETHER], other[a : a + _TOGETHER]), starts)
+        return all(parts)
+
+
+def verify_layer(
+    model: ExpertModel, layer: PackedLayer, room: Mapping[Slot, Bytes] | None = None
+) -> tuple[list[Difference], Digest]:
+    """Compare one packed layer with the checkpoint; returns its differences and the digest of its content.
+
+    `room`: memory of the size of the layer's tensors, every byte of which is overwritten; fresh by default.
+    """
+    expected = _room(layer, {}) if room is None else room
     digest = pack_layer(model, layer.plan, layer.key, layer.rank, expected)
-    wrong = {slot: layer.tensors[slot] != expected[slot] for slot in expected}
-    bad = {slot: mask for slot, mask in wrong.items() if mask.any()}
+    bad = {s: layer.tensors[s] != expected[s] for s in expected if not _equal(layer.tensors[s], expected[s])}
     if not bad:
         return [], digest
     cause = _explain(model, layer, bad)

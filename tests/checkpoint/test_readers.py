@@ -67,7 +67,7 @@ def test_a_file_that_shrinks(tmp_path, name):
     """Before it is read: the check. While it is read: the package fails, and the file is named."""
     made = model(tmp_path, experts=6, hidden=256, intermediate=256)
     path = made.checkpoint.paths[0]
-    spans = merge([Span(0, 0, path.stat().st_size)])
+    spans = merge(*np.array([[0], [0], [path.stat().st_size]]))
     reader = open_reader(name, made.checkpoint)
     os.truncate(path, 100)
     with pytest.raises(CheckpointError) as caught:

@@ -13,10 +13,13 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from shardproof.checkpoint.checkpoint import Checkpoint
 from shardproof.checkpoint.residency import available_memory, resident
 from shardproof.mxfp4 import Bytes
+
+Ints = npt.NDArray[np.int64]
 
 log = logging.getLogger("shardproof.pack")
 
@@ -107,16 +110,18 @@ class MappedReader:
             self._reading = None
 
 
-def merge(spans: Sequence[Span], gap: int = 1 << 20) -> list[Span]:
-    """Spans sorted by file and start, those that are less than `gap` bytes apart joined."""
-    merged: list[Span] = []
-    for span in sorted(spans):
-        last = merged[-1] if merged else None
-        if last is not None and last.file == span.file and span.start <= last.stop + gap:
-            merged[-1] = Span(span.file, last.start, max(last.stop, span.stop))
-        else:
-            merged.append(span)
-    return merged
+def merge(files: Ints, starts: Ints, stops: Ints, gap: int = 1 << 20) -> list[Span]:
+    """Byte ranges (files, starts, stops: int64 [n]) by file and start, those less than `gap` bytes apart joined."""
+    if not len(files):
+        return []
+    order = np.lexsort((starts, files))
+    files, starts = files[order], starts[order]
+    # One long line of bytes: file by file, each far beyond the end of the one before.
+    reach = np.maximum.accumulate((files << 48) + stops[order])
+    first = np.flatnonzero(np.concatenate(([True], (files[1:] << 48) + starts[1:] > reach[:-1] + gap)))
+    last = np.append(first[1:], len(files)) - 1
+    ends = reach[last] - (files[last] << 48)
+    return list(map(Span, files[first].tolist(), starts[first].tolist(), ends.tolist()))
 
 
 class Addresses:

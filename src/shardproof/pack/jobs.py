@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol
 
@@ -28,6 +28,7 @@ Slot = tuple[Stack, Field]
 Buffers = Mapping[Slot, Bytes]
 Ints = npt.NDArray[np.int64]
 _JOB_BYTES = 2 << 20
+_LAST, _PIECES = 6, 4  # this many jobs at the end are cut into pieces, so that no thread waits long for another
 
 
 class Where(Protocol):
@@ -111,23 +112,38 @@ def run_tensors(
     outs: Mapping[Rank, Buffers],
     tensors: list[Tensor],
     threads: int | None,
+    meanwhile: Callable[[], None] | None = None,
 ) -> tuple[Digest, ...]:
-    """Run the jobs of several tensors, by expert, then by tensor; one digest for each of `outs`."""
+    """Run the jobs of several tensors, by expert, then by tensor; one digest for each of `outs`.
+
+    `meanwhile` is called while they run.
+    """
     jobs = np.concatenate([t.jobs for t in tensors])
     owner = np.repeat(np.arange(len(tensors)), [len(t.jobs) for t in tensors])
-    order = np.lexsort((owner, np.concatenate([t.experts for t in tensors])))
-    jobs, owner = np.ascontiguousarray(jobs[order]), owner[order]
+    jobs, which = _small_at_the_end(jobs, np.lexsort((owner, np.concatenate([t.experts for t in tensors]))))
     scratch = tuple(max(t.program.scratch[i] for t in tensors) for i in range(2))
     spec = plan.shape(key).spec
     blocks = max(spec.hidden, spec.intermediate) // 32
     keep: list[Any] = [tensors, outs]
     result = native.run(
-        jobs, totals=len(outs), columns=blocks, scratch=(scratch[0], scratch[1]), threads=threads, keep=keep
-    )
+        jobs, totals=len(outs), columns=blocks, scratch=(scratch[0], scratch[1]), threads=threads, keep=keep,
+        meanwhile=meanwhile,
+    )  # fmt: skip
     if result.fault is not None:
-        faulty = tensors[int(owner[result.fault.job])]
+        faulty = tensors[int(owner[which[result.fault.job]])]
         raise_fault(model, plan, key, faulty.rank, faulty.slot, outs[faulty.rank][faulty.slot], result.fault)
     return result.totals
+
+
+def _small_at_the_end(jobs: npt.NDArray[np.void], order: npt.NDArray[np.intp]) -> tuple[npt.NDArray[np.void], Ints]:
+    """Jobs in order, the last ones in pieces (some perhaps of no group), and of each the number that it had."""
+    which = np.concatenate((order[:-_LAST], np.repeat(order[-_LAST:], _PIECES)))
+    found = np.ascontiguousarray(jobs[which])
+    pieces = found[-min(_LAST, len(order)) * _PIECES :]
+    turn, length = np.arange(len(pieces)) % _PIECES, pieces["end"] - pieces["begin"]
+    pieces["end"] = pieces["begin"] + (turn + 1) * length // _PIECES
+    pieces["begin"] += turn * length // _PIECES
+    return found, which
 
 
 def raise_fault(

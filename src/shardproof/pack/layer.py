@@ -30,14 +30,14 @@ from shardproof.plan import Plan
 def layer_spans(model: ExpertModel, plan: Plan, key: str, ranks: Sequence[Rank]) -> list[Span]:
     """The bytes of one layer that some ranks need, weights and scales, joined where they are close."""
     experts = np.array(sorted({e for rank in ranks for e in plan.experts(key, rank)}), dtype=np.int64)
-    spans: list[Span] = []
+    files, starts, stops = [], [], []
     for (_, name), source in model.layer(key).sources.items():
         if name == "bias" or not in_files(source):
             continue
-        length = (source.rows - 1) * source.row_stride + source.row_bytes
-        pairs = zip(source.file[experts].tolist(), source.start[experts].tolist(), strict=True)
-        spans += [Span(file, start, start + length) for file, start in pairs]
-    return merge(spans)
+        files.append(source.file[experts])
+        starts.append(source.start[experts])
+        stops.append(starts[-1] + (source.rows - 1) * source.row_stride + source.row_bytes)
+    return merge(np.concatenate(files), np.concatenate(starts), np.concatenate(stops)) if files else []
 
 
 def pack_ranks(
@@ -55,6 +55,7 @@ def pack_ranks(
     native_here = mistake is None and native.library() is not None
     spans = layer_spans(model, plan, key, ranks) if native_here else []
     reader = reader or MappedReader(model.checkpoint, ())
+    biases: list[tuple[Rank, Slot, Bytes]] = []
     where = Addresses(spans, reader.take(spans))
     for number, rank in enumerate(ranks):
         for slot in plan.fields(key):
@@ -68,12 +69,20 @@ def pack_ranks(
             elif made is not None:
                 digests[rank] += pack_gathered(model, plan, key, rank, slot, out, threads)
             elif native_here and slot[1] == "bias" and stand_in_files(model, key, slot):
-                digests[rank] += pack_biases(model, plan, key, rank, slot[0], out)
+                biases.append((rank, slot, out))
             else:
                 digests[rank] += pack_slot(model, plan, key, rank, slot, out, mistake=mistake)
+
+    def meanwhile() -> None:
+        for rank, slot, out in biases:
+            digests[rank] += pack_biases(model, plan, key, rank, slot[0], out)
+
     if tensors:
-        for rank, digest in zip(ranks, run_tensors(model, plan, key, outs, tensors, threads), strict=True):
+        found = run_tensors(model, plan, key, outs, tensors, threads, meanwhile)
+        for rank, digest in zip(ranks, found, strict=True):
             digests[rank] += digest
+    else:
+        meanwhile()
     reader.done(spans)
     return digests
 

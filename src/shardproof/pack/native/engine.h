@@ -79,6 +79,7 @@ typedef struct {
   int64_t fault, fault_job, fault_row, fault_at;
   int64_t open;  /* jobs below this number may run; others wait */
   int64_t *left; /* of every part, the jobs that have not ended; or NULL */
+  int64_t running; /* threads that have not ended */
 } Batch;
 
 /* The key of a row is mixed from its seed, place + row * ROW_STEP (digest.py). */

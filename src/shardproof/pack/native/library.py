@@ -49,8 +49,9 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
     found.sp_sizes.restype = ctypes.c_int64
     if found.sp_sizes() != _SIZES:
         return None, _OTHER_VERSION
-    found.sp_work.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
-    found.sp_work.restype = None
+    found.sp_start.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
+    found.sp_start.restype = None
+    found.sp_wait.argtypes = [ctypes.c_void_p, ctypes.c_int64]
     found.sp_guard.argtypes = [ctypes.c_int]
     return found, ""
 

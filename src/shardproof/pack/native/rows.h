@@ -22,5 +22,6 @@ typedef struct { uint64_t lane[16] __attribute__((aligned(64))); } Sums;
 void sp_report(Batch *batch, const Job *job, int fault, const Found *found, int64_t at);
 
 void sp_digest_group(Batch *batch, const Job *job, const Found *all, int is_long, Sums *sums);
+void sp_run_job(Batch *batch, const Job *job, const uint8_t **rows, uint8_t *scratch, Sums *sums);
 int sp_weighs(const Batch *batch, const Job *job, const Found *all, Aside *aside);
 #endif

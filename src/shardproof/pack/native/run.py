@@ -1,4 +1,7 @@
-"""Running jobs on threads. Python starts one call a thread; the threads share the jobs among themselves in C."""
+"""Running jobs on threads of the engine's own, which share the jobs among themselves.
+
+They start at once: a Python thread is waited for until it runs, and the second one could start milliseconds later.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -29,6 +30,7 @@ SCALE_IS_NAN, VALUE_TOO_HIGH, BUS_ERROR = 1, 2, 3
 
 
 _POLL = 2e-5
+_PATIENCE = 50  # ms until a waiting thread looks for Ctrl-C
 
 
 class Parts(Protocol):
@@ -69,7 +71,8 @@ def default_threads() -> int:
 
 def _quota() -> int:
     try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        with open("/sys/fs/cgroup/cpu.max", "rb", buffering=0) as stream:  # noqa: PTH123 - read for every layer
+            quota, period = stream.read().split()
         return max(1, -(-int(quota) // int(period)))
     except (OSError, ValueError):  # no cgroup v2, or "max"
         return os.cpu_count() or 1
@@ -78,6 +81,7 @@ def _quota() -> int:
 def run(
     jobs: Records, *, totals: int, columns: int, scratch: tuple[int, int], threads: int | None = None,
     isa: int | None = None, keep: Sequence[Any] = (), parts: Parts | None = None,
+    meanwhile: Callable[[], None] | None = None,
 ) -> Run:  # fmt: skip
     """Run jobs (records of `JOB`) to the end.
 
@@ -86,6 +90,7 @@ def run(
     isa       what the programs were compiled for; the fastest of this machine by default
     keep      whatever the jobs' addresses point into
     parts     who takes the destinations of jobs as they are done (the record's `part` counts from 0, in order)
+    meanwhile what the calling thread does while the others run, without `parts`
     """
     engine = library()
     assert engine is not None
@@ -97,17 +102,13 @@ def run(
     batch = BatchStruct(
         jobs.ctypes.data, len(jobs), 0, 0, sums.ctypes.data, weight_keys.ctypes.data, scale_keys.ctypes.data,
         scale_bytes.ctypes.data, scale_before.ctypes.data, weight_keys.shape[1], best_isa() if isa is None else isa,
-        0, 0, 0, 0, 0 if parts else len(jobs), left.ctypes.data if parts else None,
+        0, 0, 0, 0, 0 if parts else len(jobs), left.ctypes.data if parts else None, 0,
     )  # fmt: skip
     rows, pitch = scratch
     buffers = [np.empty(rows * (8 + pitch) + 64, dtype=np.uint8) for _ in range(count)]
     with _Guard(engine):
-        if parts is not None:
-            _on_threads(engine, batch, [_aligned(b) for b in buffers], rows, lambda: _take(batch, left, parts))
-        elif count == 1:
-            engine.sp_work(ctypes.addressof(batch), _aligned(buffers[0]), rows)
-        else:
-            _on_threads(engine, batch, [_aligned(b) for b in buffers], rows)
+        at_hand = meanwhile if parts is None else lambda: _take(batch, left, parts)
+        _on_threads(engine, batch, [_aligned(b) for b in buffers], rows, at_hand)
     del keep
     fault = Fault(batch.fault, batch.fault_job, batch.fault_row, batch.fault_at) if batch.fault else None
     return Run(tuple(Digest(int(low), int(high)) for low, high in sums), fault)
@@ -118,19 +119,21 @@ def _aligned(buffer: npt.NDArray[np.uint8]) -> int:
 
 
 def _on_threads(
-    engine: ctypes.CDLL, batch: BatchStruct, scratch: list[int], rows: int, meanwhile: Callable[[], None] | None = None
+    engine: ctypes.CDLL, batch: BatchStruct, scratch: list[int], rows: int, meanwhile: Callable[[], None] | None
 ) -> None:
-    """One call a thread. Whatever interrupts the wait (Ctrl-C) stops the batch before it goes on."""
-    with ThreadPoolExecutor(len(scratch), "shardproof-pack") as pool:
-        started = [pool.submit(engine.sp_work, ctypes.addressof(batch), at, rows) for at in scratch]
-        try:
-            if meanwhile is not None:
-                meanwhile()
-            for future in started:
-                future.result()
-        except BaseException:
-            batch.stop = 1
-            raise
+    """Start the threads and wait. Whatever interrupts the wait (Ctrl-C) stops the batch before it goes on."""
+    address, at = ctypes.addressof(batch), (ctypes.c_void_p * len(scratch))(*scratch)
+    try:
+        engine.sp_start(address, at, len(scratch), rows)
+        if meanwhile is not None:
+            meanwhile()
+        while not engine.sp_wait(address, _PATIENCE):
+            pass
+    except BaseException:
+        batch.stop = 1
+        raise
+    finally:
+        engine.sp_wait(address, -1)  # no memory goes while a thread may still use it
 
 
 def _take(batch: BatchStruct, left: npt.NDArray[np.int64], parts: Parts) -> None:

@@ -1,45 +1,9 @@
 /* Jobs: resolve the rows of a group, digest and check them, stage what is ragged, and move them. */
-#define _GNU_SOURCE
-#include <setjmp.h>
-#include <signal.h>
 #include <string.h>
-#include <time.h>
 
 #include "rows.h"
 
 #define ROW_SLACK 64
-
-/* -- a file that shrinks under its map is an error, not a crash ------------------------------------------------ */
-
-static __thread sigjmp_buf landing;
-static __thread volatile sig_atomic_t armed;
-static __thread void *volatile struck;
-static struct sigaction before;
-
-static void on_bus_error(int number, siginfo_t *info, void *context) {
-  if (armed) {
-    armed = 0;
-    struck = info->si_addr;
-    siglongjmp(landing, 1);
-  }
-  if (before.sa_flags & SA_SIGINFO && before.sa_sigaction) {
-    before.sa_sigaction(number, info, context);
-  } else if (before.sa_handler != SIG_DFL && before.sa_handler != SIG_IGN && before.sa_handler) {
-    before.sa_handler(number);
-  } else {
-    sigaction(SIGBUS, &before, NULL); /* the access is repeated and ends as it would have without us */
-  }
-}
-
-int sp_guard(int on) {
-  struct sigaction mine;
-  if (!on) return sigaction(SIGBUS, &before, NULL);
-  memset(&mine, 0, sizeof mine);
-  mine.sa_sigaction = on_bus_error;
-  mine.sa_flags = SA_SIGINFO | SA_NODEFER | SA_ONSTACK;
-  sigemptyset(&mine.sa_mask);
-  return sigaction(SIGBUS, &mine, &before);
-}
 
 /* -- rows ------------------------------------------------------------------------------------------------------- */
 
@@ -171,7 +135,7 @@ static void ask_for(const Program *p, const Found *rows) {
       __builtin_prefetch(rows[i].data + at);
 }
 
-static void run_job(Batch *batch, const Job *job, const uint8_t **rows, uint8_t *scratch, Sums *sums) {
+void sp_run_job(Batch *batch, const Job *job, const uint8_t **rows, uint8_t *scratch, Sums *sums) {
   const Program *p = job->program;
   Seen seen = {0, 0};
   Found found[2][MOST_ROWS];
@@ -192,48 +156,6 @@ static void run_job(Batch *batch, const Job *job, const uint8_t **rows, uint8_t 
     if (apart) sp_digest_group(batch, job, all, 0, sums);
     dst = following;
   }
-}
-
-/* Streamed lines are visible before another thread reads them. */
-static void streams_end(void) {
-#if defined(__x86_64__)
-  __builtin_ia32_sfence();
-#endif
-}
-
-/* Whether job `i` may run at last; not if the batch was stopped before. */
-static int wait_until_open(Batch *batch, int64_t i) {
-  const struct timespec a_while = {0, 20000};
-  while (i >= __atomic_load_n(&batch->open, __ATOMIC_ACQUIRE)) {
-    if (__atomic_load_n(&batch->stop, __ATOMIC_ACQUIRE)) return 0;
-    nanosleep(&a_while, NULL);
-  }
-  return 1;
-}
-
-/* One thread's share: jobs are taken from a common counter. `scratch` holds the row pointers, then the rows. */
-void sp_work(Batch *batch, uint8_t *scratch, int64_t pointers) {
-  const uint8_t **rows = (const uint8_t **)scratch;
-  for (;;) {
-    const int64_t i = __atomic_fetch_add(&batch->next, 1, __ATOMIC_RELAXED);
-    if (i >= batch->count || __atomic_load_n(&batch->stop, __ATOMIC_ACQUIRE)) break;
-    if (!wait_until_open(batch, i)) break;
-    const Job *volatile job = batch->jobs + i;
-    Sums sums = {{0}};
-    if (sigsetjmp(landing, 0)) {
-      sp_report(batch, job, BUS_ERROR, NULL, (int64_t)(intptr_t)struck);
-      break;
-    }
-    armed = 1;
-    run_job(batch, job, rows, scratch + pointers * 8, &sums);
-    armed = 0;
-    for (int i = 0; i < 16; i++)
-      __atomic_fetch_add(&batch->totals[2 * job->total + i / 8], sums.lane[i], __ATOMIC_RELAXED);
-    if (!batch->left) continue;
-    streams_end();
-    __atomic_fetch_sub(&batch->left[job->part], 1, __ATOMIC_RELEASE);
-  }
-  streams_end();
 }
 
 /* Sizes of the structs, so that Python refuses a library that was built from another version of engine.h. */
