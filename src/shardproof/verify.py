@@ -7,7 +7,6 @@ compared; padding is compared as well. The plan itself must be for this checkpoi
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,13 +24,11 @@ from shardproof.mistakes.extent import telling_experts, wrong_experts
 from shardproof.mxfp4 import Bytes
 from shardproof.pack import pack_layer
 from shardproof.pack.matrices import read_cut
-from shardproof.pack.memory import arena
-from shardproof.pack.native.run import default_threads
+from shardproof.pack.memory import arena, equal
 from shardproof.packed import MANIFEST, PackedExperts, PackedLayer, load, rank_file, read_manifest, read_plan
 from shardproof.partition import Rank
 from shardproof.plan import Cut, Plan
 
-_TOGETHER = 1 << 20  # bytes compared at a time: what says where they differ stays in the cache
 _SMALL = 1 << 20  # bytes of a tensor up to which three mistakes at once are looked for
 
 
@@ -139,16 +136,6 @@ def _room(layer: PackedLayer, before: dict[Slot, Bytes]) -> dict[Slot, Bytes]:
     return before if {slot: data.nbytes for slot, data in before.items()} == sizes else arena(sizes)
 
 
-def _equal(one: Bytes, other: Bytes) -> bool:
-    """Whether two runs of bytes are equal, by all cores."""
-    starts = range(0, len(one), _TOGETHER)
-    if len(one) != len(other):
-        return False
-    with ThreadPoolExecutor(default_threads()) as pool:
-        parts = pool.map(lambda a: np.array_equal(one[a : a + _TOGETHER], other[a : a + _TOGETHER]), starts)
-        return all(parts)
-
-
 def verify_layer(
     model: ExpertModel, layer: PackedLayer, room: Mapping[Slot, Bytes] | None = None
 ) -> tuple[list[Difference], Digest]:
@@ -158,7 +145,7 @@ def verify_layer(
     """
     expected = _room(layer, {}) if room is None else room
     digest = pack_layer(model, layer.plan, layer.key, layer.rank, expected)
-    bad = {s: layer.tensors[s] != expected[s] for s in expected if not _equal(layer.tensors[s], expected[s])}
+    bad = {s: layer.tensors[s] != expected[s] for s in expected if not equal(layer.tensors[s], expected[s])}
     if not bad:
         return [], digest
     cause = _explain(model, layer, bad)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import numpy as np
@@ -16,10 +17,12 @@ import numpy as np
 from shardproof.checkpoint.pages import HUGE_PAGES, advise, wanted
 from shardproof.checkpoint.residency import free_memory
 from shardproof.mxfp4 import Bytes
+from shardproof.pack.native.run import default_threads
 
-__all__ = ["HUGE_PAGES", "anonymous", "arena"]
+__all__ = ["HUGE_PAGES", "anonymous", "arena", "equal"]
 
 _LINE = 64
+_TOGETHER = 1 << 20  # bytes compared at a time: what says where they differ stays in the cache
 _SPARE = 1 << 30
 
 Name = TypeVar("Name")
@@ -50,3 +53,12 @@ def arena(sizes: Mapping[Name, int], *, huge_pages: bool | None = None) -> dict[
         total += -(-size // _LINE) * _LINE
     whole = anonymous(total, huge_pages=huge_pages)
     return {name: whole[start : start + sizes[name]] for name, start in starts.items()}
+
+
+def equal(one: Bytes, other: Bytes) -> bool:
+    """Whether two runs of bytes are equal, by all cores."""
+    if len(one) != len(other):
+        return False
+    starts = range(0, len(one), _TOGETHER)
+    with ThreadPoolExecutor(default_threads()) as pool:
+        return all(pool.map(lambda a: np.array_equal(one[a : a + _TOGETHER], other[a : a + _TOGETHER]), starts))

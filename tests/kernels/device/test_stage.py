@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import threading
-
 import numpy as np
 import pytest
 import torch
 from tests.pack.recipes import RECIPES, model
 from tests.pack.test_faults import _damage
+from tests.pack.threads import left_over
 
 from shardproof.errors import PackError
 from shardproof.kernels.device import upload
@@ -64,7 +63,7 @@ def test_a_nan_scale_is_named_and_no_thread_is_left(tmp_path):
     assert caught.value.code == "pack.scale_nan"
     assert caught.value.expert == 2
     assert caught.value.found == "255 at row 17, block 1 of w2"
-    assert not [t for t in threading.enumerate() if t.name.startswith("shardproof-pack")]
+    assert left_over() == 0
 
 
 def test_an_interrupt_stops_the_threads(tmp_path, monkeypatch):
@@ -78,7 +77,7 @@ def test_an_interrupt_stops_the_threads(tmp_path, monkeypatch):
     monkeypatch.setattr(upload, "Stage", Struck)
     with pytest.raises(KeyboardInterrupt):
         pack_layer_on_device(made, plan, "layers.0", rank, out, scratch=1, threads=3)
-    assert not [t for t in threading.enumerate() if t.name.startswith("shardproof-pack")]
+    assert left_over() == 0
 
 
 def test_a_buffer_is_free_once_its_piece_was_permuted():

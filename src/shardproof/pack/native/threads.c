@@ -97,6 +97,7 @@ static pthread_cond_t ended = PTHREAD_COND_INITIALIZER;
 static void *begin(void *given) {
   const Share share = *(Share *)given;
   free(given);
+  pthread_setname_np(pthread_self(), "shardproof-pack");
   work(share.batch, share.scratch, share.pointers);
   pthread_mutex_lock(&lock);
   share.batch->running--; /* the last that this thread does with the batch */
