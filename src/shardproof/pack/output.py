@@ -46,7 +46,7 @@ class Output:
         self, target: Path, plan: Plan, checkpoint: Checkpoint, indices: Sequence[int], variant: str = ""
     ) -> None:
         if target.name in ("", ".."):  # `.`, `..` and `/` have no name that a part folder could stand beside
-            target = Path(os.path.abspath(target))
+            target = target.resolve()
         self.target, self.plan, self.indices = target, plan, list(indices)
         self._checkpoint, self._variant = checkpoint, variant
         named = f"{plan_key(plan)} {sorted(self.indices)} {sorted(checkpoint.stamps.items())} {variant}"
