@@ -320,7 +320,7 @@ def test_an_empty_folder_is_filled(job):
 @pytest.mark.parametrize("harm", ["cut off", "gone"])
 @pytest.mark.parametrize("tp", [1, 2])
 def test_a_rank_file_that_was_harmed_is_written_again(job, harm, tp):
-    """ "They were there already" must be true of bytes, not of names; with tp 1 no rank is left but the manifest."""
+    """That they were there already must be true of bytes, not of names; with tp 1 no rank is left but the manifest."""
     plan = make_plan(job.model, AITER, tp=tp)
     pack(job.model, plan, job.out)
     path = job.out / f"rank-{tp - 1:05d}-of-{tp:05d}.safetensors"

@@ -91,6 +91,8 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as reason:
+        if reason.filename is not None and Path(reason.filename) != path:
+            raise
         raise PackError("pack.io", "the output cannot be written", file=path, found=reason.strerror) from reason
 
 
