@@ -317,6 +317,40 @@ def test_an_empty_folder_is_filled(job):
     assert len(list(job.out.iterdir())) == 3
 
 
+@pytest.mark.parametrize("harm", ["cut off", "gone"])
+@pytest.mark.parametrize("tp", [1, 2])
+def test_a_rank_file_that_was_harmed_is_written_again(job, harm, tp):
+    """That they were there already must be true of bytes, not of names; with tp 1 no rank is left but the manifest."""
+    plan = make_plan(job.model, AITER, tp=tp)
+    pack(job.model, plan, job.out)
+    path = job.out / f"rank-{tp - 1:05d}-of-{tp:05d}.safetensors"
+    whole = path.read_bytes()
+    path.unlink()
+    if harm == "cut off":
+        path.write_bytes(whole[:-1])
+    assert sorted(pack(job.model, plan, job.out)) == list(range(tp))
+    assert path.read_bytes() == whole
+    assert [p.name for p in job.out.parent.iterdir()] == ["out"]
+
+
+def test_a_mount_point_is_refused_before_any_work(job, monkeypatch):
+    """It cannot be renamed to, and a part folder beside it would lie on another disk."""
+    job.out.mkdir(parents=True)
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == job.out)
+    with pytest.raises(PackError) as caught:
+        pack(job.model, job.plan, job.out)
+    assert (caught.value.code, caught.value.next_step) == ("pack.mount_point", f"write to {job.out / 'packed'}")
+    assert list(job.out.parent.iterdir()) == [job.out]
+
+
+@pytest.mark.parametrize("name", [".", "", "/"])
+def test_an_output_without_a_name_of_its_own(job, monkeypatch, name):
+    monkeypatch.chdir(job.model.checkpoint.root)
+    with pytest.raises(PackError) as caught:
+        pack(job.model, job.plan, name)
+    assert caught.value.code == "pack.not_empty"
+
+
 class Stop(BaseException):
     """An interruption that no handler may swallow."""
 

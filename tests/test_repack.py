@@ -144,3 +144,30 @@ def test_a_folder_with_missing_ranks_is_refused(tmp_path: Path) -> None:
         open_packed(tmp_path / "packed")
     assert caught.value.code == "packed.incomplete"
     assert "rank: 1" in str(caught.value)
+
+
+def test_a_damaged_folder_is_not_passed_on(tmp_path: Path) -> None:
+    """One flipped weight bit would otherwise become part of a new folder that verifies against itself."""
+    model = model_in(tmp_path / "model", "gpt_oss", layers=2, experts=3, hidden=128, intermediate=192)
+    replicas = [[0, 1], [1, 2]]
+    plan = make_plan(model, RECIPES[0], tp=2, ep=2, placement=replicas)
+    pack(model, plan, tmp_path / "first")
+    again = open_packed(tmp_path / "first")
+    pack(again, make_plan(again, RECIPES[3], tp=3), tmp_path / "whole")
+
+    path = tmp_path / "first" / rank_file(plan.ranks[0])
+    placed = plan.placed("layers.1", plan.ranks[0], "w13", "weight")
+    start = again.checkpoint.ranks[0].layers["layers.1"].tensors["w13", "weight"].ctypes.data
+    base = again.checkpoint.ranks[0].layers["layers.0"].tensors["w13", "weight"].ctypes.data
+    data = bytearray(path.read_bytes())
+    header = 8 + int.from_bytes(data[:8], "little")
+    data[header + start - base + int(placed.address(0, 3, 5))] ^= 1
+    path.write_bytes(data)
+
+    again = open_packed(tmp_path / "first")
+    with pytest.raises(PackedError) as caught:
+        pack(again, make_plan(again, RECIPES[3], tp=3), tmp_path / "second")
+    assert (caught.value.code, caught.value.file) == ("packed.damaged", tmp_path / "first")
+    assert not (tmp_path / "second").exists()
+    part = make_plan(again, RECIPES[3], tp=3).restrict(["layers.0"])
+    pack(again, part, tmp_path / "part")  # a part has no recorded digest

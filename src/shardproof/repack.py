@@ -8,13 +8,14 @@ projection, each tensor-parallel rank's cut is unpacked and put where it was tak
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from shardproof.checkpoint import Checkpoint
+from shardproof.digest import Digest
 from shardproof.errors import PackedError
 from shardproof.experts import STACKS, Field, Projection, Stack
 from shardproof.formats import Evidence, ExpertModel, LayerExperts, Source
@@ -52,6 +53,14 @@ class PackedFolder(Checkpoint):
         self._maps: dict[int, Bytes] = {}
         self._stamps = [(s.st_size, s.st_mtime_ns) for s in (path.stat() for path in self.paths)]
         self._kept = _Kept()
+
+    def recorded_digest(self, layers: Collection[str]) -> str | None:
+        """The digest that was noted when the ranks were packed; None for some layers only, or rounded biases."""
+        digests = [packed.digest for packed in self.ranks]
+        rounded = self.plan.bias_item != 4 and any(shape.spec.bias for shape in self.plan.shapes)
+        if set(layers) != set(self.plan.layers) or rounded or None in digests:
+            return None
+        return str(sum((d for d in digests if d is not None), Digest()))
 
     def part(self, rank: Rank, key: str, stack: Stack, name: Field, expert: int) -> Bytes:
         """One expert of one rank in canonical form, uint8 [N, bytes a row]; a thread keeps its last: w3 follows w1."""

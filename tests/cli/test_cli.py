@@ -182,3 +182,56 @@ def test_python_dash_m_and_plain_output_in_a_pipe(checkpoint: str) -> None:
     assert done.returncode == 0, done.stderr
     assert "\x1b" not in done.stdout
     assert "MoE layers" in done.stdout
+
+
+def test_outputs_that_cannot_be_written_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for place in (tmp_path / "none" / "x.html", tmp_path):  # no such folder; a folder where a file should be
+        code, _, err = run(capsys, "layouts", "view", "aiter.w16", "-o", str(place))
+        assert (code, err.startswith("shardproof: [pack.io] the output cannot be written")) == (2, True)
+
+
+@pytest.mark.parametrize("option", ["--bundle", "--repair"])
+def test_diagnose_looks_for_the_folder_first(option: str, checkpoint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "diagnose", "no-dump", "--against", checkpoint, option, "/nowhere/x")
+    assert code == 2
+    assert "[pack.io]" in err
+    assert "found: no folder /nowhere" in err
+
+
+def test_diagnose_has_no_option_that_does_nothing(checkpoint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "diagnose", "dump", "--against", checkpoint, "--gate-mode", "separated")
+    assert code == 2
+    assert "says nothing without --backend" in err
+
+
+def test_diagnose_refuses_a_rank_beyond_the_ranks(
+    checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With --ep recognised as 1, rank 3 of tp 2 is no rank; it was once taken as rank 1."""
+    run(capsys, "pack", checkpoint, str(tmp_path / "p"), "--tp", "2", "--layers", "1", *AMD)
+    dump = str(tmp_path / "p" / "rank-00001-of-00002.safetensors")
+    assert run(capsys, "diagnose", dump, "--against", checkpoint, "--tp", "2", "--rank", "1")[0] == 0
+    code, _, err = run(capsys, "diagnose", dump, "--against", checkpoint, "--tp", "2", "--rank", "3")
+    assert code == 2
+    assert "[diagnose.rank] no such rank" in err
+    assert "needed: 0..1 for tp 2, ep 1" in err
+
+
+def test_ctrl_c_is_said_in_a_verb_and_while_loading(
+    checkpoint: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def pressed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    for place in ("shardproof.cli.inspect.read_experts", "shardproof.cli._run"):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, pressed)
+            code, _, err = run(capsys, "inspect", checkpoint)
+        assert code == 130
+        assert "shardproof: interrupted" in err
+
+
+def test_help_names_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "--help")
+    assert code == 0
+    assert "130 interrupted" in " ".join(out.split())

@@ -7,7 +7,7 @@ import gc
 import hashlib
 import mmap
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -94,6 +94,10 @@ class Checkpoint:
     def stamps(self) -> dict[str, tuple[int, int]]:
         """Size and modification time (ns) of every file when it was opened, by file name."""
         return {path.name: stamp for path, stamp in zip(self.paths, self._stamps, strict=True)}
+
+    def recorded_digest(self, layers: Collection[str]) -> str | None:  # noqa: ARG002
+        """The digest of these layers' content, where the files themselves say it; a checkpoint's do not."""
+        return None
 
     def bytes_of(self, tensor: TensorInfo | str) -> Bytes:
         """The bytes of one tensor: a read-only uint8 view of the mapped file."""

@@ -19,6 +19,7 @@ from shardproof.cli.verify import verify
 
 app = typer.Typer(
     help="MXFP4 Mixture-of-Experts weights, from checkpoint to kernel: planned, packed, proven, run.",
+    epilog="Exit codes: 0 fine, 1 finding, 2 usage or refusal, 130 interrupted.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -38,7 +39,7 @@ def _options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
     ] = False,
 ) -> None:
-    """Exit codes: 0 fine, 1 finding, 2 usage or refusal."""
+    """Options before the verb."""
 
 
 for verb in (inspect, plan, explain, pack, verify, diagnose, demo, bench):

@@ -50,7 +50,8 @@ def bench(
     counts = read_range(tokens, "--tokens")
     made = ways(subject, where, implementations.split(",") if implementations else None, packages or ())
     if tune is not None:
-        _tune(subject, made, counts, rounds, tune, as_json)
+        with show.writing(tune):
+            _tune(subject, made, counts, rounds, tune, as_json)
         return
     rows = [row for count in counts for row in measure(subject, made, count, device=where, rounds=rounds)]
     name = torch.cuda.get_device_name() if where != "cpu" else "cpu"

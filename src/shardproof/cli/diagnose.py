@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +12,6 @@ from shardproof.api import main_spec, open_model
 from shardproof.backends import Recipe
 from shardproof.cli import show
 from shardproof.cli.options import (
-    BackendName,
     FormatName,
     GateModeName,
     Json,
@@ -39,9 +39,14 @@ def diagnose(
     ] = None,
     tp: Annotated[int | None, typer.Option("--tp", metavar="N", help="Tensor-parallel ranks.", min=1)] = None,
     ep: Annotated[int | None, typer.Option("--ep", metavar="M", help="Expert-parallel ranks.", min=1)] = None,
-    policy: Annotated[str | None, typer.Option("--policy", help="balanced or ceil; default: recognised.")] = None,
+    policy: Annotated[
+        str | None, typer.Option("--policy", metavar="balanced|ceil", help="Default: recognised.")
+    ] = None,
     placement: PlacementName = "linear",
-    backend: BackendName = None,
+    backend: Annotated[
+        str | None,
+        typer.Option("--backend", metavar="NAME", help="Who reads the tensors; default: the order that is found."),
+    ] = None,
     gate_mode: GateModeName = None,
     platform: PlatformName = None,
     format_name: FormatName = None,
@@ -55,13 +60,19 @@ def diagnose(
     ] = None,
 ) -> None:
     """Say what tensors that an engine laid out are, where they are wrong, and which known mistake explains it."""
+    if backend is None and (gate_mode or platform):
+        raise typer.BadParameter("it says nothing without --backend", param_hint="--gate-mode, --platform")
     model = open_model(against, format=format_name)
-    found = examine(
-        dump, model, layer=layer, rank=rank, tp=tp, ep=ep, policy=read_policy(policy) if policy else None,
-        placement=read_placement(placement), recipe=_recipe(model, backend, platform, gate_mode, tp, ep), repair=repair,
-    )  # fmt: skip
-    if bundle is not None:
-        found.bundle(bundle)
+    with ExitStack() as outputs:
+        for path in filter(None, (bundle, repair)):
+            outputs.enter_context(show.writing(path))
+        found = examine(
+            dump, model, layer=layer, rank=rank, tp=tp, ep=ep, policy=read_policy(policy) if policy else None,
+            placement=read_placement(placement), recipe=_recipe(model, backend, platform, gate_mode, tp, ep),
+            repair=repair,
+        )  # fmt: skip
+        if bundle is not None:
+            found.bundle(bundle)
     show.emit(as_json, "diagnose", found.to_dict(), lambda: show.line(str(found)))
     if found.exit_code:
         raise typer.Exit(found.exit_code)

@@ -151,7 +151,8 @@ def view(
     parameters = {**given, **_parameters(param)}
     counts = canonical_shape(layout, _three(shape, "--shape")) if shape else example_shape(layout, parameters)
     placed = layout.place(counts, parameters)
-    out.write_text(page(layout, placed, layout.identity(parameters)), encoding="utf-8")
+    with show.writing(out):
+        out.write_text(page(layout, placed, layout.identity(parameters)), encoding="utf-8")
     show.line(f"wrote {out}")
 
 
@@ -214,6 +215,6 @@ def _load(path: Path) -> Bytes:
 
 
 def _save(path: Path, data: Bytes) -> None:
-    with path.open("wb") as file:
+    with show.writing(path), path.open("wb") as file:
         np.save(file, data)
     show.line(f"wrote {path}: uint8 {list(data.shape)}")

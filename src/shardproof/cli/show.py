@@ -7,12 +7,15 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import rich.box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from shardproof.errors import PackError
 
 JSON_VERSION = 1
 Step = Callable[[int, int, str], None]
@@ -75,6 +78,22 @@ def _plain_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any
         parts = [c.rjust(w) if i in numbers else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
         lines.append("  ".join(parts).rstrip())
     sys.stdout.write("\n".join(lines) + "\n")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Around work that ends in a file: a folder that is not there is refused before it. Raises PackError `pack.io`."""
+    if not path.absolute().parent.is_dir():
+        raise PackError(
+            "pack.io", "the output cannot be written", file=path, found=f"no folder {path.parent}",
+            next_step="make the folder first, or choose another place",
+        )  # fmt: skip
+    try:
+        yield
+    except OSError as reason:
+        if reason.filename is not None and Path(reason.filename) != path:
+            raise
+        raise PackError("pack.io", "the output cannot be written", file=path, found=reason.strerror) from reason
 
 
 def size(count: float) -> str:

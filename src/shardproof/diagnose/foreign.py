@@ -80,7 +80,7 @@ def _unreadable(where: object, found: object) -> DiagnoseError:
 
 def _from_path(path: Path) -> Iterator[Foreign]:
     if not path.is_file():
-        raise _unreadable(path, "no such file")
+        raise _unreadable(path, "a folder: give one of its files" if path.is_dir() else "no such file")
     suffix = path.suffix
     if suffix == ".npz":
         try:

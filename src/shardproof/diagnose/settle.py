@@ -110,6 +110,8 @@ def _owner_map(readings: Mapping[Stack, Reading]) -> Owners:
 
 
 def _ep_rank(spec: ExpertSpec, owners: Owners, hints: Hints, part: Slice, ep: int) -> int:
+    if hints.rank is not None and hints.tp is not None and hints.rank >= part.tp * ep:
+        raise _no_rank(hints.rank, part.tp, ep)
     if hints.rank is not None and (hints.tp is not None or ep == 1):
         return hints.rank // part.tp if ep > 1 else 0
     if ep == 1 or not owners:

@@ -22,7 +22,7 @@ import numpy as np
 
 from shardproof.checkpoint import Checkpoint
 from shardproof.digest import Digest
-from shardproof.errors import PackError
+from shardproof.errors import PackedError, PackError
 from shardproof.experts import Field, Stack
 from shardproof.mxfp4 import Bytes
 from shardproof.pack.journal import Journal, Unit
@@ -45,24 +45,28 @@ class Output:
     def __init__(
         self, target: Path, plan: Plan, checkpoint: Checkpoint, indices: Sequence[int], variant: str = ""
     ) -> None:
+        if target.name in ("", ".."):  # `.`, `..` and `/` have no name that a part folder could stand beside
+            target = target.resolve()
         self.target, self.plan, self.indices = target, plan, list(indices)
         self._checkpoint, self._variant = checkpoint, variant
         named = f"{plan_key(plan)} {sorted(self.indices)} {sorted(checkpoint.stamps.items())} {variant}"
         tag = hashlib.blake2b(named.encode(), digest_size=6).hexdigest()
-        self.part = target.with_name(f".{target.name}.part-{tag}")
+        self.part = target.parent / f".{target.name}.part-{tag}"
         self._journal = Journal(self.part / "journal")
 
     def held(self) -> dict[int, Digest]:
         """Ranks that the target holds already, and their digests.
 
-        Raises PackError `pack.not_empty` for a folder with something else in it, `pack.stale` for packed experts of
-        another checkpoint, plan, layout version or file format.
+        Raises PackError `pack.not_empty` for a folder with something else in it, `pack.mount_point` for one that cannot
+        be renamed to, `pack.stale` for packed experts of another checkpoint, plan, layout version or file format.
         """
         if not self.target.exists():
             return {}
         if self._variant or not (self.target / MANIFEST).is_file():
             if not self.target.is_dir() or any(self.target.iterdir()):
                 raise _not_empty(self.target)
+            if os.path.ismount(self.target):
+                raise _mount_point(self.target)
             return {}
         refuse_stale(self.target, self.plan, self._checkpoint)
         return held_digests(self.target, self.plan)
@@ -124,10 +128,26 @@ class Output:
             if any((layer, i) not in done for layer in self.plan.layers for i in self.indices):
                 return None
             sums = {i: sum((done[layer, i] for layer in self.plan.layers), Digest()) for i in self.indices}
+            self._check_source({**already, **sums})
             for index, digest in sums.items():
                 self._seal(index, digest)
             self._move(already, sums)
             return sums
+
+    def _check_source(self, digests: Mapping[int, Digest]) -> None:
+        """Where a packed folder is packed again whole, its content must be what its manifest says."""
+        recorded = self._checkpoint.recorded_digest(self.plan.layers)
+        found = str(sum(digests.values(), Digest()))
+        if recorded is None or len(digests) < len(self.plan.ranks) or self._rounds_biases() or recorded == found:
+            return
+        raise PackedError(
+            "packed.damaged", "the packed folder that was read does not hold what was packed into it",
+            file=self._checkpoint.paths[0].parent, found=f"content {found}", needed=f"content {recorded}",
+            next_step="`shardproof verify` names its wrong bytes; pack it, or this, again from the checkpoint",
+        )  # fmt: skip
+
+    def _rounds_biases(self) -> bool:
+        return self.plan.recipe.bias_dtype != "float32" and any(shape.spec.bias for shape in self.plan.shapes)
 
     def _seal(self, index: int, digest: Digest) -> None:
         """Write the header once more, now with the digest (it has the same length), and force all to disk."""
@@ -138,7 +158,7 @@ class Output:
 
     def _move(self, held: Mapping[int, Digest], sums: Mapping[int, Digest]) -> None:
         """Rename the part folder, or add its ranks to a folder that holds others; the manifest comes last."""
-        if held:
+        if held or (self.target / MANIFEST).is_file():
             for index in sums:
                 self._path(index).replace(self.target / rank_file(self.plan.ranks[index]))
             write_manifest(self.target, self.plan, {**held, **sums}, self._checkpoint)
@@ -206,6 +226,13 @@ def _not_empty(target: Path) -> PackError:
     return PackError(
         "pack.not_empty", "the output is there already", file=target, needed="a new or empty folder",
         next_step="choose another folder, or remove this one",
+    )  # fmt: skip
+
+
+def _mount_point(target: Path) -> PackError:
+    return PackError(
+        "pack.mount_point", "the output is a mount point, which a finished folder cannot be renamed to", file=target,
+        needed="a folder on that disk", next_step=f"write to {target / 'packed'}",
     )  # fmt: skip
 
 

@@ -56,7 +56,8 @@ def pack(
     reader    who brings the bytes, or its name (`shardproof.checkpoint.readers`); mapped files by default
     mistake   puts a known mistake back in, for tests and the demo only
 
-    Raises PackError `pack.not_empty`, `pack.stale`, `pack.disk_full`, `pack.rank`, `pack.scale_nan` or `pack.io`,
+    Raises PackError `pack.not_empty`, `pack.mount_point`, `pack.stale`, `pack.disk_full`, `pack.rank`, `pack.scale_nan`
+    or `pack.io`, PackedError `packed.damaged` where a packed folder is packed again and no longer holds its content,
     CheckpointError `checkpoint.changed`, `checkpoint.reader`, `checkpoint.reader_missing` or
     `checkpoint.reader_failed`, LayoutError `layout.value`.
     """

@@ -6,9 +6,9 @@ order. Each file repeats plan and rank in its metadata, so that no tensor is eve
 """
 
 from shardproof.packed.experts import PackedExperts, PackedLayer
-from shardproof.packed.file import BIAS_DTYPE, METADATA_KEY, header, load, load_file, tensor_name
+from shardproof.packed.file import BIAS_DTYPE, METADATA_KEY, header, held_digests, load, load_file, tensor_name
 from shardproof.packed.key import FORMAT_VERSION, MANIFEST, plan_key, refuse_stale
-from shardproof.packed.manifest import held_digests, rank_file, read_manifest, read_plan, write_manifest
+from shardproof.packed.manifest import rank_file, read_manifest, read_plan, write_manifest
 
 __all__ = [
     "BIAS_DTYPE", "FORMAT_VERSION", "MANIFEST", "METADATA_KEY", "PackedExperts", "PackedLayer", "header",

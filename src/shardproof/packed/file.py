@@ -64,6 +64,24 @@ def _record(plan: Plan, rank: Rank, digest: Digest | None) -> dict[str, Any]:
     }
 
 
+def held_digests(folder: Path, plan: Plan) -> dict[int, Digest]:
+    """Ranks that a packed folder of this plan holds, and their digests; a file that is cut off or gone is not held."""
+    held = read_manifest(folder)["ranks"]
+    return {
+        rank.index: Digest.parse(held[rank_file(rank)])
+        for rank in plan.ranks
+        if rank_file(rank) in held and _whole(folder / rank_file(rank), rank)
+    }
+
+
+def _whole(path: Path, rank: Rank) -> bool:
+    """Whether a rank's file has all its tensors, as far as header and length say; bytes are for `verify`."""
+    try:
+        return load_file(path).rank == rank
+    except PackedError:
+        return False
+
+
 def load(folder: str | Path, rank: int = 0) -> PackedExperts:
     """Map one rank of a packed folder; nothing is read but the header.
 

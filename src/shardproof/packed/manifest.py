@@ -21,16 +21,6 @@ def rank_file(rank: Rank) -> str:
     return f"rank-{rank.index:05d}-of-{rank.world:05d}.safetensors"
 
 
-def held_digests(folder: Path, plan: Plan) -> dict[int, Digest]:
-    """Ranks that a packed folder of this plan holds with all their bytes, and their digests."""
-    held = read_manifest(folder)["ranks"]
-    return {
-        rank.index: Digest.parse(held[rank_file(rank)])
-        for rank in plan.ranks
-        if rank_file(rank) in held and (folder / rank_file(rank)).is_file()
-    }
-
-
 def write_manifest(folder: Path, plan: Plan, digests: Mapping[int, Digest], checkpoint: Checkpoint) -> None:
     """Write the manifest of a packed folder, whole or not at all; `digests` maps rank indices to digests."""
     complete = len(digests) == len(plan.ranks)
