@@ -12,7 +12,7 @@
 #define SUMS_FLOATS ((int64_t)64 << 10) /* one worker's output sums, about half a second-level cache */
 #define FEW_TOKENS 8                     /* up to here runs are as long as reading wants them */
 #define LEAST_RUN_BYTES ((int64_t)64 << 10)
-#define MOST_RUN_BYTES ((int64_t)2 << 20)
+#define MOST_RUN_BYTES ((int64_t)8 << 20)
 
 /* Subnormal scales must stay subnormal, whatever the caller's thread has set (torch.set_flush_denormal). */
 static uint64_t exact_floats(void) {
@@ -40,12 +40,13 @@ static void restore_floats(uint64_t old) {
 }
 
 /* The next run of a stage's items, contiguous in memory: short runs, taken in turn by several workers, cost a quarter of
- * the read speed, long ones leave a worker waiting at the end. So runs shrink with what is left. Returns its length. */
+ * the read speed (a start costs about 1 us), long ones leave a worker waiting at the end. So a run is four fifths of a
+ * worker's part of what is left. Returns its length. */
 static int64_t take(sp_job *job, int stage, int64_t *first) {
     int64_t count;
     *first = atomic_load_explicit(&job->next[stage], memory_order_relaxed);
     do {
-        const int64_t left = job->items[stage] - *first, share = left / (2 * (int64_t)job->slot_count);
+        const int64_t left = job->items[stage] - *first, share = 4 * left / (5 * (int64_t)job->slot_count);
         if (left <= 0) return 0;
         count = share > job->most[stage] ? job->most[stage] : share < job->least[stage] ? job->least[stage] : share;
         count = count < left ? count : left;
