@@ -154,6 +154,16 @@ def test_a_version_that_was_not_given_is_said_to_be_assumed():
     )
 
 
+def test_a_package_that_was_named_and_passed_over_is_said():
+    decision = select(Request(V4_PRO, describe("rocm:gfx950", ["aiter=9.9"]), 8))
+    assert decision.backend == "triton_unfused"
+    said = [note for note in decision.notes if note.startswith("aiter was passed over: version: found aiter 9.9")]
+    assert len(said) == 1
+    assert said[0] in decision.recipe.notes
+    unnamed = select(Request(V4_PRO, describe("cuda:sm80"), 8))
+    assert not any("passed over" in note for note in unnamed.notes)
+
+
 def test_nothing_is_assumed_where_no_version_matters():
     assert select(Request(SMOLLM, describe("cpu")), "reference").notes == ()
     assert select(Request(SMOLLM, describe("cpu")), "shardproof_cpu").notes == ()

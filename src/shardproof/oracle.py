@@ -151,7 +151,7 @@ def select(request: Request, backend: str | None = None) -> Decision:
             f"first that fits of: {_arrows(v.backend for v in verdicts if v.place)} ({listed.source})" if listed else ""
         )
     assert chosen.recipe is not None
-    notes = _assumptions(request, chosen)
+    notes = (*_assumptions(request, chosen), *_passed_over(request, verdicts, chosen))
     recipe = dataclasses.replace(chosen.recipe, notes=(*chosen.recipe.notes, *notes, *chosen.warnings))
     order = tuple(v.backend for v in verdicts if v.place)
     return Decision(request, recipe, verdicts, order, reason, notes, chosen.warnings)
@@ -173,6 +173,22 @@ def _assumptions(request: Request, chosen: Verdict) -> tuple[str, ...]:
         return ()
     newest = f"the newest known one, {version}" if version else "one like that known here"
     return (f"no version of {package} was given; taken as {newest} (say --with {package}=VERSION)",)
+
+
+def _passed_over(request: Request, verdicts: Sequence[Verdict], chosen: Verdict) -> tuple[str, ...]:
+    """What refused the backends before the chosen one whose package was named: their user expects them."""
+    before = [v for v in verdicts if v.failed and v.place is not None and v.place < (chosen.place or 0)]
+    named = [(v, v.failed) for v in before if _package_origin(v, request) == "named"]
+    return tuple(
+        f"{v.backend} was passed over: {failed.condition}: found {failed.found}, needed {failed.needed}"
+        for v, failed in named
+        if failed
+    )
+
+
+def _package_origin(verdict: Verdict, request: Request) -> str | None:
+    package = getattr(find(verdict.backend), "package", None)
+    return None if package is None else version_of(package, request.platform)[1]
 
 
 def _refusal(chosen: Verdict, verdicts: Sequence[Verdict]) -> BackendError:

@@ -65,6 +65,7 @@ class Proof:
     bytes_compared: int
     digest: str | None
     statements: tuple[str, ...]
+    missing: tuple[int, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -74,8 +75,9 @@ class Proof:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form."""
         return {
-            "ok": self.ok, "ranks": list(self.ranks), "bytes_compared": self.bytes_compared, "digest": self.digest,
-            "statements": list(self.statements), "differences": [d.to_dict() for d in self.differences],
+            "ok": self.ok, "ranks": list(self.ranks), "missing": list(self.missing),
+            "bytes_compared": self.bytes_compared, "digest": self.digest, "statements": list(self.statements),
+            "differences": [d.to_dict() for d in self.differences],
         }  # fmt: skip
 
 
@@ -110,8 +112,9 @@ def verify(folder: str | Path, model: ExpertModel, *, report: Report | None = No
         digest += found
         if packed.digest is not None and packed.digest != found:
             differences.append(_digest_difference(packed, found))
-    complete = len(held) == len(plan.ranks)
-    return Proof(tuple(differences), tuple(held), done, str(digest) if complete else None, tuple(statements))
+    missing = tuple(r.index for r in plan.ranks if r.index not in held)
+    whole = None if missing else str(digest)
+    return Proof(tuple(differences), tuple(held), done, whole, tuple(statements), missing)
 
 
 def _same_checkpoint(plan: Plan, model: ExpertModel) -> None:

@@ -92,6 +92,27 @@ def test_pack_then_verify(checkpoint: str, tmp_path: Path, capsys: pytest.Captur
     assert json.loads(out)["ok"] is True
 
 
+def test_a_packed_folder_is_inspected_as_one(
+    checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its rank files hold the same names: no checkpoint's duplicates, and nothing to remove."""
+    folder = str(tmp_path / "packed")
+    run(capsys, "pack", checkpoint, folder, "--tp", "2", "--ranks", "1", *AMD)
+    code, _, err = run(capsys, "inspect", folder)
+    assert code == 2
+    assert "packed.incomplete" in err
+    code, out, _ = run(capsys, "verify", folder, "--against", checkpoint)
+    assert code == 0
+    assert "not packed, so not compared: ranks 0" in out
+    assert "every byte is right: 1 of 2 ranks" in out
+    run(capsys, "pack", checkpoint, folder, "--tp", "2", "--ranks", "0", *AMD)
+    code, out, _ = run(capsys, "inspect", folder)
+    assert code == 0
+    assert f"packed      {folder}" in out
+    assert "+ packed folder: aiter, tp 2 x ep 1" in out
+    assert "complete: every expert, projection and scale is there" in out
+
+
 def test_verify_finds_one_flipped_byte_and_exits_1(
     checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

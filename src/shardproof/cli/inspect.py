@@ -11,17 +11,23 @@ from shardproof.cli import show
 from shardproof.cli.options import CheckpointPath, FormatName, Json
 from shardproof.errors import EXIT_FINDING, ShardproofError
 from shardproof.formats import ExpertModel, read_experts
+from shardproof.repack import PackedFolder, is_packed, open_packed
 
 
 def inspect(checkpoint: CheckpointPath, format_name: FormatName = None, as_json: Json = False) -> None:
     """Read headers only: format with evidence, layers, sizes, and everything that is wrong with the files."""
-    opened = Checkpoint.open(checkpoint, strict=False)
-    problems: list[ShardproofError] = list(opened.problems)
+    problems: list[ShardproofError] = []
     model: ExpertModel | None = None
-    try:
-        model = read_experts(opened, format=format_name)
-    except ShardproofError as problem:
-        problems.append(problem)
+    if is_packed(checkpoint):
+        model = open_packed(checkpoint)
+        opened = model.checkpoint
+    else:
+        opened = Checkpoint.open(checkpoint, strict=False)
+        problems += opened.problems
+        try:
+            model = read_experts(opened, format=format_name)
+        except ShardproofError as problem:
+            problems.append(problem)
     data = _data(opened, model, problems)
     show.emit(as_json, "inspect", data, lambda: _render(opened, model, problems))
     if problems:
@@ -31,7 +37,7 @@ def inspect(checkpoint: CheckpointPath, format_name: FormatName = None, as_json:
 def _data(opened: Checkpoint, model: ExpertModel | None, problems: list[ShardproofError]) -> dict[str, Any]:
     return {
         "root": str(opened.root), "files": len(opened.paths), "tensors": len(opened.tensors),
-        "bytes": total_bytes(opened.tensors.values()), "identity": opened.identity,
+        "bytes": _bytes(opened), "identity": opened.identity,
         "format": model.format if model else None, "family": model.family if model else None,
         "evidence": [str(e) for e in model.evidence] if model else [],
         "expert_bytes": model.expert_bytes if model else None,
@@ -40,10 +46,16 @@ def _data(opened: Checkpoint, model: ExpertModel | None, problems: list[Shardpro
     }  # fmt: skip
 
 
+def _bytes(opened: Checkpoint) -> int:
+    """Bytes of the tensors; of the files where they are packed ranks, which have no tensors of a checkpoint."""
+    return total_bytes(opened.tensors.values()) or sum(size for size, _ in opened.stamps.values())
+
+
 def _render(opened: Checkpoint, model: ExpertModel | None, problems: list[ShardproofError]) -> None:
-    held = show.size(total_bytes(opened.tensors.values()))
-    files = f"{len(opened.paths)}, {held}, {len(opened.tensors)} tensors"
-    show.facts([("checkpoint", opened.root), ("files", files)])
+    files = f"{len(opened.paths)}, {show.size(_bytes(opened))}"
+    tensors = f", {len(opened.tensors)} tensors" if opened.tensors else ""
+    packed = [("packed", opened.paths[0].parent)] if isinstance(opened, PackedFolder) else []
+    show.facts([*packed, ("checkpoint", opened.root), ("files", files + tensors)])
     if model is not None:
         show.facts([("format", model.format), ("family", model.family), *(("evidence", e) for e in model.evidence)])
         show.facts([("experts", f"{show.size(model.expert_bytes)} in {model.tensor_count} tensors")])
