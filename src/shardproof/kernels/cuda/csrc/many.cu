@@ -181,10 +181,7 @@ DEV void consume(const Params& p, const u8* smem, u32 base) {
     const ManyTile* t = (const ManyTile*)(smem + Many::RECORD) + q.tile.at;
     if (t->phase < 0) break;
     int count = t->count;
-    if (count <= N0) run_tile<N0>(p, t, q);
-    else if (N1 && count <= N1) run_tile<N1 ? N1 : N0>(p, t, q);
-    else if (N2 && count <= N2) run_tile<N2 ? N2 : N0>(p, t, q);
-    else if (N3 && count <= N3) run_tile<N3 ? N3 : N0>(p, t, q);
+    WITH_WIDTH(count, run_tile, p, t, q);
     release(base + Many::T_EMPTY + 8 * q.tile.at, q.lane);
     q.tile.next<RECORDS>();
   }

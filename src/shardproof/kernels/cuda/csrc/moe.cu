@@ -52,10 +52,7 @@ DEV void consume(const Params& p, const u8* smem, u32 base) {
     bar_wait(base + Shared::T_FULL + 8 * q.tile.at, q.tile.parity);
     Tile t = ((const Tile*)(smem + Shared::RECORD))[q.tile.at];
     if (t.phase < 0) break;
-    if (t.count <= N0) run_tile<N0>(p, t, q, smem);
-    else if (N1 && t.count <= N1) run_tile<N1 ? N1 : N0>(p, t, q, smem);
-    else if (N2 && t.count <= N2) run_tile<N2 ? N2 : N0>(p, t, q, smem);
-    else if (N3 && t.count <= N3) run_tile<N3 ? N3 : N0>(p, t, q, smem);
+    WITH_WIDTH(t.count, run_tile, p, t, q, smem);
     release(base + Shared::T_EMPTY + 8 * q.tile.at, q.lane);
     q.tile.next<TILES>();
   }

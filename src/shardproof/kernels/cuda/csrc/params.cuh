@@ -138,6 +138,16 @@ DEV void release(u32 bar, int lane) {
   if (CHECKED || lane == 0) bar_arrive(bar);
 }
 
+// Calls RUN<N>(...) with the first compiled width N that holds COUNT tokens. A macro: through a lambda the compiler
+// makes other, unmeasured machine code.
+#define WITH_WIDTH(COUNT, RUN, ...)                            \
+  do {                                                         \
+    if (COUNT <= N0) RUN<N0>(__VA_ARGS__);                     \
+    else if (N1 && COUNT <= N1) RUN<N1 ? N1 : N0>(__VA_ARGS__); \
+    else if (N2 && COUNT <= N2) RUN<N2 ? N2 : N0>(__VA_ARGS__); \
+    else if (N3 && COUNT <= N3) RUN<N3 ? N3 : N0>(__VA_ARGS__); \
+  } while (0)
+
 struct Ring {
   u32 at = 0, parity = 0;
   template <int DEPTH>
