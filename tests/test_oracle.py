@@ -160,6 +160,8 @@ def test_a_package_that_was_named_and_passed_over_is_said():
     said = [note for note in decision.notes if note.startswith("aiter was passed over: version: found aiter 9.9")]
     assert len(said) == 1
     assert said[0] in decision.recipe.notes
+    by_name = select(Request(V4_PRO, describe("rocm:gfx950", ["aiter=9.9"]), 8), "triton_unfused")
+    assert not any("passed over" in note for note in by_name.notes)
     unnamed = select(Request(V4_PRO, describe("cuda:sm80"), 8))
     assert not any("passed over" in note for note in unnamed.notes)
 

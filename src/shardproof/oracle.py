@@ -151,7 +151,8 @@ def select(request: Request, backend: str | None = None) -> Decision:
             f"first that fits of: {_arrows(v.backend for v in verdicts if v.place)} ({listed.source})" if listed else ""
         )
     assert chosen.recipe is not None
-    notes = (*_assumptions(request, chosen), *_passed_over(request, verdicts, chosen))
+    passed = _passed_over(request, verdicts, chosen) if backend is None else ()
+    notes = (*_assumptions(request, chosen), *passed)
     recipe = dataclasses.replace(chosen.recipe, notes=(*chosen.recipe.notes, *notes, *chosen.warnings))
     order = tuple(v.backend for v in verdicts if v.place)
     return Decision(request, recipe, verdicts, order, reason, notes, chosen.warnings)
@@ -165,11 +166,8 @@ def _judge(backend: Backend, request: Request, place: int | None) -> Verdict:
 
 
 def _assumptions(request: Request, chosen: Verdict) -> tuple[str, ...]:
-    package = getattr(find(chosen.backend), "package", None)
-    if package is None or PACKAGES[package].any_version:
-        return ()
-    version, origin = version_of(package, request.platform)
-    if origin != "assumed":
+    package, version, origin = _package(request, chosen)
+    if package is None or PACKAGES[package].any_version or origin != "assumed":
         return ()
     newest = f"the newest known one, {version}" if version else "one like that known here"
     return (f"no version of {package} was given; taken as {newest} (say --with {package}=VERSION)",)
@@ -177,18 +175,17 @@ def _assumptions(request: Request, chosen: Verdict) -> tuple[str, ...]:
 
 def _passed_over(request: Request, verdicts: Sequence[Verdict], chosen: Verdict) -> tuple[str, ...]:
     """What refused the backends before the chosen one whose package was named: their user expects them."""
-    before = [v for v in verdicts if v.failed and v.place is not None and v.place < (chosen.place or 0)]
-    named = [(v, v.failed) for v in before if _package_origin(v, request) == "named"]
     return tuple(
         f"{v.backend} was passed over: {failed.condition}: found {failed.found}, needed {failed.needed}"
-        for v, failed in named
-        if failed
+        for v in verdicts[: verdicts.index(chosen)]
+        if (failed := v.failed) and _package(request, v)[2] == "named"
     )
 
 
-def _package_origin(verdict: Verdict, request: Request) -> str | None:
-    package = getattr(find(verdict.backend), "package", None)
-    return None if package is None else version_of(package, request.platform)[1]
+def _package(request: Request, verdict: Verdict) -> tuple[str | None, str | None, str | None]:
+    """The package that a backend needs, its version and where that is known from; None where it needs none."""
+    package: str | None = getattr(find(verdict.backend), "package", None)
+    return (package, *version_of(package, request.platform)) if package else (None, None, None)
 
 
 def _refusal(chosen: Verdict, verdicts: Sequence[Verdict]) -> BackendError:

@@ -39,9 +39,9 @@ def _render(proof: Proof) -> None:
         show.line(str(difference), style="red")
     if len(proof.differences) > SHOWN:
         show.line(f"... and {len(proof.differences) - SHOWN} more tensors (--json lists them all)")
-    ranks = f"{len(proof.ranks)} ranks, {show.size(proof.bytes_compared)}"
+    of = f" of {len(proof.ranks) + len(proof.missing)}" if proof.missing else ""
+    ranks = f"{len(proof.ranks)}{of} ranks, {show.size(proof.bytes_compared)}"
     if proof.missing:
-        ranks = ranks.replace(" ranks", f" of {len(proof.ranks) + len(proof.missing)} ranks")
         show.line(f"not packed, so not compared: ranks {', '.join(map(str, proof.missing))}", style="yellow")
     if proof.ok:
         show.line(f"every byte is right: {ranks} compared, digest {proof.digest or '(not all ranks)'}", style="green")
