@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 
@@ -14,12 +15,13 @@ from shardproof.plan import make_plan
 from tests.pack.recipes import RECIPES, model, packed, poisoned
 from tests.pack.threads import engine_threads, left_over
 
+run = importlib.import_module("shardproof.pack.native.run")  # the package has a function of that name
 pytestmark = pytest.mark.skipif(native.library() is None, reason="needs the native engine")
 
 
 @pytest.fixture
 def gpt_oss(tmp_path):
-    made = model(tmp_path, "gpt_oss", experts=8, hidden=512, intermediate=512)
+    made = model(tmp_path, "gpt_oss", experts=16, hidden=1024, intermediate=1024)
     return made, make_plan(made, RECIPES["aiter"])
 
 
@@ -46,6 +48,13 @@ def test_ctrl_c_while_they_run(gpt_oss, monkeypatch, how):
     made, plan = gpt_oss
     key, rank = next(iter(plan.layers)), plan.ranks[0]
 
+    batches = []
+
+    class Kept(run.BatchStruct):
+        def __init__(self, *fields):
+            super().__init__(*fields)
+            batches.append(self)
+
     def interrupt(*_):
         if how == "raised":
             raise KeyboardInterrupt
@@ -54,8 +63,10 @@ def test_ctrl_c_while_they_run(gpt_oss, monkeypatch, how):
     out = poisoned(plan, key, rank)
     with monkeypatch.context() as patch:
         patch.setattr(pack_layer_module, "pack_biases", interrupt)
+        patch.setattr(run, "BatchStruct", Kept)
         with pytest.raises(KeyboardInterrupt):
             pack_layer(made, plan, key, rank, out, threads=3)
+    assert batches[0].running == 0
     before = {slot: data.copy() for slot, data in out.items()}
     assert left_over() == 0
     for slot, data in out.items():
