@@ -19,6 +19,8 @@ HALF = replace(NARROW, name="half", kw=2, widths=(8, 16), each=2, w_depth=6, x_d
 WIDE = replace(NARROW, name="wide", widths=(8, 16, 24, 32), each=4, w_depth=3, x_depth=3)
 MID = replace(NARROW, name="mid", widths=(32,), each=4, w_depth=3, x_depth=3, narrow=False)
 MID8 = replace(MID, name="mid8", x_depth=4, fp8=True)
+FEW16_8 = replace(MID8, name="few16_8", widths=(8, 16), w_depth=4, direct=True)
+FEW24_8 = replace(FEW16_8, name="few24_8", widths=(16, 24), x_depth=3)
 LARGE = Build(
     "large",
     wgs=2,
@@ -83,7 +85,7 @@ MANY48_8 = replace(MANY72_8, name="many48_8", widths=(24, 32, 40, 48))
 MANY144_8 = replace(MANY72_8, name="many144_8", wgs=2, widths=(120, 128, 136, 144), consumer_regs=232, producer_regs=40)
 MANY192_8 = replace(MANY144_8, name="many192_8", cluster=2, widths=(96, 112, 176, 192), w_depth=5)
 _MANY = (MANY40, MANY72, MANY112, MANY144, MANY240, MANY48_8, MANY72_8, MANY144_8, MANY192_8)
-_ALL = (SMALL, SHORT, HALF, WIDE, MID, LARGE, MID8, LARGE8, *_MANY)
+_ALL = (SMALL, SHORT, HALF, WIDE, MID, LARGE, FEW16_8, FEW24_8, MID8, LARGE8, *_MANY)
 BUILDS = {b.name: b for b in _ALL}
 
 

@@ -21,7 +21,8 @@ class Build:
     splitting K; `widths` are the token counts that are compiled, ascending; `w_depth` and `x_depth` stages
     of weights and tokens; `each` chunks of 64 values a warpgroup and stage; `narrow` takes warp-wide
     products; `overlap` unpacks weights while products run, `pair` chunks at a time; `once` lets weights
-    leave the L2 cache first; `activation` is 0 silu, 1 swiglu_oai, 2 situ; `checked` is for
+    leave the L2 cache first; `direct` (e4m3, few tokens) places codes as they are and multiplies the products
+    of each block by its scale, where others look scaled codes up; `activation` is 0 silu, 1 swiglu_oai, 2 situ; `checked` is for
     compute-sanitizer, which follows arrivals by thread. `many` is the kernel for many tokens
     (csrc/many.cu): `w_depth` stages of weights and tokens together, `mw` and `kw` 1, `cluster`
     blocks that share a token tile.
@@ -40,6 +41,7 @@ class Build:
     overlap: bool = False
     pair: int = 1
     once: bool = True
+    direct: bool = False
     many: bool = False
     cluster: int = 1
     activation: int = 0
@@ -101,6 +103,7 @@ class Build:
             "NARROW": int(self.narrow),
             "OVERLAP": int(self.overlap),
             "PAIR": self.pair,
+            "DIRECT": int(self.direct),
             "ONCE": int(self.once),
             "CLUSTER": self.cluster,
             "ACTIVATION": self.activation,
@@ -147,7 +150,7 @@ def mma_text(build: Build) -> str:
     text = ["template <int N> struct Mma;\n"]
     for n in build.widths:
         kind = ("e4m3", 32, "e4m3.e4m3", "") if build.fp8 else ("bf16", 16, "bf16.bf16", ", 0")
-        body = _mma(n, *kind) + (_mma_first(n, *kind) if build.many else "")
+        body = _mma(n, *kind) + (_mma_first(n, *kind) if build.many or build.direct else "")
         text.append(f"template <> struct Mma<{n}> {{\n{body}}};\n")
     return "".join(text)
 

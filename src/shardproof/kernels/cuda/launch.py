@@ -32,6 +32,7 @@ class Args(ctypes.Structure):
         *[(n, ctypes.c_float) for n in ("limit", "alpha", "beta", "linear_beta")],
         ("powers", ctypes.c_uint32 * 5),
         *[(n, ctypes.c_void_p) for n in ("rows_xs", "hq", "groups")],
+        ("exponent_one", ctypes.c_uint32),
         ("ahead", ctypes.c_int),
     )
 

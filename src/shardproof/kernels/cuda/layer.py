@@ -150,7 +150,7 @@ class HopperExperts:
         h, i = self.padded_hidden, self.padded_intermediate
         rows, columns = ((2 * i, h), (h, i))[which]
         d, bias = self.derived[which], self.biases[which]
-        factors = self.row_scales8[which] if build.fp8 else d.row_scale
+        factors = self.row_scales8[which] if build.fp8 and not build.direct else d.row_scale
         return launch.GemmArgs(
             weight=self.weights[which].data_ptr(),
             scale=d.multiplier.data_ptr(),
@@ -174,6 +174,7 @@ class HopperExperts:
         args.limit = float("inf") if act.limit is None else act.limit
         args.alpha, args.beta, args.linear_beta = act.alpha, act.beta, act.linear_beta
         args.powers[:] = (4096, 256, 64, 16, 4)
+        args.exponent_one = 1 << 23
         args.ids, args.weights, args.out = ids.data_ptr(), weights.data_ptr(), out.data_ptr()
         return args
 

@@ -10,17 +10,17 @@ struct Pipe {
   Ring w, x, tile, sum;
 };
 
-// The four words and scale bytes of this thread in one 64-row chunk; a chunk past K's end reads as zeros.
+// The four words and scale bytes of this thread in one 64-row chunk. Past K's end lie those of a stage before, or what
+// `clear_scales` left: finite, and the tokens there are zeros.
 struct Piece {
   uint4 codes;
   u32 scales;
 };
-DEV Piece read_piece(const Pipe& q, int row64, int chunk, bool live) {
+DEV Piece read_piece(const Pipe& q, int row64, int chunk) {
   int at = row64 * CHUNKS + chunk;
   u32 w = q.base + Shared::W + q.w.at * W_BYTES + at * W_CHUNK + q.warp * 512 + q.lane * 16;
   u32 s = q.base + Shared::S + q.w.at * S_BYTES + at * S_CHUNK + q.warp * 32 + (q.lane >> 2) * 4;
-  u32 zero = q.base + Shared::ZERO;
-  return {load_shared16(live ? w : zero), load_shared4(live ? s : zero + 16)};
+  return {load_shared16(w), load_shared4(s)};
 }
 
 // A operand of the four 16-value steps of a chunk, in two parts: register 4k + r of step k, see PTX's m64k16 fragment.
@@ -108,7 +108,6 @@ DEV void main_loop(const Params& p, Pipe& q, const Walk& w, float (&acc)[MW][NMA
   int rows = q.group / KW * MW, share = q.group % KW;
   clear<N>(acc);
   for (int stage = 0; stage < w.stages; ++stage) {
-    int first = w.chunk(stage);
     bar_wait(q.base + Shared::W_FULL + 8 * q.w.at, q.w.parity);
     bar_wait(q.base + Shared::X_FULL + 8 * q.x.at, q.x.parity);
 #pragma unroll
@@ -117,7 +116,7 @@ DEV void main_loop(const Params& p, Pipe& q, const Walk& w, float (&acc)[MW][NMA
       uint4 b[2][N / 8];
       read_tokens<N>(q.base + Shared::X + q.x.at * X_BYTES + chunk * ATOM_BYTES, q.lane, b);
 #pragma unroll
-      for (int m = 0; m < MW; ++m) multiply<N>(read_piece(q, rows + m, chunk, first + chunk < w.chunks), p.powers, b, acc[m]);
+      for (int m = 0; m < MW; ++m) multiply<N>(read_piece(q, rows + m, chunk), p.powers, b, acc[m]);
     }
     release(q.base + Shared::W_EMPTY + 8 * q.w.at, q.lane);
     release(q.base + Shared::X_EMPTY + 8 * q.x.at, q.lane);
@@ -132,14 +131,13 @@ DEV void main_loop(const Params& p, Pipe& q, const Walk& w, float (&acc)[MW][NMA
   constexpr int STEPS = EACH / PAIR * MW;
   int rows = q.group / KW * MW, share = q.group % KW, previous = 0;
   for (int stage = 0; stage < w.stages; ++stage) {
-    int first = w.chunk(stage);
     bar_wait(q.base + Shared::W_FULL + 8 * q.w.at, q.w.parity);
     Piece piece[PAIR];
     auto read = [&](int step) {
 #pragma unroll
       for (int i = 0; i < PAIR; ++i) {
         int chunk = (step / MW * PAIR + i) * KW + share;
-        piece[i] = read_piece(q, rows + step % MW, chunk, first + chunk < w.chunks);
+        piece[i] = read_piece(q, rows + step % MW, chunk);
       }
     };
     read(0);
@@ -177,10 +175,86 @@ DEV void main_loop(const Params& p, Pipe& q, const Walk& w, float (&acc)[MW][NMA
   mma_wait<0>();
   release(q.base + Shared::X_EMPTY + 8 * previous, q.lane);
 }
+#elif DIRECT
+// A operand of the two 32-value steps of a chunk, code * 2^-6: the bits of each nibble moved to their places in a byte.
+DEV void place_direct(const Piece& p, const u32 (&powers)[5], u32* a) {
+  const u32 S = 0x80808080u, MAG = 0x1c1c1c1cu;
+  u32 words[4] = {p.codes.x, p.codes.y, p.codes.z, p.codes.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    u32 w = words[i], *to = a + 4 * (i >> 1) + (i & 1);
+    to[0] = ((w * powers[3]) & S) | ((w * powers[4]) & MAG);
+    to[2] = (w & S) | ((w >> 2) & MAG);
+  }
+}
+
+// The power of two of a block of weights, from its multiplier: 2^(byte - 247).
+DEV float block_scale(u32 scales, int i, u32 exponent_one) {
+  return __uint_as_float(select_bytes(scales, 0, 0x4440 | i) * exponent_one - (120u << 23));
+}
+
+// Adds the products of STEPS blocks of 32 to the result: each block by its rows' scales, each token by its own.
+template <int N, int STEPS>
+DEV void promote(const float (&by)[2 * STEPS], u32 scales, int lane, const float (&part)[STEPS][N / 2], float* acc) {
+#pragma unroll
+  for (int j = 0; j < N / 8; ++j) {
+    uint2 s = load_shared8(scales + (8 * j + 2 * (lane & 3)) * 4);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      float sum = part[0][4 * j + i] * by[i >> 1];
+#pragma unroll
+      for (int k = 1; k < STEPS; ++k) sum += part[k][4 * j + i] * by[2 * k + (i >> 1)];
+      acc[4 * j + i] += sum * __uint_as_float(i & 1 ? s.y : s.x);
+    }
+  }
+}
+
+// Chunks of one 128-value block of tokens: products of each 32 values on their own, since their rows' scales differ.
+template <int N, int COUNT, class Issued>
+DEV void direct_step(const Params& p, Pipe& q, int chunk, float* acc, Issued issued) {
+  float part[2 * COUNT][N / 2];
+  u32 a[8 * COUNT], scales[COUNT], b = descriptor_low(q.base + Shared::X + q.x.at * X_BYTES + chunk / 2 * ATOM_BYTES) + chunk % 2 * 4;
+#pragma unroll
+  for (int c = 0; c < COUNT; ++c) {
+    Piece piece = read_piece(q, q.group, chunk + c);
+    place_direct(piece, p.powers, a + 8 * c);
+    scales[c] = piece.scales;
+  }
+  mma_fence();
+#pragma unroll
+  for (int k = 0; k < 2 * COUNT; ++k)
+    Mma<N>::e4m3_first(part[k], a[4 * k], a[4 * k + 1], a[4 * k + 2], a[4 * k + 3], mma_descriptor(b + 2 * k));
+  mma_commit();
+  issued();
+  mma_wait<0>();
+  settle(scales);                                     // one register until here, four from here on
+  float by[4 * COUNT];
+#pragma unroll
+  for (int i = 0; i < 4 * COUNT; ++i) by[i] = block_scale(scales[i / 4], i % 4, p.exponent_one);
+  promote<N, 2 * COUNT>(by, q.base + Shared::XS + q.x.at * XS_BYTES + chunk / 2 * NMAX * 4, q.lane, part, acc);
+}
+
+template <int N>
+DEV void main_loop(const Params& p, Pipe& q, const Walk& w, float (&acc)[MW][NMAX / 2]) {
+  constexpr int COUNT = N <= 16 ? 2 : 1;              // as many as registers hold
+  clear<N>(acc);
+  for (int stage = 0; stage < w.stages; ++stage) {
+    bar_wait(q.base + Shared::W_FULL + 8 * q.w.at, q.w.parity);
+    bar_wait(q.base + Shared::X_FULL + 8 * q.x.at, q.x.parity);
+#pragma unroll
+    for (int chunk = 0; chunk < CHUNKS; chunk += COUNT)
+      direct_step<N, COUNT>(p, q, chunk, acc[0], [&] {
+        if (chunk + COUNT == CHUNKS) release(q.base + Shared::W_EMPTY + 8 * q.w.at, q.lane);
+      });
+    release(q.base + Shared::X_EMPTY + 8 * q.x.at, q.lane);
+    q.w.next<W_DEPTH>();
+    q.x.next<X_DEPTH>();
+  }
+}
 #else
 // Reads one step's weights, then ends the step before it (`before`), then starts this one.
 template <int N, int STEP_INDEX, class Before>
-DEV void step_e4m3(const Params& p, Pipe& q, int first, const Walk& w, float* part, Before before) {
+DEV void step_e4m3(const Params& p, Pipe& q, float* part, Before before) {
   constexpr int m = MW == 2 ? STEP_INDEX : 0, atom = MW == 2 ? 0 : STEP_INDEX;
   HalfE4m3 half[2];
   u32 a[16];
@@ -188,7 +262,7 @@ DEV void step_e4m3(const Params& p, Pipe& q, int first, const Walk& w, float* pa
 #pragma unroll
   for (int c = 0; c < 2; ++c) {
     int chunk = 2 * atom + c;
-    prepare(read_piece(q, q.group * MW + m, chunk, first + chunk < w.chunks), q.base + Shared::TABLE - 8 * 239, half[c]);
+    prepare(read_piece(q, q.group * MW + m, chunk), q.base + Shared::TABLE - 8 * 239, half[c]);
   }
   if (STEP_INDEX == 1) release(q.base + Shared::W_EMPTY + 8 * q.w.at, q.lane);
   if (STEP_INDEX == 0) {
@@ -208,10 +282,10 @@ template <int N>
 DEV void main_loop(const Params& p, Pipe& q, const Walk& w, float (&acc)[MW][NMAX / 2]) {
   float part[N / 2];
   clear<N>(acc);
-  step_e4m3<N, 0>(p, q, w.chunk(0), w, part, [] {});
+  step_e4m3<N, 0>(p, q, part, [] {});
   for (int stage = 0;;) {
     u32 scales = q.base + Shared::XS + q.x.at * XS_BYTES;
-    step_e4m3<N, 1>(p, q, w.chunk(stage), w, part, [&] {
+    step_e4m3<N, 1>(p, q, part, [&] {
       mma_wait<0>();
       promote<N>(scales, q.lane, part, acc[0]);
     });
@@ -226,7 +300,7 @@ DEV void main_loop(const Params& p, Pipe& q, const Walk& w, float (&acc)[MW][NMA
       release(q.base + Shared::X_EMPTY + 8 * previous, q.lane);
     };
     if (stage >= w.stages) return end();
-    step_e4m3<N, 0>(p, q, w.chunk(stage), w, part, end);
+    step_e4m3<N, 0>(p, q, part, end);
   }
 }
 #endif

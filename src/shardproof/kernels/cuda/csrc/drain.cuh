@@ -68,12 +68,18 @@ DEV void store_e4m3(const Params& p, const Tile& t, int token, int lane, const u
   if (token >= t.count) return;
   float inverse = exp2_int(max(-e, -126));
   long slot = t.start + token;
-  u8* h = (u8*)p.h + slot * p.h_pitch + t.row_tile * HOUT + 16 * (b & 1) + 4 * (b >> 1);
+  u8* h = (u8*)p.h + slot * p.h_pitch + t.row_tile * HOUT + (DIRECT ? 2 * b : 16 * (b & 1) + 4 * (b >> 1));
 #pragma unroll
   for (int g = 0; g < ROW64; ++g) {
     u32 low = to_e4m3x2(bf16_low(a[2 * g]) * inverse, bf16_high(a[2 * g]) * inverse);
     u32 high = to_e4m3x2(bf16_low(a[2 * g + 1]) * inverse, bf16_high(a[2 * g + 1]) * inverse);
-    if (t.row_tile * HOUT + g * 32 < p.h_pitch) *(u32*)(h + g * 32) = low | (high << 16);
+    if (t.row_tile * HOUT + g * 32 >= p.h_pitch) break;
+    if (DIRECT) {
+      *(u16*)(h + g * 32) = select_bytes(low, high, 0x40);
+      *(u16*)(h + g * 32 + 16) = select_bytes(low, high, 0x51);
+    } else {
+      *(u32*)(h + g * 32) = low | (high << 16);
+    }
   }
   if (b == 0) p.hs[(long)t.row_tile * (p.tokens * p.top_k) + slot] = exp2_int(e);
 }
@@ -120,7 +126,7 @@ DEV void finish_tile(const Params& p, const Tile& t, const u8* smem, u32 base, i
   int lane = lane_id();
   Factors f;
   read_factors(p.gemm[t.phase], t, lane, f);
-  bar_wait(base + Shared::SUM_FULL + 8 * pair, phase);
+  bar_wait_idle(base + Shared::SUM_FULL + 8 * pair, phase);
   const int* flat = (const int*)(smem + Shared::FLAT) + slot * NMAX;
   const float* weights = (const float*)(smem + Shared::WEIGHT) + slot * NMAX;
   bool weighted = (t.phase == 1) != (p.weight_first != 0);
@@ -142,7 +148,7 @@ DEV void finish_tiles(const Params& p, const u8* smem, u32 base, int warp) {
   int pair = warp / FINISHERS;
   for (int n = pair;; n += SUMS) {
     int slot = n % TILES;
-    bar_wait(base + Shared::T_FULL + 8 * slot, n / TILES & 1);
+    bar_wait_idle(base + Shared::T_FULL + 8 * slot, n / TILES & 1);
     Tile t = ((const Tile*)(smem + Shared::RECORD))[slot];
     if (t.phase < 0) return;
     finish_tile(p, t, smem, base, slot, pair, n / SUMS & 1, warp % FINISHERS);

@@ -8,11 +8,11 @@
 DEV void init_barriers(u32 base) {
   for (int i = 0; i < DEPTH; ++i) {
     bar_init(base + Many::FULL + 8 * i, 1);
-    bar_init(base + Many::EMPTY + 8 * i, WARPS * CLUSTER);
+    bar_init(base + Many::EMPTY + 8 * i, CLUSTER == 1 ? WARPS * ARRIVALS : WARPS * CLUSTER);
   }
   for (int i = 0; i < RECORDS; ++i) {
-    bar_init(base + Many::T_FULL + 8 * i, 1);
-    bar_init(base + Many::T_EMPTY + 8 * i, 1 + WARPS);
+    bar_init(base + Many::T_FULL + 8 * i, ARRIVALS);
+    bar_init(base + Many::T_EMPTY + 8 * i, (1 + WARPS) * ARRIVALS);
     bar_init(base + Many::K_FULL + 8 * i, 1);
   }
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
@@ -110,51 +110,67 @@ DEV Tokens token_source(const Params& p, const ManyTile& t, int rows) {
   return s;
 }
 
-DEV void copy_weights(const Gemm& g, const ManyTile& t, int chunk, int chunks, int groups, u32 base, int at, u64 policy) {
+// The weights of a tile's row groups: a stage of each is one run in memory, `row_chunks` from the next group's.
+struct Weights {
+  const u8 *weight, *scale;
+  int groups;
+  long row_chunks;
+};
+DEV Weights tile_weights(const Gemm& g, const ManyTile& t) {
+  int row_tile = uniform(t.row_tile), row64s = uniform(g.row64s);
+  long chunks = uniform(g.chunks), at = ((long)uniform(t.expert) * row64s + row_tile * WGS) * chunks;
+  return {g.weight + at * W_CHUNK, g.scale + at * S_CHUNK, max(0, min(WGS, row64s - row_tile * WGS)), chunks};
+}
+DEV void copy_weights(const Weights& g, int chunks, u32 base, int at, u64 policy) {
   u32 w = base + Many::W + at * Many::W_STAGE, s = base + Many::S + at * Many::S_STAGE, full = base + Many::FULL + 8 * at;
-  long from = ((long)t.expert * g.row64s + t.row_tile * WGS) * g.chunks + chunk;
 #pragma unroll
   for (int r = 0; r < WGS; ++r) {
-    if (r >= groups) break;
-    bulk_load(w + r * 2 * W_CHUNK, g.weight + from * W_CHUNK, chunks * W_CHUNK, full, policy);
-    bulk_load(s + r * 2 * S_CHUNK, g.scale + from * S_CHUNK, chunks * S_CHUNK, full, policy);
-    from += g.chunks;
+    if (r >= g.groups) break;
+    bulk_load(w + r * 2 * W_CHUNK, g.weight + r * g.row_chunks * W_CHUNK, chunks * W_CHUNK, full, policy);
+    bulk_load(s + r * 2 * S_CHUNK, g.scale + r * g.row_chunks * S_CHUNK, chunks * S_CHUNK, full, policy);
   }
 }
 
-// The copying lane: stages of weights and tokens; only the tokens of a tile may have to be waited for.
+DEV void copy_tokens(const Tokens& t, int bytes, int scale_bytes, u32 base, int at, u64 policy) {
+  u32 x = base + Many::X + at * Many::X_STAGE, full = base + Many::FULL + 8 * at, share = bytes / CLUSTER;
+  u32 rank = CLUSTER > 1 ? cluster_rank() : 0;
+  if (CLUSTER > 1) bulk_load_all(x + rank * share, t.data + rank * share, share, full, policy, CLUSTER);
+  else bulk_load(x, t.data, bytes, full, policy);
+  if (FP8) bulk_load(base + Many::XS + at * Many::XS_STAGE, t.scales, scale_bytes, full, policy);
+}
+
+// The copying warp: stages of weights and tokens; only the tokens of a tile may have to be waited for.
 DEV void stream(const Params& p, const u8* smem, u32 base) {
   Ring ring, slot;
-  u32 rank = CLUSTER > 1 ? cluster_rank() : 0;
   u64 weights = ONCE ? evict_first_policy() : evict_normal_policy(), tokens = evict_normal_policy();
   while (true) {
     bar_wait(base + Many::T_FULL + 8 * slot.at, slot.parity);
     ManyTile t = ((const ManyTile*)(smem + Many::RECORD))[slot.at];
-    if (t.phase < 0) return;
-    const Gemm& g = p.gemm[t.phase];
-    int rows = tile_rows(t.count), groups = max(0, min(WGS, g.row64s - t.row_tile * WGS));
+    int phase = uniform(t.phase);
+    if (phase < 0) return;
+    const Gemm& g = p.gemm[phase];
+    int rows = uniform(tile_rows(t.count)), left = uniform(g.chunks);
+    Weights w = tile_weights(g, t);
     Tokens source = token_source(p, t, rows);
-    for (int chunk = 0; chunk < g.chunks; chunk += 2) {
-      int chunks = min(2, g.chunks - chunk), x_bytes = (FP8 ? 1 : chunks) * rows * 128, scale_bytes = FP8 ? rows * 4 : 0;
-      u32 full = base + Many::FULL + 8 * ring.at;
+    for (bool first = true; left > 0; left -= 2, first = false) {
+      int chunks = min(2, left), x_bytes = (FP8 ? 1 : chunks) * rows * 128, scale_bytes = FP8 ? rows * 4 : 0;
       bar_wait(base + Many::EMPTY + 8 * ring.at, ring.parity ^ 1);
-      bar_expect(full, groups * chunks * (W_CHUNK + S_CHUNK) + x_bytes + scale_bytes);
-      copy_weights(g, t, chunk, chunks, groups, base, ring.at, weights);
-      if (chunk == 0) {
+      if (elect_one()) {
+        bar_expect(base + Many::FULL + 8 * ring.at, w.groups * chunks * (W_CHUNK + S_CHUNK) + x_bytes + scale_bytes);
+        copy_weights(w, chunks, base, ring.at, weights);
+      }
+      if (first) {
         wait_at_least(source.made, source.target);
         fence_copies();
       }
-      u32 x = base + Many::X + ring.at * Many::X_STAGE, share = x_bytes / CLUSTER;
-      if (CLUSTER > 1) bulk_load_all(x + rank * share, source.data + rank * share, share, full, tokens, CLUSTER);
-      else bulk_load(x, source.data, x_bytes, full, tokens);
+      if (elect_one()) copy_tokens(source, x_bytes, scale_bytes, base, ring.at, tokens);
+      __syncwarp();
+      w.weight += 2 * W_CHUNK, w.scale += 2 * S_CHUNK;
       source.data += x_bytes;
-      if (FP8) {
-        bulk_load(base + Many::XS + ring.at * Many::XS_STAGE, source.scales, scale_bytes, full, tokens);
-        source.scales += scale_bytes;
-      }
+      if (FP8) source.scales += scale_bytes;
       ring.next<DEPTH>();
     }
-    bar_arrive(base + Many::T_EMPTY + 8 * slot.at);
+    release(base + Many::T_EMPTY + 8 * slot.at, lane_id());
     slot.next<RECORDS>();
   }
 }
@@ -212,7 +228,7 @@ extern "C" __global__ void __launch_bounds__(CONSUMERS + 128, 1) shardproof_many
     else if (role > 1) {
       make_tiles(p, p.tile_count[1]);
       named_sync(2, 32 + 32 * MAKERS);
-    } else if (lane_id() == 0) stream(p, smem, base);
+    } else stream(p, smem, base);
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(CONSUMER_REGS));
     consume(p, smem, base);

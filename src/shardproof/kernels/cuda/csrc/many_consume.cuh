@@ -15,7 +15,7 @@ struct Pipe {
 DEV void release_stage(const Pipe& q, int at) {
   u32 bar = q.base + Many::EMPTY + 8 * at;
   __syncwarp();
-  if (CLUSTER == 1 && q.lane == 0) bar_arrive(bar);
+  if (CLUSTER == 1 && (CHECKED || q.lane == 0)) bar_arrive(bar);
   if (CLUSTER > 1 && q.lane < CLUSTER) arrive_in_block(bar, q.lane);
 }
 

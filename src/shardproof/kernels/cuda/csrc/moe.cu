@@ -18,13 +18,19 @@ DEV void init_barriers(u32 base) {
   }
   for (int i = 0; i < TILES; ++i) {
     bar_init(base + Shared::T_FULL + 8 * i, ARRIVALS);
-    bar_init(base + Shared::T_EMPTY + 8 * i, 1 + (LOADERS / 32 + WGS * 4 + (DRAINED ? FINISHERS : 0)) * ARRIVALS);
+    bar_init(base + Shared::T_EMPTY + 8 * i, (1 + LOADERS / 32 + WGS * 4 + (DRAINED ? FINISHERS : 0)) * ARRIVALS);
   }
   for (int i = 0; i < SUMS; ++i) {
     bar_init(base + Shared::SUM_FULL + 8 * i, WGS * 4 * ARRIVALS);
     bar_init(base + Shared::SUM_EMPTY + 8 * i, FINISHERS * ARRIVALS);
   }
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
+// What a stage reads past K's end must be finite (read_piece). By all threads, before the first copy.
+DEV void clear_scales(u8* scales) {
+  for (int i = threadIdx.x; i < W_DEPTH * S_BYTES / 16; i += THREADS)
+    ((uint4*)scales)[i] = make_uint4(0xfdfdfdfd, 0xfdfdfdfd, 0xfdfdfdfd, 0xfdfdfdfd);
 }
 
 template <int N>
@@ -72,6 +78,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) shardproof_moe(const __
   int warp = threadIdx.x >> 5;
   if (threadIdx.x == 0) init_barriers(base);
   fill_table(smem + Shared::TABLE);
+  clear_scales(smem + Shared::S);
   wait_for_earlier_kernel();
   int ticket = threadIdx.x == CONSUMERS ? atomicAdd(p.sync, 1) : 0;
   Routed routed = {p.tiles, p.slots, 0};
@@ -85,6 +92,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) shardproof_moe(const __
     routed = {tiles, slots, *count};
   } else {
     routed.tile_count = *p.tile_count;
+    fence_async_proxy();
     __syncthreads();
   }
 #if MW == 1
@@ -98,7 +106,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) shardproof_moe(const __
     int role = warp - WGS * 4;
     if (role == 0) hand_out(p, routed, ticket, smem, base);
     else if (role > 1) gather_tokens(p, smem, base, threadIdx.x - CONSUMERS - 64);
-    else if (lane_id() == 0) stream_weights(p, (const Tile*)(smem + Shared::RECORD), base);
+    else stream_weights(p, (const Tile*)(smem + Shared::RECORD), base);
   } else {
 #ifdef CONSUMER_REGS
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(CONSUMER_REGS));

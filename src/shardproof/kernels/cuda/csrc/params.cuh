@@ -24,6 +24,7 @@
 #define OVERLAP 0
 #define PAIR 1
 #define CLUSTER 1             // many.cu: blocks that share token tiles
+#define DIRECT 0              // FP8, few tokens: codes are placed, not looked up; their scales multiply products
 #define ONCE 1                // weights are read once: first to leave the L2 cache
 #define ACTIVATION 0          // 0 silu, 1 swiglu_oai, 2 situ
 #define CHECKED 0             // for compute-sanitizer
@@ -92,6 +93,7 @@ struct Params {
   const float* rows_xs;         // many.cu, FP8: [x_pitch / 128, tokens], as xs elsewhere; x: its rows of x_pitch bytes
   u8* hq;                       // many.cu, rounded activations only: the token tiles of w2
   int* groups;                  // the token tile of each group of 8 rows; null: nobody asks
+  u32 exponent_one;             // 2^23, unknown to the compiler as `powers`
   int ahead;                    // many.cu: tickets by which a token tile may be made before its turn
 };
 
@@ -118,9 +120,8 @@ struct Shared {
   static constexpr int WEIGHT = FLAT + TILES * NMAX * 4;
   static constexpr int ROWS = WEIGHT + TILES * NMAX * 4;   // [TILES][NMAX] source row
   static constexpr int RECORD = ROWS + TILES * NMAX * 4;
-  static constexpr int TABLE = RECORD + TILES * 32;        // e4m3 magnitudes by exponent; then what a chunk past K's end reads
-  static constexpr int ZERO = TABLE + 128;
-  static constexpr int W_FULL = ZERO + 32, W_EMPTY = W_FULL + 8 * W_DEPTH;
+  static constexpr int TABLE = RECORD + TILES * 32;        // e4m3 magnitudes by exponent
+  static constexpr int W_FULL = TABLE + 160, W_EMPTY = W_FULL + 8 * W_DEPTH;
   static constexpr int X_FULL = W_EMPTY + 8 * W_DEPTH, X_EMPTY = X_FULL + 8 * X_DEPTH;
   static constexpr int T_FULL = X_EMPTY + 8 * X_DEPTH, T_EMPTY = T_FULL + 8 * TILES;
   static constexpr int SUM_FULL = T_EMPTY + 8 * TILES, SUM_EMPTY = SUM_FULL + 8 * SUMS;

@@ -16,6 +16,16 @@ DEV int opaque(int v) {
   return v;
 }
 
+// A value that is the same in all lanes, told to the compiler: what is computed from it can live in uniform registers.
+DEV int uniform(int v) { return __shfl_sync(~0u, v, 0); }
+// One lane of a converged warp. Copies it issues need operands that the compiler knows to be uniform: of others it makes a
+// loop over lanes, about 20 instructions a copy.
+DEV bool elect_one() {
+  int elected;
+  asm volatile("{.reg .pred P;\nelect.sync _|P, 0xffffffff;\nselp.b32 %0, 1, 0, P;}" : "=r"(elected));
+  return elected;
+}
+
 // ---- mbarrier
 DEV void bar_init(u32 bar, u32 count) { asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(bar), "r"(count)); }
 DEV void bar_arrive(u32 bar) { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(bar) : "memory"); }
@@ -27,6 +37,17 @@ DEV void bar_wait(u32 bar, u32 parity) {
       "{\n.reg .pred P;\nWAIT:\nmbarrier.try_wait.parity.shared::cta.b64 P, [%0], %1;\n@P bra DONE;\nbra WAIT;\nDONE:\n}"
       ::"r"(bar), "r"(parity) : "memory");
 }
+DEV bool bar_try(u32 bar, u32 parity) {
+  int done;
+  asm volatile("{.reg .pred P;\nmbarrier.try_wait.parity.shared::cta.b64 P, [%1], %2;\nselp.b32 %0, 1, 0, P;}"
+               : "=r"(done) : "r"(bar), "r"(parity) : "memory");
+  return done;
+}
+// For warps that mostly wait: each try takes an instruction from those that compute.
+DEV void bar_wait_idle(u32 bar, u32 parity) {
+  while (!bar_try(bar, parity)) __nanosleep(40);
+}
+
 // ---- copies
 DEV u64 evict_first_policy() {
   u64 policy;

@@ -39,6 +39,21 @@ DEV uint4 round8(uint4 v, int e) {
   return make_uint4(round2(v.x, e), round2(v.y, e), round2(v.z, e), round2(v.w, e));
 }
 
+#if DIRECT
+// Four lanes hold one block of 32 (lane c: k = 8c .. 8c+7). The order of placed codes is position
+// 16 (c % 2) + 4q + 2z + c / 2 for k = 8c + 2q + z; lane L keeps positions 8L .. 8L+7.
+DEV uint2 transpose_block32(uint2 even_odd) {
+  int lane = lane_id(), from = (lane & ~3) + ((lane & 3) >> 1), shift = 16 * (lane & 1);
+  u32 even[2], odd[2];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    even[i] = __shfl_sync(~0u, even_odd.x, from + 2 * i) >> shift;
+    odd[i] = __shfl_sync(~0u, even_odd.y, from + 2 * i) >> shift;
+  }
+  u32 a = select_bytes(even[0], even[1], 0x5140), b = select_bytes(odd[0], odd[1], 0x5140);
+  return make_uint2(select_bytes(a, b, 0x5410), select_bytes(a, b, 0x7632));
+}
+#else
 // Four lanes hold one block of 32 (lane c: k = 8c .. 8c+7). The e4m3 order is position 16z + 4q + c for
 // k = 8c + 2q + z; lane L keeps positions 8L .. 8L+7, that is z = L / 2 and q = 2 (L % 2), 2 (L % 2) + 1.
 DEV uint2 transpose_block32(uint2 even_odd) {
@@ -52,6 +67,7 @@ DEV uint2 transpose_block32(uint2 even_odd) {
   u32 a = select_bytes(got[0], got[1], 0x5140), b = select_bytes(got[2], got[3], 0x5140);
   return make_uint2(select_bytes(a, b, 0x5410), select_bytes(a, b, 0x7632));
 }
+#endif
 
 // One stage of tokens rounded to e4m3 and stored as bf16, swizzled: 16 lanes a row and block. The next item is loaded
 // while one is rounded.
