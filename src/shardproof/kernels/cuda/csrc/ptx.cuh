@@ -17,7 +17,11 @@ DEV int opaque(int v) {
 }
 
 // A value that is the same in all lanes, told to the compiler: what is computed from it can live in uniform registers.
-DEV int uniform(int v) { return __shfl_sync(~0u, v, 0); }
+DEV int uniform(int v) {
+  int r;
+  asm volatile("redux.sync.max.s32 %0, %1, 0xffffffff;" : "=r"(r) : "r"(v));
+  return r;
+}
 // One lane of a converged warp. Copies it issues need operands that the compiler knows to be uniform: of others it makes a
 // loop over lanes, about 20 instructions a copy.
 DEV bool elect_one() {
