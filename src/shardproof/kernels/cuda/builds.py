@@ -94,8 +94,8 @@ BUILDS = {b.name: b for b in _ALL}
 def table(device_name: str) -> dict[str, list[tuple[float, str]]]:
     """The tuning table of a GPU: rows (most tokens an expert, build), those of its name before those of all ("*").
 
-    The table of tuning.json was measured on an NVIDIA H100 80GB HBM3; `SHARDPROOF_TUNING` names a file that
-    extends it.
+    The table of tuning.json was measured on an NVIDIA H100 80GB HBM3 and an NVIDIA H200; `SHARDPROOF_TUNING` names a
+    file that extends it.
     """
     tables = json.loads((Path(__file__).parent / "tuning.json").read_text())
     extra = os.environ.get("SHARDPROOF_TUNING")
