@@ -38,6 +38,7 @@ class PackedFolder(Checkpoint):
 
     def __init__(self, folder: Path) -> None:
         manifest = read_manifest(folder)
+        self.folder = folder
         self.plan = Plan.from_dict(manifest["plan"])
         missing = [r.index for r in self.plan.ranks if rank_file(r) not in manifest["ranks"]]
         if missing:

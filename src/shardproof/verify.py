@@ -17,7 +17,7 @@ from shardproof.callable_module import make_callable
 from shardproof.digest import Digest
 from shardproof.errors import VerifyError
 from shardproof.experts import Field, Stack
-from shardproof.formats import ExpertModel
+from shardproof.formats import ExpertModel, check_model
 from shardproof.layouts.placed import UNITS_PER_BYTE
 from shardproof.mistakes import Mistake, Owners, Scene, Slot, Views, explain, find_mistake, museum
 from shardproof.mistakes.extent import telling_experts, wrong_experts
@@ -25,9 +25,19 @@ from shardproof.mxfp4 import Bytes
 from shardproof.pack import pack_layer
 from shardproof.pack.matrices import read_cut
 from shardproof.pack.memory import arena, equal
-from shardproof.packed import MANIFEST, PackedExperts, PackedLayer, load, rank_file, read_manifest, read_plan
+from shardproof.packed import (
+    MANIFEST,
+    PackedExperts,
+    PackedLayer,
+    differing,
+    load,
+    rank_file,
+    read_manifest,
+    read_plan,
+)  # fmt: skip
 from shardproof.partition import Rank
 from shardproof.plan import Cut, Plan
+from shardproof.repack import PackedFolder
 
 _SMALL = 1 << 20  # bytes of a tensor up to which three mistakes at once are looked for
 
@@ -88,11 +98,13 @@ Report = Callable[[int, str, int, int], None]
 def verify(folder: str | Path, model: ExpertModel, *, report: Report | None = None) -> Proof:
     """Prove all ranks of a packed folder against their checkpoint.
 
-    Raises PackedError for a folder that cannot be read, VerifyError `verify.checkpoint` for another checkpoint.
+    Raises PackedError for a folder that cannot be read, VerifyError `verify.checkpoint` for another checkpoint and
+    `verify.itself` for the folder itself, FormatError `format.model` for a path instead of a model.
     """
+    check_model(model)
     manifest = read_manifest(Path(folder))
     plan = read_plan(manifest, Path(folder) / MANIFEST)
-    _same_checkpoint(plan, model)
+    _same_checkpoint(Path(folder), plan, model)
     statements = plan.prove()
     differences: list[Difference] = []
     held = [r.index for r in plan.ranks if rank_file(r) in manifest["ranks"]]
@@ -117,15 +129,26 @@ def verify(folder: str | Path, model: ExpertModel, *, report: Report | None = No
     return Proof(tuple(differences), tuple(held), done, whole, tuple(statements), missing)
 
 
-def _same_checkpoint(plan: Plan, model: ExpertModel) -> None:
+def _same_checkpoint(folder: Path, plan: Plan, model: ExpertModel) -> None:
+    """Refuse another model, and a packed folder as its own proof."""
+    if isinstance(model.checkpoint, PackedFolder) and model.checkpoint.folder.resolve() == folder.resolve():
+        raise VerifyError(
+            "verify.itself", "a packed folder compared with itself proves nothing", file=folder,
+            needed="the checkpoint it was packed from, or another packing of it",
+            next_step=f"shardproof verify {folder} --against {plan.source}",
+        )  # fmt: skip
     for key, index in plan.layers.items():
         spec = plan.shapes[index].spec
-        if key not in model.layers or model.layers[key].spec != spec:
-            raise VerifyError(
-                "verify.checkpoint", "the packed experts come from another model", layer=key,
-                found=f"{model.layers[key].spec if key in model.layers else 'no such layer'}", needed=spec,
-                next_step=f"give the checkpoint they were packed from ({plan.source})",
-            )  # fmt: skip
+        held = model.layers[key].spec if key in model.layers else None
+        if held == spec:
+            continue
+        pairs = list(differing(held.to_dict(), spec.to_dict())) if held else [("layer", "no such layer", key)]
+        raise VerifyError(
+            "verify.checkpoint", "the packed experts come from another model", layer=key,
+            found=", ".join(f"{name} {value}" for name, value, _ in pairs),
+            needed=", ".join(f"{name} {value}" for name, _, value in pairs),
+            next_step=f"give the checkpoint they were packed from ({plan.source})",
+        )  # fmt: skip
 
 
 def _digest_difference(packed: PackedExperts, found: Digest) -> Difference:

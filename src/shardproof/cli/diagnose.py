@@ -28,14 +28,14 @@ from shardproof.formats import ExpertModel
 
 def diagnose(
     dump: Annotated[
-        Path, typer.Argument(metavar="DUMP", help="Tensors of one or more layers: safetensors, .npz, .pt.")
+        Path, typer.Argument(metavar="DUMP", help="Tensors of one or more layers: safetensors, .npz, .npy, .pt.")
     ],
     against: Annotated[str, typer.Option("--against", metavar="CKPT", help="The checkpoint they should come from.")],
     layer: Annotated[
         str | None, typer.Option("--layer", metavar="L", help="Layer; default: named or recognised.")
     ] = None,
     rank: Annotated[
-        int | None, typer.Option("--rank", metavar="R", help="Rank among tp * ep, TP fastest.", min=0)
+        int | None, typer.Option("--rank", metavar="R", help="Rank among tp * ep, TP fastest; needs --tp.", min=0)
     ] = None,
     tp: Annotated[int | None, typer.Option("--tp", metavar="N", help="Tensor-parallel ranks.", min=1)] = None,
     ep: Annotated[int | None, typer.Option("--ep", metavar="M", help="Expert-parallel ranks.", min=1)] = None,
@@ -73,7 +73,7 @@ def diagnose(
         )  # fmt: skip
         if bundle is not None:
             found.bundle(bundle)
-    show.emit(as_json, "diagnose", found.to_dict(), lambda: show.line(str(found)))
+    show.emit(as_json, "diagnose", found.to_dict(), lambda: show.line(found.text(show.SHOWN, show.more)))
     if found.exit_code:
         raise typer.Exit(found.exit_code)
 

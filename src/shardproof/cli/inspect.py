@@ -42,6 +42,7 @@ def _data(opened: Checkpoint, model: ExpertModel | None, problems: list[Shardpro
         "evidence": [str(e) for e in model.evidence] if model else [],
         "expert_bytes": model.expert_bytes if model else None,
         "layers": {key: layer.spec.to_dict() for key, layer in model.layers.items()} if model else {},
+        "notes": list(model.notes) if model else [],
         "problems": [p.to_dict() for p in problems],
     }  # fmt: skip
 
@@ -54,7 +55,7 @@ def _bytes(opened: Checkpoint) -> int:
 def _render(opened: Checkpoint, model: ExpertModel | None, problems: list[ShardproofError]) -> None:
     files = f"{len(opened.paths)}, {show.size(_bytes(opened))}"
     tensors = f", {len(opened.tensors)} tensors" if opened.tensors else ""
-    packed = [("packed", opened.paths[0].parent)] if isinstance(opened, PackedFolder) else []
+    packed = [("packed", opened.folder)] if isinstance(opened, PackedFolder) else []
     show.facts([*packed, ("checkpoint", opened.root), ("files", files + tensors)])
     if model is not None:
         show.facts([("format", model.format), ("family", model.family), *(("evidence", e) for e in model.evidence)])
@@ -65,8 +66,9 @@ def _render(opened: Checkpoint, model: ExpertModel | None, problems: list[Shardp
             [_spec_row(model, keys) for keys in _by_spec(model)],
             numbers=(1, 2, 3, 4, 5),
         )
-    for problem in problems:
-        show.line(str(problem), style="red")
+        for note in model.notes:
+            show.line(f"note: {note}", style="yellow")
+    show.first_of_each_kind(problems, lambda problem: problem.code)
     show.line(f"{len(problems)} problems" if problems else "complete: every expert, projection and scale is there")
 
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import rich.box
 from rich.console import Console
@@ -18,6 +18,10 @@ from rich.table import Table
 from shardproof.errors import PackError
 
 JSON_VERSION = 1
+SHOWN = 3
+"""Findings of one kind that are printed."""
+
+Item = TypeVar("Item")
 Step = Callable[[int, int, str], None]
 """Tells a progress line (done, total, what)."""
 
@@ -44,6 +48,23 @@ def print_json(data: Any) -> None:
 def line(text: str = "", style: str | None = None) -> None:
     """One line of text, taken literally."""
     console().print(escape(text), style=style)
+
+
+def first_of_each_kind(items: Iterable[Item], kind: Callable[[Item], object], *, style: str = "red") -> None:
+    """The first `SHOWN` items of every kind, and how many more there are of it; JSON lists them all."""
+    kinds: dict[object, list[Item]] = {}
+    for item in items:
+        kinds.setdefault(kind(item), []).append(item)
+    for alike in kinds.values():
+        for item in alike[:SHOWN]:
+            line(str(item), style=style)
+        if len(alike) > SHOWN:
+            line(more(len(alike) - SHOWN), style=style)
+
+
+def more(count: int) -> str:
+    """The line that stands for `count` items that are not shown."""
+    return f"... and {count} more of the same kind (--json lists all)"
 
 
 def facts(pairs: Iterable[tuple[str, Any]]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from shardproof.backends import Recipe
 from shardproof.errors import PartitionError
 from shardproof.experts import ExpertSpec, Field, Stack
-from shardproof.formats import ExpertModel
+from shardproof.formats import ExpertModel, check_model
 from shardproof.layouts import Placed, find
 from shardproof.mxfp4 import BLOCK
 from shardproof.partition import Placement, Policy, Rank, block_intervals, expert_owners, ranks
@@ -47,6 +47,9 @@ class Plan:
     policy: Policy
     shapes: tuple[LayerShape, ...]
     layers: Mapping[str, int]
+
+    def __repr__(self) -> str:
+        return f"Plan({self.family}, tp {self.tp} x ep {self.ep} for {self.recipe.backend}, {len(self.layers)} layers)"
 
     @cached_property
     def ranks(self) -> tuple[Rank, ...]:
@@ -186,9 +189,10 @@ def make_plan(
 ) -> Plan:
     """Plan a model's experts for a recipe on tp x ep ranks.
 
-    Raises PartitionError (sizes, empty ranks, uncovered experts) or LayoutError (a padded shape that the layouts
-    cannot hold), and proves the cover before it returns.
+    Raises PartitionError (sizes, empty ranks, uncovered experts), LayoutError (a padded shape that the layouts
+    cannot hold) or FormatError `format.model` (a path: `open_model` reads it), and proves the cover before it returns.
     """
+    check_model(model)
     ranks(tp, ep)
     shapes: dict[ExpertSpec, LayerShape] = {}
     layers: dict[str, int] = {}
