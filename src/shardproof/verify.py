@@ -6,8 +6,9 @@ compared; padding is compared as well. The plan itself must be for this checkpoi
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from shardproof.plan import Cut, Plan
 from shardproof.repack import PackedFolder
 
 _SMALL = 1 << 20  # bytes of a tensor up to which three mistakes at once are looked for
+_IN_VAIN = 2  # unexplained tensors of a field after which only single mistakes, and those found before, are looked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,18 @@ class Proof:
         }  # fmt: skip
 
 
+@dataclass
+class Causes:
+    """What explained the tensors so far, to be tried first, and how many of each field nothing explained."""
+
+    found: list[tuple[Mistake, ...]] = field(default_factory=list)
+    in_vain: Counter[Slot] = field(default_factory=Counter)
+
+    def most(self, slot: Slot, size: int) -> int:
+        """How many mistakes at once to look for in a tensor of `size` bytes: a search in vain is not repeated."""
+        return 1 if self.in_vain[slot] >= _IN_VAIN else 3 if size < _SMALL else 2
+
+
 Report = Callable[[int, str, int, int], None]
 """Called after each layer with (rank, layer, bytes done, bytes in all)."""
 
@@ -110,12 +124,13 @@ def verify(folder: str | Path, model: ExpertModel, *, report: Report | None = No
     held = [r.index for r in plan.ranks if rank_file(r) in manifest["ranks"]]
     total, done, digest = sum(plan.rank_bytes(plan.ranks[i]) for i in held), 0, Digest()
     room: dict[Slot, Bytes] = {}
+    causes = Causes()
     for index in held:
         packed = load(folder, index)
         found = Digest()
         for layer in packed:
             room = _room(layer, room)
-            wrong, part = verify_layer(model, layer, room)
+            wrong, part = verify_layer(model, layer, room, causes)
             differences += wrong
             found += part
             done += sum(t.nbytes for t in layer.tensors.values())
@@ -163,18 +178,22 @@ def _room(layer: PackedLayer, before: dict[Slot, Bytes]) -> dict[Slot, Bytes]:
 
 
 def verify_layer(
-    model: ExpertModel, layer: PackedLayer, room: Mapping[Slot, Bytes] | None = None
+    model: ExpertModel,
+    layer: PackedLayer,
+    room: Mapping[Slot, Bytes] | None = None,
+    causes: Causes | None = None,
 ) -> tuple[list[Difference], Digest]:
     """Compare one packed layer with the checkpoint; returns its differences and the digest of its content.
 
     `room`: memory of the size of the layer's tensors, every byte of which is overwritten; fresh by default.
+    `causes`: what other layers' differences came from.
     """
     expected = _room(layer, {}) if room is None else room
     digest = pack_layer(model, layer.plan, layer.key, layer.rank, expected)
     bad = {s: layer.tensors[s] != expected[s] for s in expected if not equal(layer.tensors[s], expected[s])}
     if not bad:
         return [], digest
-    cause = _explain(model, layer, bad)
+    cause = _explain(model, layer, bad, causes or Causes())
     return [
         _difference(model, layer, slot, mask, expected[slot], cause.get(slot, ())) for slot, mask in bad.items()
     ], digest
@@ -189,10 +208,11 @@ def scene_of(model: ExpertModel, plan: Plan, key: str, rank: Rank, owners: Owner
     return Scene(plan, key, rank, read, owners)
 
 
-def _explain(model: ExpertModel, layer: PackedLayer, bad: Mapping[Slot, np.ndarray]) -> dict[Slot, tuple[Mistake, ...]]:
+def _explain(
+    model: ExpertModel, layer: PackedLayer, bad: Mapping[Slot, np.ndarray], causes: Causes
+) -> dict[Slot, tuple[Mistake, ...]]:
     """For each wrong tensor the known mistakes - one, or two or three at once - that give exactly its bytes."""
     found: dict[Slot, tuple[Mistake, ...]] = {}
-    tried: list[tuple[Mistake, ...]] = []
     for slot, mask in bad.items():
         views = Views(layer.tensors[slot], layer.placed(*slot).shape)
         loaded = _loaded(layer, slot, views)
@@ -203,11 +223,13 @@ def _explain(model: ExpertModel, layer: PackedLayer, bad: Mapping[Slot, np.ndarr
         sample = telling_experts(wrong_experts(layer.placed(*slot), mask), loaded)
         if not sample:
             continue
-        most = 3 if views.kernel.size < _SMALL else 2
-        cause = explain(scene, slot, views, museum(), most=most, sample=sample, first=tried, exact=True)
-        if cause is not None:
-            found[slot] = (*found.get(slot, ()), *cause.mistakes)
-            tried.insert(0, cause.mistakes)
+        most = causes.most(slot, views.kernel.size)
+        cause = explain(scene, slot, views, museum(), most=most, sample=sample, first=causes.found, exact=True)
+        if cause is None:
+            causes.in_vain[slot] += 1
+            continue
+        found[slot] = (*found.get(slot, ()), *cause.mistakes)
+        causes.found[:] = [cause.mistakes, *(combo for combo in causes.found if combo != cause.mistakes)]
     return found
 
 

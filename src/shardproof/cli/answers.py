@@ -3,10 +3,9 @@
 Every answer also has `shardproof` (the version of this form, `show.JSON_VERSION`) and `command`.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Any, NotRequired, TypedDict
 
+from shardproof.cli.layout_answers import Addressed, HeldAt, LayoutShown, LayoutsListed
 from shardproof.cli.records import (
     DecisionRecord,
     DifferenceRecord,
@@ -233,3 +232,20 @@ class Demonstrated(TypedDict):
     checks: Annotated[list[DemoCheck], "everything that must hold"]
     seconds: Annotated[float, "in all"]
     kept: Annotated[str | None, "where `--keep` left the files"]
+
+
+ANSWERS: dict[str, tuple[type, ...]] = {
+    "inspect": (Inspected,),
+    "plan": (Planned, Sizes),
+    "explain": (DecisionRecord, Refused),
+    "pack": (Packed,),
+    "verify": (Verified,),
+    "diagnose": (Diagnosed,),
+    "bench": (Benched, Tuned),
+    "demo": (Demonstrated,),
+    "layouts list": (LayoutsListed,),
+    "layouts show": (LayoutShown,),
+    "layouts address": (Addressed,),
+    "layouts at": (HeldAt,),
+}
+"""What each command prints; where there are two, the second one's description says when."""

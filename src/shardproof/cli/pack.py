@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from shardproof.api import open_model, select
 from shardproof.cli import show
+from shardproof.cli.answers import Packed
 from shardproof.cli.options import (
     AllowEmpty,
     BackendName,
@@ -99,7 +100,7 @@ def _tell(step: show.Step, progress: Progress, last: list[Progress]) -> None:
 
 def _data(
     model: ExpertModel, plan: Plan, out: Path, digests: dict[int, Digest], last: Progress | None, seconds: float
-) -> dict[str, Any]:
+) -> Packed:
     complete = len(digests) == len(plan.ranks)
     return {
         "out": str(out), "backend": plan.recipe.backend, "ranks": sorted(digests), "of": len(plan.ranks),
@@ -110,7 +111,7 @@ def _data(
     }  # fmt: skip
 
 
-def _render(data: dict[str, Any]) -> None:
+def _render(data: Packed) -> None:
     if not data["ranks"]:
         show.line("this process's share is done; others of this host are still at work")
         return

@@ -1,7 +1,5 @@
 """Records: what stands inside the JSON of several commands, field by field. `docs/json.md` is made from these types."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal, NotRequired, TypedDict
 
 
@@ -153,7 +151,7 @@ class DifferenceRecord(TypedDict):
     wrong: Annotated[int, "bytes that are wrong"]
     total: Annotated[int, "bytes that were compared"]
     first: Annotated[list[str], "up to four of them: address, place in the checkpoint, found, expected"]
-    mistake: Annotated[str | None, "stable name of the known mistake that gives these bytes; several are joined by ` + `"]
+    mistake: Annotated[str | None, "stable name of the known mistake that gives these bytes; several are joined by +"]
     sentence: Annotated[str, "the mistake in words, with issues and repair"]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,7 +32,7 @@ def console() -> Console:
     return Console(file=sys.stdout, width=wide, highlight=False, soft_wrap=not sys.stdout.isatty())
 
 
-def emit(as_json: bool, command: str, data: dict[str, Any], render: Callable[[], None]) -> None:
+def emit(as_json: bool, command: str, data: Mapping[str, Any], render: Callable[[], None]) -> None:
     """Print `data` as versioned JSON, or call `render`."""
     if as_json:
         print_json({"shardproof": JSON_VERSION, "command": command, **data})
