@@ -268,8 +268,8 @@ def test_a_wrong_rank_is_all_that_is_wrong(
 @pytest.mark.parametrize(
     ("name", "content", "found"),
     [
-        ("d.npy", b"no array at all", "no arrays of NumPy"),
-        ("d.npz", b"no array at all", "no arrays of NumPy"),
+        ("d.npy", b"no array at all", "not arrays as NumPy writes them, or cut off"),
+        ("d.npz", b"no array at all", "not arrays as NumPy writes them, or cut off"),
         ("d.npz", b"PK\x03\x04 cut off", "File is not a zip file"),
         ("d.safetensors", b"\xff" * 64, "the header's length cannot be right: not a safetensors file, or cut off"),
     ],

@@ -67,18 +67,19 @@ def resolve(where: str | Path) -> Files:
 
 def _look(where: str | Path) -> tuple[Path, str]:
     """What stands at a path: a file, a folder, or nothing (then it may be a name in the cache)."""
+    found = "neither a file nor a folder" if str(where) else "an empty name"
     try:
         path = Path(where).expanduser()
-        if path.is_file() or path.is_dir():
+        if str(where) and (path.is_file() or path.is_dir()):
             return path, "file" if path.is_file() else "folder"
         if not path.exists():
             return path, "nothing"
-        found = "neither a file nor a folder"
     except (OSError, ValueError, RuntimeError) as reason:
         found = str(reason)[:120]
     raise CheckpointError(
         "checkpoint.not_a_file", "this cannot be opened as a checkpoint", file=ascii(str(where))[:200], found=found,
         needed="a folder, a .safetensors file, or org/name[@revision] from the Hugging Face cache",
+        next_step="correct the path",
     )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from shardproof.cli.options import (
     GateModeName,
     Json,
     PlacementName,
-    PlatformName,
+    With,
     read_gate_mode,
     read_placement,
     read_policy,
@@ -48,7 +48,11 @@ def diagnose(
         typer.Option("--backend", metavar="NAME", help="Who reads the tensors; default: the order that is found."),
     ] = None,
     gate_mode: GateModeName = None,
-    platform: PlatformName = None,
+    platform: Annotated[
+        str | None,
+        typer.Option("--platform", metavar="KIND[:ARCH]", help="Where it runs; default: the first that it runs on."),
+    ] = None,
+    packages: With = None,
     format_name: FormatName = None,
     as_json: Json = False,
     bundle: Annotated[
@@ -60,15 +64,15 @@ def diagnose(
     ] = None,
 ) -> None:
     """Say what tensors that an engine laid out are, where they are wrong, and which known mistake explains it."""
-    if backend is None and (gate_mode or platform):
-        raise typer.BadParameter("it says nothing without --backend", param_hint="--gate-mode, --platform")
+    if backend is None and (gate_mode or platform or packages):
+        raise typer.BadParameter("it says nothing without --backend", param_hint="--gate-mode, --platform, --with")
     model = open_model(against, format=format_name)
     with ExitStack() as outputs:
         for path in filter(None, (bundle, repair)):
             outputs.enter_context(show.writing(path))
         found = examine(
             dump, model, layer=layer, rank=rank, tp=tp, ep=ep, policy=read_policy(policy) if policy else None,
-            placement=read_placement(placement), recipe=_recipe(model, backend, platform, gate_mode, tp, ep),
+            placement=read_placement(placement), recipe=_recipe(model, backend, platform, packages, gate_mode, tp, ep),
             repair=repair,
         )  # fmt: skip
         if bundle is not None:
@@ -82,6 +86,7 @@ def _recipe(
     model: ExpertModel,
     backend: str | None,
     platform: str | None,
+    packages: list[str] | None,
     gate_mode: str | None,
     tp: int | None,
     ep: int | None,
@@ -92,6 +97,7 @@ def _recipe(
         backend,
         main_spec(model),
         platform=platform,
+        packages=packages or (),
         gate_mode=read_gate_mode(gate_mode),
         tp=tp or 1,
         ep=ep or 1,

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -103,7 +103,11 @@ def _plain_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Around work that ends in a file: a folder that is not there is refused before it. Raises PackError `pack.io`."""
+    """Around work that ends in a file: a folder that is not there is refused before it, and no part of a file stays.
+
+    Raises PackError `pack.io`.
+    """
+    was_there = path.exists()
     if not path.absolute().parent.is_dir():
         raise PackError(
             "pack.io", "the output cannot be written", file=path, found=f"no folder {path.parent}",
@@ -114,7 +118,13 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as reason:
         if reason.filename is not None and Path(reason.filename) != path:
             raise
-        raise PackError("pack.io", "the output cannot be written", file=path, found=reason.strerror) from reason
+        if not was_there:
+            with suppress(OSError):
+                path.unlink()
+        raise PackError(
+            "pack.io", "the output cannot be written", file=path, found=reason.strerror,
+            next_step="choose another place, or make room",
+        ) from reason  # fmt: skip
 
 
 def size(count: float) -> str:

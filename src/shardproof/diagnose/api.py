@@ -67,7 +67,7 @@ def diagnose(
         from shardproof.diagnose.repair import write_repaired
 
         write_repaired(examinations, Path(repair))
-    return Diagnosis(str(model.checkpoint.root), model.checkpoint.identity, reports)
+    return Diagnosis(str(model.checkpoint.root), model.checkpoint.identity, reports, recipe.notes if recipe else ())
 
 
 def _by_layer(tensors: Sequence[Foreign], hints: Hints) -> list[list[Foreign]]:

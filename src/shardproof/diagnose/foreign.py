@@ -30,6 +30,9 @@ _TORCH = {
     "torch.uint8": "U8", "torch.int8": "I8", "torch.int32": "I32", "torch.uint32": "U32", "torch.int64": "I64",
 }  # fmt: skip
 
+NOT_NUMPY = "not arrays as NumPy writes them, or cut off"
+"""Instead of NumPy's own words, which take any other bytes for pickled objects and advise to allow these."""
+
 
 @dataclass(frozen=True)
 class Foreign:
@@ -99,8 +102,7 @@ def _from_path(path: Path) -> Iterator[Foreign]:
                 for name in arrays.files:
                     yield _from_memory(name, arrays[name])
         except (ValueError, OSError, EOFError, zipfile.BadZipFile) as reason:
-            said = str(reason)[:120]  # NumPy takes any bytes that are not its own for pickled objects
-            raise _unreadable(path, "no arrays of NumPy" if "pickle" in said else said) from None
+            raise _unreadable(path, NOT_NUMPY if isinstance(reason, ValueError) else str(reason)[:120]) from None
     elif suffix in {".pt", ".pth", ".bin"}:
         yield from _from_torch_file(path)
     else:
