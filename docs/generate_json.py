@@ -55,7 +55,8 @@ def _fields(kind: type) -> dict[str, tuple[Any, str]]:
 def _type(hint: Any) -> str:
     origin, arguments = get_origin(hint), get_args(hint)
     if is_typeddict(hint):
-        return f"[{hint.__name__}](#{hint.__name__.lower()})"
+        command = next((name for name, kinds in ANSWERS.items() if hint in kinds), hint.__name__)
+        return f"[{hint.__name__}](#{command.lower().replace(' ', '-')})"
     if origin is list:
         return f"list of {_type(arguments[0])}"
     if origin is dict:
