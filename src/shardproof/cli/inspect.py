@@ -10,7 +10,7 @@ from shardproof.checkpoint import Checkpoint, total_bytes
 from shardproof.cli import show
 from shardproof.cli.options import CheckpointPath, FormatName, Json
 from shardproof.errors import EXIT_FINDING, ShardproofError
-from shardproof.formats import ExpertModel, read_experts
+from shardproof.formats import ExpertModel, layer_span, read_experts
 from shardproof.repack import PackedFolder, is_packed, open_packed
 
 
@@ -81,8 +81,7 @@ def _by_spec(model: ExpertModel) -> list[list[str]]:
 
 def _spec_row(model: ExpertModel, keys: list[str]) -> tuple[Any, ...]:
     spec = model.layers[keys[0]].spec
-    named = keys[0] if len(keys) == 1 else f"{keys[0]} ... {keys[-1]} ({len(keys)})"
     return (
-        named, spec.experts, spec.top_k, spec.hidden, spec.intermediate, spec.blocks, spec.activation,
+        layer_span(keys, 1), spec.experts, spec.top_k, spec.hidden, spec.intermediate, spec.blocks, spec.activation,
         "yes" if spec.bias else "no",
     )  # fmt: skip

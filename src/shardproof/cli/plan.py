@@ -30,7 +30,7 @@ from shardproof.cli.options import (
     refused,
 )  # fmt: skip
 from shardproof.errors import EXIT_FINDING, ShardproofError
-from shardproof.formats import ExpertModel
+from shardproof.formats import ExpertModel, layer_span
 from shardproof.mxfp4 import BLOCK
 from shardproof.oracle import Decision
 from shardproof.oracle import explain as explain_backends
@@ -170,7 +170,7 @@ def _render(model: ExpertModel, made: Plan, decision: Decision) -> None:
     )  # fmt: skip
     for index in range(len(made.shapes)):
         keys = [key for key, used in made.layers.items() if used == index]
-        _render_shape(made, keys, f"{keys[0]} ... {keys[-1]} ({len(keys)} layers)" if len(keys) > 1 else keys[0])
+        _render_shape(made, keys, layer_span(keys, 1))
     for sentence in made.prove():
         show.line(f"proven: {sentence}", style="green")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from shardproof.errors import EXIT_FINDING, EXIT_FINE
+from shardproof.formats import layer_span
 from shardproof.mistakes import Mistake
 from shardproof.mistakes.mistake import Severity
 
@@ -120,8 +121,7 @@ class Diagnosis:
         """The first line for a tired engineer."""
         wrong = [(layer, f) for layer in self.layers for f in layer.findings if f.severity == "wrong"]
         if not wrong:
-            named = [layer.layer for layer in self.layers]
-            shown = ", ".join(named) if len(named) <= 6 else f"{named[0]} ... {named[-1]} ({len(named)} layers)"
+            shown = layer_span([layer.layer for layer in self.layers])
             return f"nothing is wrong with {shown}: every byte is where it is needed"
         layer, first = wrong[0]
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""

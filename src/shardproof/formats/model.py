@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -139,10 +139,14 @@ class ExpertModel:
     def layer(self, key: str) -> LayerExperts:
         """One layer. Raises FormatError `format.layer` with the keys there are."""
         if key not in self.layers:
-            keys = list(self.layers)
-            shown = ", ".join(keys) if len(keys) <= 8 else f"{keys[0]} ... {keys[-1]} ({len(keys)} layers)"
-            raise FormatError("format.layer", "the model has no such MoE layer", layer=key, needed=shown)
+            needed = layer_span(list(self.layers))
+            raise FormatError("format.layer", "the model has no such MoE layer", layer=key, needed=needed)
         return self.layers[key]
+
+
+def layer_span(keys: Sequence[str], most: int = 6) -> str:
+    """Layers as text: up to `most` by name, more as `layers.0 ... layers.60 (61 layers)`."""
+    return ", ".join(keys) if len(keys) <= most else f"{keys[0]} ... {keys[-1]} ({len(keys)} layers)"
 
 
 def check_model(model: object) -> ExpertModel:
