@@ -137,6 +137,13 @@ def test_a_file_that_is_no_checkpoint(checkpoint: Path, capsys: pytest.CaptureFi
         assert error["next_step"] == f"give the folder that holds the weights, perhaps {checkpoint}"
 
 
+def test_one_rank_is_no_model(packed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (("inspect",), ("plan", "--tp", "2", *AMD)):
+        error = refused(capsys, command[0], packed / "rank-00000-of-00002.safetensors", *command[1:])
+        assert (error["code"], error["what"]) == ("packed.one_rank", "this is one rank of a packed folder, not a model")
+        assert error["next_step"] == f"give the folder: {packed}"
+
+
 @pytest.mark.parametrize("kind", ["deepseek", "gpt_oss"])
 def test_one_shard_of_several(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "all"

@@ -113,6 +113,8 @@ def test_demo_looks_at_its_folder_first(tmp_path: Path, capsys: pytest.CaptureFi
         (("bench", "x", "--shape", "dsv4", "--device", "cpu"), "packed.subject",
          ("there are two layers to bench", "found: PACKED x and --shape dsv4")),
         (("plan", ""), "checkpoint.not_a_file", ("this cannot be opened", "found: an empty name")),
+        (("plan", "~no-such-user/x"), "checkpoint.not_a_file", ("this cannot be opened", "Could not determine home")),
+        (("inspect", "a" * 5000), "checkpoint.not_a_file", ("this cannot be opened", "File name too long")),
         (("plan", "CKPT", "--placement", "x.json"), "partition.placement",
          ("unknown expert placement", "found: x.json (No such file or directory)")),
         (("layouts", "apply", "aiter.w16", "CKPT/config.json", "-o", "OUT"), "layout.file",
