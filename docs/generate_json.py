@@ -18,8 +18,8 @@ answer against them.
 Every answer is one object with two more fields: `shardproof`, the version of this form (now {version}), and `command`.
 A field that is there keeps its name and meaning within a version; new fields may come. Lists are complete, also where
 the text shows only the first of a kind. The exit code is the same as without `--json`: 0 fine, 1 finding, 2 refusal.
-Wrong usage (an option that does not exist) is said on stderr and prints no JSON. Sizes are bytes, ranks count TP fastest,
-layers are keys such as `layers.3`.
+Wrong usage (an option that does not exist) is said on stderr and prints no JSON. Sizes are bytes, ranks count TP
+fastest, layers are keys such as `layers.3`.
 
 A field that is marked `?` may be missing.
 """
