@@ -34,8 +34,11 @@ def main(checkpoint: str, out: str) -> None:
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.bfloat16, **how)
     experts = local_experts(model)
     print(diagnose(experts, checkpoint))
+    Path(out).mkdir(parents=True, exist_ok=True)
     torch.save(experts, Path(out) / f"rank{rank}.pt")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2])
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
+    main(*sys.argv[1:])

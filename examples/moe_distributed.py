@@ -15,6 +15,8 @@ from shardproof.distributed import DistributedLayer, load_rank
 
 def main() -> None:
     """Run a layer on random tokens; every process prints the same sum."""
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
     dist.init_process_group("gloo")
     packed = load_rank(sys.argv[1])
     key = sys.argv[2] if len(sys.argv) > 2 else next(iter(packed.layers))

@@ -27,6 +27,8 @@ def cut(where: str, layer: str | None, tp: int) -> list[PackedLayer]:
 
 def main() -> None:
     """Print the largest difference between 3 ranks and 1."""
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
     where, layer = sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None
     one, three = cut(where, layer, 1), cut(where, layer, 3)
     spec = main_spec(open_model(where))

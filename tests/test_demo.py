@@ -21,6 +21,7 @@ from shardproof.demo.subject import Subject, fixed_text
 from shardproof.errors import CheckpointError, FormatError, PackError
 from shardproof.mistakes import find_mistake
 from shardproof.mxfp4 import decode, encode
+from tests.answers import check_answer
 
 transformers = pytest.importorskip("transformers")
 
@@ -214,6 +215,7 @@ class TestCommand:
         command.demo(as_json=True)
         data = json.loads(capsys.readouterr().out)
         assert (data["command"], data["ok"], len(data["checks"])) == ("demo", True, 7)
+        check_answer(data, "demo")
 
     def test_a_failed_check_is_a_finding(self, tiny, capsys, monkeypatch):
         import typer

@@ -147,13 +147,16 @@ def test_a_folder_that_is_not_packed(tmp_path):
 def test_a_rank_that_is_not_there(whole, rank):
     error = refused(load, whole[2], rank)
     assert (error.code, error.rank) == ("packed.rank", rank)
-    assert FIRST in error.needed
+    assert error.needed == "one of 0, 1"
+    assert error.next_step == "load one of these: the folder is for 2 ranks"
 
 
 def test_a_rank_that_was_not_packed(whole, tmp_path):
     model, plan, _ = whole
     pack(model, plan, tmp_path / "out", rank_indices=[1])
-    assert refused(load, tmp_path / "out", 0).code == "packed.rank"
+    error = refused(load, tmp_path / "out", 0)
+    assert (error.code, error.needed) == ("packed.rank", "one of 1")
+    assert error.next_step.endswith("or pack this rank into the folder (shardproof pack CKPT OUT --ranks N)")
     assert load(tmp_path / "out", 1).rank.index == 1
 
 

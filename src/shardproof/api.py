@@ -9,7 +9,7 @@ from shardproof.backends import GateMode, Platform, Request, describe, detect
 from shardproof.checkpoint import Checkpoint
 from shardproof.errors import FormatError
 from shardproof.experts import ExpertSpec
-from shardproof.formats import ExpertModel, read_experts
+from shardproof.formats import ExpertModel, check_model, read_experts
 from shardproof.oracle import Decision
 from shardproof.oracle import select as select_backend
 from shardproof.repack import is_packed, open_packed
@@ -30,7 +30,7 @@ def select(
     model: ExpertModel | ExpertSpec,
     *,
     platform: Platform | str | None = None,
-    packages: Iterable[str] = (),
+    packages: str | Iterable[str] = (),
     tp: int = 1,
     ep: int = 1,
     backend: str | None = None,
@@ -38,13 +38,14 @@ def select(
 ) -> Decision:
     """Choose a backend for a model on a platform (this machine where none is described).
 
-    `packages` are versions on a described platform, as `name=version`. Raises BackendError.
+    `packages` are versions on a described platform, as `name=version`, one or several. Raises BackendError, and
+    FormatError `format.model` for a path: `open_model` reads it.
     """
-    spec = main_spec(model) if isinstance(model, ExpertModel) else model
+    spec = model if isinstance(model, ExpertSpec) else main_spec(model)
     return select_backend(Request(spec, platform_of(platform, packages), tp, ep, gate_mode), backend=backend)
 
 
-def platform_of(platform: Platform | str | None, packages: Iterable[str] = ()) -> Platform:
+def platform_of(platform: Platform | str | None, packages: str | Iterable[str] = ()) -> Platform:
     """A platform as it is, described by text, or this machine's. Raises BackendError `backend.platform`."""
     if platform is None:
         return detect(packages)
@@ -53,6 +54,6 @@ def platform_of(platform: Platform | str | None, packages: Iterable[str] = ()) -
 
 def main_spec(model: ExpertModel) -> ExpertSpec:
     """The spec of the model's first MoE layer. Raises FormatError `format.none` for a model without one."""
-    for layer in model.layers.values():
+    for layer in check_model(model).layers.values():
         return layer.spec
     raise FormatError("format.none", "the checkpoint has no MoE layer", file=model.checkpoint.root)

@@ -80,6 +80,10 @@ class Decision:
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        request = self.request
+        return f"Decision({self.backend} for {request.platform}, tp {request.tp} x ep {request.ep})"
+
     @property
     def backend(self) -> str:
         """Name of the chosen backend."""

@@ -7,6 +7,7 @@ projection, each tensor-parallel rank's cut is unpacked and put where it was tak
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
@@ -15,15 +16,18 @@ from pathlib import Path
 import numpy as np
 
 from shardproof.checkpoint import Checkpoint
+from shardproof.checkpoint.header import read_header
 from shardproof.digest import Digest
 from shardproof.errors import PackedError
 from shardproof.experts import STACKS, Field, Projection, Stack
 from shardproof.formats import Evidence, ExpertModel, LayerExperts, Source
 from shardproof.formats.model import Interval
 from shardproof.mxfp4 import Bytes
-from shardproof.packed import BIAS_DTYPE, MANIFEST, PackedExperts, load, rank_file, read_manifest
+from shardproof.packed import BIAS_DTYPE, MANIFEST, METADATA_KEY, PackedExperts, load, rank_file, read_manifest
 from shardproof.partition import Rank
 from shardproof.plan import Plan
+
+_RANK_FILE = re.compile(r"rank-\d{5}-of-\d{5}\.safetensors", re.ASCII)
 
 
 class _Kept(threading.local):
@@ -38,6 +42,7 @@ class PackedFolder(Checkpoint):
 
     def __init__(self, folder: Path) -> None:
         manifest = read_manifest(folder)
+        self.folder = folder
         self.plan = Plan.from_dict(manifest["plan"])
         missing = [r.index for r in self.plan.ranks if rank_file(r) not in manifest["ranks"]]
         if missing:
@@ -90,8 +95,18 @@ class PackedSource(Source):
 
 
 def is_packed(where: str | Path) -> bool:
-    """Whether a path is a packed folder."""
-    return (Path(where).expanduser() / MANIFEST).is_file()
+    """Whether a path is a packed folder. Raises PackedError `packed.one_rank` for one of its files."""
+    try:
+        path = Path(where).expanduser()
+        packed, rank = (path / MANIFEST).is_file(), bool(_RANK_FILE.fullmatch(path.name)) and path.is_file()
+    except (OSError, ValueError, RuntimeError):
+        return False  # whoever opens the path says what is wrong with it
+    if rank and METADATA_KEY in read_header(path).metadata:
+        raise PackedError(
+            "packed.one_rank", "this is one rank of a packed folder, not a model", file=path,
+            needed="the folder with all ranks", next_step=f"give the folder: {path.absolute().parent}",
+        )  # fmt: skip
+    return packed
 
 
 def open_packed(folder: str | Path) -> ExpertModel:

@@ -6,8 +6,9 @@ compared; padding is compared as well. The plan itself must be for this checkpoi
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from shardproof.callable_module import make_callable
 from shardproof.digest import Digest
 from shardproof.errors import VerifyError
 from shardproof.experts import Field, Stack
-from shardproof.formats import ExpertModel
+from shardproof.formats import ExpertModel, check_model
 from shardproof.layouts.placed import UNITS_PER_BYTE
 from shardproof.mistakes import Mistake, Owners, Scene, Slot, Views, explain, find_mistake, museum
 from shardproof.mistakes.extent import telling_experts, wrong_experts
@@ -25,11 +26,22 @@ from shardproof.mxfp4 import Bytes
 from shardproof.pack import pack_layer
 from shardproof.pack.matrices import read_cut
 from shardproof.pack.memory import arena, equal
-from shardproof.packed import MANIFEST, PackedExperts, PackedLayer, load, rank_file, read_manifest, read_plan
+from shardproof.packed import (
+    MANIFEST,
+    PackedExperts,
+    PackedLayer,
+    differing,
+    load,
+    rank_file,
+    read_manifest,
+    read_plan,
+)  # fmt: skip
 from shardproof.partition import Rank
 from shardproof.plan import Cut, Plan
+from shardproof.repack import PackedFolder
 
 _SMALL = 1 << 20  # bytes of a tensor up to which three mistakes at once are looked for
+_IN_VAIN = 2  # unexplained tensors of a field after which only single mistakes, and those found before, are looked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +93,18 @@ class Proof:
         }  # fmt: skip
 
 
+@dataclass
+class Causes:
+    """What explained the tensors so far, to be tried first, and how many of each field nothing explained."""
+
+    found: list[tuple[Mistake, ...]] = field(default_factory=list)
+    in_vain: Counter[Slot] = field(default_factory=Counter)
+
+    def most(self, slot: Slot, size: int) -> int:
+        """How many mistakes at once to look for in a tensor of `size` bytes: a search in vain is not repeated."""
+        return 1 if self.in_vain[slot] >= _IN_VAIN else 3 if size < _SMALL else 2
+
+
 Report = Callable[[int, str, int, int], None]
 """Called after each layer with (rank, layer, bytes done, bytes in all)."""
 
@@ -88,22 +112,25 @@ Report = Callable[[int, str, int, int], None]
 def verify(folder: str | Path, model: ExpertModel, *, report: Report | None = None) -> Proof:
     """Prove all ranks of a packed folder against their checkpoint.
 
-    Raises PackedError for a folder that cannot be read, VerifyError `verify.checkpoint` for another checkpoint.
+    Raises PackedError for a folder that cannot be read, VerifyError `verify.checkpoint` for another checkpoint and
+    `verify.itself` for the folder itself, FormatError `format.model` for a path instead of a model.
     """
+    check_model(model)
     manifest = read_manifest(Path(folder))
     plan = read_plan(manifest, Path(folder) / MANIFEST)
-    _same_checkpoint(plan, model)
+    _same_checkpoint(Path(folder), plan, model)
     statements = plan.prove()
     differences: list[Difference] = []
     held = [r.index for r in plan.ranks if rank_file(r) in manifest["ranks"]]
     total, done, digest = sum(plan.rank_bytes(plan.ranks[i]) for i in held), 0, Digest()
     room: dict[Slot, Bytes] = {}
+    causes = Causes()
     for index in held:
         packed = load(folder, index)
         found = Digest()
         for layer in packed:
             room = _room(layer, room)
-            wrong, part = verify_layer(model, layer, room)
+            wrong, part = verify_layer(model, layer, room, causes)
             differences += wrong
             found += part
             done += sum(t.nbytes for t in layer.tensors.values())
@@ -117,15 +144,26 @@ def verify(folder: str | Path, model: ExpertModel, *, report: Report | None = No
     return Proof(tuple(differences), tuple(held), done, whole, tuple(statements), missing)
 
 
-def _same_checkpoint(plan: Plan, model: ExpertModel) -> None:
+def _same_checkpoint(folder: Path, plan: Plan, model: ExpertModel) -> None:
+    """Refuse another model, and a packed folder as its own proof."""
+    if isinstance(model.checkpoint, PackedFolder) and model.checkpoint.folder.resolve() == folder.resolve():
+        raise VerifyError(
+            "verify.itself", "a packed folder compared with itself proves nothing", file=folder,
+            needed="the checkpoint it was packed from, or another packing of it",
+            next_step=f"shardproof verify {folder} --against {plan.source}",
+        )  # fmt: skip
     for key, index in plan.layers.items():
         spec = plan.shapes[index].spec
-        if key not in model.layers or model.layers[key].spec != spec:
-            raise VerifyError(
-                "verify.checkpoint", "the packed experts come from another model", layer=key,
-                found=f"{model.layers[key].spec if key in model.layers else 'no such layer'}", needed=spec,
-                next_step=f"give the checkpoint they were packed from ({plan.source})",
-            )  # fmt: skip
+        held = model.layers[key].spec if key in model.layers else None
+        if held == spec:
+            continue
+        pairs = list(differing(held.to_dict(), spec.to_dict())) if held else [("layer", "no such layer", key)]
+        raise VerifyError(
+            "verify.checkpoint", "the packed experts come from another model", layer=key,
+            found=", ".join(f"{name} {value}" for name, value, _ in pairs),
+            needed=", ".join(f"{name} {value}" for name, _, value in pairs),
+            next_step=f"give the checkpoint they were packed from ({plan.source})",
+        )  # fmt: skip
 
 
 def _digest_difference(packed: PackedExperts, found: Digest) -> Difference:
@@ -140,18 +178,22 @@ def _room(layer: PackedLayer, before: dict[Slot, Bytes]) -> dict[Slot, Bytes]:
 
 
 def verify_layer(
-    model: ExpertModel, layer: PackedLayer, room: Mapping[Slot, Bytes] | None = None
+    model: ExpertModel,
+    layer: PackedLayer,
+    room: Mapping[Slot, Bytes] | None = None,
+    causes: Causes | None = None,
 ) -> tuple[list[Difference], Digest]:
     """Compare one packed layer with the checkpoint; returns its differences and the digest of its content.
 
     `room`: memory of the size of the layer's tensors, every byte of which is overwritten; fresh by default.
+    `causes`: what other layers' differences came from.
     """
     expected = _room(layer, {}) if room is None else room
     digest = pack_layer(model, layer.plan, layer.key, layer.rank, expected)
     bad = {s: layer.tensors[s] != expected[s] for s in expected if not equal(layer.tensors[s], expected[s])}
     if not bad:
         return [], digest
-    cause = _explain(model, layer, bad)
+    cause = _explain(model, layer, bad, causes or Causes())
     return [
         _difference(model, layer, slot, mask, expected[slot], cause.get(slot, ())) for slot, mask in bad.items()
     ], digest
@@ -166,10 +208,11 @@ def scene_of(model: ExpertModel, plan: Plan, key: str, rank: Rank, owners: Owner
     return Scene(plan, key, rank, read, owners)
 
 
-def _explain(model: ExpertModel, layer: PackedLayer, bad: Mapping[Slot, np.ndarray]) -> dict[Slot, tuple[Mistake, ...]]:
+def _explain(
+    model: ExpertModel, layer: PackedLayer, bad: Mapping[Slot, np.ndarray], causes: Causes
+) -> dict[Slot, tuple[Mistake, ...]]:
     """For each wrong tensor the known mistakes - one, or two or three at once - that give exactly its bytes."""
     found: dict[Slot, tuple[Mistake, ...]] = {}
-    tried: list[tuple[Mistake, ...]] = []
     for slot, mask in bad.items():
         views = Views(layer.tensors[slot], layer.placed(*slot).shape)
         loaded = _loaded(layer, slot, views)
@@ -180,11 +223,13 @@ def _explain(model: ExpertModel, layer: PackedLayer, bad: Mapping[Slot, np.ndarr
         sample = telling_experts(wrong_experts(layer.placed(*slot), mask), loaded)
         if not sample:
             continue
-        most = 3 if views.kernel.size < _SMALL else 2
-        cause = explain(scene, slot, views, museum(), most=most, sample=sample, first=tried, exact=True)
-        if cause is not None:
-            found[slot] = (*found.get(slot, ()), *cause.mistakes)
-            tried.insert(0, cause.mistakes)
+        most = causes.most(slot, views.kernel.size)
+        cause = explain(scene, slot, views, museum(), most=most, sample=sample, first=causes.found, exact=True)
+        if cause is None:
+            causes.in_vain[slot] += 1
+            continue
+        found[slot] = (*found.get(slot, ()), *cause.mistakes)
+        causes.found[:] = [cause.mistakes, *(combo for combo in causes.found if combo != cause.mistakes)]
     return found
 
 

@@ -22,6 +22,7 @@ from shardproof.layouts import find as find_layout
 from shardproof.oracle import select as select_backend
 from shardproof.pack import pack
 from shardproof.plan import make_plan
+from tests.answers import check_answer
 from tests.checkpoints import make
 from tests.layers import by_hand
 
@@ -134,6 +135,7 @@ def test_command(tmp_path, capsys):
     said = json.loads(capsys.readouterr().out)
     assert [row["tokens"] for row in said["rows"]] == [1] * 3 + [5] * 3
     assert said["refused"]["shardproof_triton"] == "found device cpu, needed a GPU (cuda)"
+    check_answer(said, "bench")
     assert main(["bench", str(tmp_path / "out"), "--device", "cpu", "--tokens", "2", "--rounds", "1"]) == 0
     assert "rival/ours" in capsys.readouterr().out
     assert main(["bench", "--shape", "dsv5", "--device", "cpu"]) == 2

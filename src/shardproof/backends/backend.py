@@ -75,7 +75,7 @@ class Recipe:
     activation_dtype: str = "bfloat16"
     gate_mode: GateMode | None = None
     version: str | None = None
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form; `from_dict` reads it back."""

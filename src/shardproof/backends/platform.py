@@ -41,8 +41,8 @@ class Platform:
         return int(re.sub(r"\D", "", self.arch)) if self.kind == "cuda" else 0
 
 
-def describe(text: str, packages: Iterable[str] = ()) -> Platform:
-    """Read `cuda:sm90`, `rocm:gfx950` or `cpu`, and packages as `name=version`.
+def describe(text: str, packages: str | Iterable[str] = ()) -> Platform:
+    """Read `cuda:sm90`, `rocm:gfx950` or `cpu`, and packages as `name=version`, one or several.
 
     Raises BackendError `backend.platform`.
     """
@@ -58,7 +58,7 @@ def describe(text: str, packages: Iterable[str] = ()) -> Platform:
     return Platform(kind, arch, _read_packages(packages), described=True)
 
 
-def detect(packages: Iterable[str] = ()) -> Platform:
+def detect(packages: str | Iterable[str] = ()) -> Platform:
     """The platform of this machine, through torch where it is installed; otherwise `cpu`."""
     named = _read_packages(packages)
     try:
@@ -82,9 +82,9 @@ def cpu_flags() -> frozenset[str]:
     return frozenset(flags.partition(":")[2].split())
 
 
-def _read_packages(packages: Iterable[str]) -> dict[str, str]:
+def _read_packages(packages: str | Iterable[str]) -> dict[str, str]:
     named = {}
-    for text in packages:
+    for text in [packages] if isinstance(packages, str) else packages:
         name, equals, version = text.partition("=")
         if not (name and equals and re.fullmatch(r"[\w.+\-]+", version)):
             raise BackendError("backend.platform", "cannot read a package version", found=text, needed="NAME=VERSION")

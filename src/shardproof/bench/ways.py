@@ -36,6 +36,8 @@ def check_device(device: str) -> None:
     """Raise KernelError `kernel.device` where torch cannot use the device."""
     import torch
 
+    if device.partition(":")[0] not in ("cpu", "cuda"):
+        raise KernelError("kernel.device", "no such device", found=device, needed="cpu, cuda or cuda:N")
     if device != "cpu" and not torch.cuda.is_available():
         raise KernelError(
             "kernel.device", "there is no GPU here that torch can use", found=f"torch {torch.__version__}",

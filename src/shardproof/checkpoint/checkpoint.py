@@ -23,12 +23,15 @@ class Checkpoint:
     """An open checkpoint. Opening reads headers only; `bytes_of` and `memory` map files when they are first asked.
 
     `tensors` maps names to `TensorInfo`; `problems` holds what was found wrong (empty unless `strict=False`);
-    `unlisted` names safetensors files of the folder that its index does not mention, and that are not read.
+    `unlisted` names safetensors files of the folder that its index does not mention, and that are not read;
+    `siblings` the model's other files where one file of several was opened.
     """
+
+    siblings: tuple[str, ...] = ()
 
     def __init__(self, files: Files, *, strict: bool = True) -> None:
         self.root, self.paths, self.config = files.root, files.paths, files.config
-        self.unlisted = files.unlisted
+        self.unlisted, self.siblings = files.unlisted, files.siblings
         self.problems: list[CheckpointError] = []
         for missing in files.missing:
             self._report(missing, strict)

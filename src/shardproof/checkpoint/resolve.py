@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ _HUB_NAME = re.compile(r"[\w.\-]+/[\w.\-]+(@[\w.\-/]+)?")
 class Files:
     """A checkpoint's files: `weight_map` is the index (tensor name -> file name), None where there is none.
 
-    `unlisted` are safetensors files that the index does not name; `missing` says which files ought to be there.
+    `unlisted` are safetensors files that the index does not name; `missing` says which files ought to be there;
+    `siblings` names the other files of a model of which one file was asked for.
     """
 
     root: Path
@@ -29,17 +31,19 @@ class Files:
     weight_map: dict[str, str] | None
     unlisted: tuple[str, ...] = ()
     missing: tuple[CheckpointError, ...] = ()
+    siblings: tuple[str, ...] = ()
 
 
 def resolve(where: str | Path) -> Files:
     """Find the files of a local folder, a single .safetensors file, or `org/name[@revision]` in the HF cache.
 
-    Nothing is ever downloaded. Raises CheckpointError `checkpoint.not_found`, `.not_a_file`, `.index` or `.config`;
+    Nothing is ever downloaded. Raises CheckpointError `checkpoint.not_found`, `.not_a_file`, `.file_type`, `.index` or
+    `.config`;
     files that are missing are left to the caller (`Files.missing`).
     """
     path, kind = _look(where)
     if kind == "file":
-        return Files(path.parent, (path,), _json(path.parent / "config.json", "checkpoint.config") or {}, None)
+        return _one_file(path)
     if kind == "nothing":
         path = _from_hub_cache(str(where))
     config = _json(path / "config.json", "checkpoint.config") or {}
@@ -51,6 +55,7 @@ def resolve(where: str | Path) -> Files:
             "the folder holds no safetensors file",
             file=path,
             needed=f"*.safetensors or {INDEX}",
+            next_step="give the folder with the weights, or finish the download",
         )
     weight_map = None if index is None else _weight_map(path / INDEX, index)
     listed = _numbered(present) if weight_map is None else sorted(set(weight_map.values()))
@@ -62,19 +67,37 @@ def resolve(where: str | Path) -> Files:
 
 def _look(where: str | Path) -> tuple[Path, str]:
     """What stands at a path: a file, a folder, or nothing (then it may be a name in the cache)."""
+    found = "neither a file nor a folder" if str(where) else "an empty name"
     try:
         path = Path(where).expanduser()
-        if path.is_file() or path.is_dir():
+        if str(where) and (path.is_file() or path.is_dir()):
             return path, "file" if path.is_file() else "folder"
         if not path.exists():
             return path, "nothing"
-        found = "neither a file nor a folder"
     except (OSError, ValueError, RuntimeError) as reason:
         found = str(reason)[:120]
     raise CheckpointError(
         "checkpoint.not_a_file", "this cannot be opened as a checkpoint", file=ascii(str(where))[:200], found=found,
         needed="a folder, a .safetensors file, or org/name[@revision] from the Hugging Face cache",
+        next_step="correct the path",
     )  # fmt: skip
+
+
+def _one_file(path: Path) -> Files:
+    if path.suffix != ".safetensors":
+        raise CheckpointError(
+            "checkpoint.file_type", "this file is no checkpoint", file=path, found=f"a file named {path.name}",
+            needed="a folder, or a .safetensors file",
+            next_step=f"give the folder that holds the weights, perhaps {path.absolute().parent}",
+        )  # fmt: skip
+    names = _numbered([path.name])
+    with contextlib.suppress(CheckpointError):  # of a damaged index nothing is needed here
+        index = _json(path.parent / INDEX, "checkpoint.index")
+        listed = set() if index is None else set(_weight_map(path.parent / INDEX, index).values())
+        names = sorted(listed) if path.name in listed else names
+    siblings = tuple(name for name in names if name != path.name)
+    config = _json(path.parent / "config.json", "checkpoint.config") or {}
+    return Files(path.parent, (path,), config, None, siblings=siblings)
 
 
 def _numbered(present: list[str]) -> list[str]:
@@ -135,6 +158,7 @@ def _from_hub_cache(name: str) -> Path:
         raise CheckpointError(
             "checkpoint.not_found", "no such file or folder", file=name,
             needed="a folder, a .safetensors file, or org/name[@revision] from the Hugging Face cache",
+            next_step=f"correct the path; it was looked for in {Path.cwd()}",
         )  # fmt: skip
     repo, _, revision = name.partition("@")
     try:

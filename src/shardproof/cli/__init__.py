@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
+from pathlib import Path
 
-from shardproof.errors import EXIT_REFUSED, ShardproofError
+from shardproof.errors import EXIT_FINE, EXIT_REFUSED, ShardproofError
 
 EXIT_INTERRUPTED = 130
 
@@ -12,10 +15,21 @@ EXIT_INTERRUPTED = 130
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     given = sys.argv[1:] if arguments is None else arguments
+    if sys.stdout is None:  # closed by the caller (`>&-`)
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+    code = EXIT_FINE
     try:
-        return _run(given)
+        code = _run(given)
+        sys.stdout.flush()  # what a full disk refuses is said here and not when the interpreter ends
     except KeyboardInterrupt:  # while modules were still being loaded
-        return _interrupted()
+        return _interrupted(given)
+    except BrokenPipeError:  # `| head`: who reads has enough
+        _drop_output()
+    except OSError as reason:
+        _drop_output()
+        sys.stderr.write(f"shardproof: the operating system refused: {reason}\n")
+        return EXIT_REFUSED
+    return code
 
 
 def _run(given: list[str]) -> int:
@@ -25,26 +39,35 @@ def _run(given: list[str]) -> int:
     try:
         result = app(given, standalone_mode=False, prog_name="shardproof")
     except ShardproofError as error:
-        if "--json" in given:
-            print_json({"shardproof": JSON_VERSION, "error": error.to_dict()})
         sys.stderr.write(f"shardproof: {error}\n")
+        if "--json" in given:
+            with contextlib.suppress(BrokenPipeError):
+                print_json({"shardproof": JSON_VERSION, "error": error.to_dict()})
         return error.exit_code
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 0
+    except SystemExit:  # typer's answer to a closed pipe, with a code that means something else here
+        raise BrokenPipeError from None
     except Exception as error:
         usage = _usage_error(error)
         if usage is None:
             raise
         return usage
     if result == EXIT_INTERRUPTED:  # typer's answer to Ctrl-C inside a verb
-        return _interrupted()
-    return result if isinstance(result, int) else 0
+        return _interrupted(given)
+    return result if isinstance(result, int) else EXIT_FINE
 
 
-def _interrupted() -> int:
-    sys.stderr.write("shardproof: interrupted; what `pack` had finished is kept: the same command goes on with it\n")
+def _interrupted(given: list[str]) -> int:
+    kept = "; what was finished is kept: the same command goes on with it" if given[:1] == ["pack"] else ""
+    sys.stderr.write(f"shardproof: interrupted{kept}\n")
     return EXIT_INTERRUPTED
+
+
+def _drop_output() -> None:
+    """Let nothing that is still buffered be written, so that the interpreter ends without a word of its own."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def _usage_error(error: Exception) -> int | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shardproof.cli import show
-from shardproof.cli.options import Json, With, read_range
+from shardproof.cli.options import Json, With, layer_key, read_range
 from shardproof.errors import EXIT_FINDING, PackedError
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ SHAPE_NAMES = "dsv4[tp8|ep8] or gptoss[tp8|ep8]"
 
 
 def bench(
-    packed: Annotated[Path | None, typer.Argument(metavar="[PACKED]", help="A packed folder.")] = None,
+    packed: Annotated[Path | None, typer.Argument(metavar="PACKED", help="A packed folder.")] = None,
     shape: Annotated[
         str | None, typer.Option("--shape", metavar="NAME", help=f"Random weights instead: {SHAPE_NAMES}.")
     ] = None,
@@ -29,7 +29,7 @@ def bench(
         typer.Option("--implementations", metavar="A,B", help="Only these; default: all but the reference."),
     ] = None,
     rank: Annotated[int, typer.Option("--rank", metavar="N", min=0, help="Rank of the packed folder.")] = 0,
-    layer: Annotated[str | None, typer.Option("--layer", metavar="KEY", help="Layer; default: the first.")] = None,
+    layer: Annotated[str | None, typer.Option("--layer", metavar="L", help="Layer; default: the first.")] = None,
     rounds: Annotated[int, typer.Option("--rounds", metavar="N", min=1, help="Timed rounds.")] = 15,
     tune: Annotated[
         Path | None,
@@ -47,7 +47,7 @@ def bench(
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     check_device(where)
     subject = _subject(packed, shape, rank, layer)
-    counts = read_range(tokens, "--tokens")
+    counts = read_range(tokens, "--tokens", least=1)
     made = ways(subject, where, implementations.split(",") if implementations else None, packages or ())
     if tune is not None:
         with show.writing(tune):
@@ -69,11 +69,13 @@ def _subject(packed: Path | None, shape: str | None, rank: int, layer: str | Non
     from shardproof.bench import SHAPES, Subject
 
     if packed is not None and shape is None:
-        return Subject.packed(packed, rank, layer)
+        return Subject.packed(packed, rank, layer_key(layer))
     if packed is None and shape in SHAPES:
         return Subject.random(shape, *SHAPES[shape])
+    named = [f"{what} {value}" for what, value in (("PACKED", packed), ("--shape", shape)) if value is not None]
     raise PackedError(
-        "packed.subject", "there is nothing to bench", found=f"PACKED {packed}, --shape {shape}",
+        "packed.subject", "there are two layers to bench" if len(named) == 2 else "there is nothing to bench",
+        found=" and ".join(named) or "neither", next_step="name one of these",
         needed=f"a packed folder, or --shape with one of {', '.join(SHAPES)}",
     )  # fmt: skip
 

@@ -48,6 +48,9 @@ def demo(
             "pack.not_empty", "the output is there already", file=keep, needed="a new or empty folder",
             next_step="choose another folder, or remove this one",
         )  # fmt: skip
+    if keep is not None:
+        with show.writing(keep):
+            keep.mkdir(exist_ok=True)
     from shardproof.demo.story import steps, tell
 
     start = time.perf_counter()

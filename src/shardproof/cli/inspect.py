@@ -10,7 +10,7 @@ from shardproof.checkpoint import Checkpoint, total_bytes
 from shardproof.cli import show
 from shardproof.cli.options import CheckpointPath, FormatName, Json
 from shardproof.errors import EXIT_FINDING, ShardproofError
-from shardproof.formats import ExpertModel, read_experts
+from shardproof.formats import ExpertModel, layer_span, read_experts
 from shardproof.repack import PackedFolder, is_packed, open_packed
 
 
@@ -42,6 +42,7 @@ def _data(opened: Checkpoint, model: ExpertModel | None, problems: list[Shardpro
         "evidence": [str(e) for e in model.evidence] if model else [],
         "expert_bytes": model.expert_bytes if model else None,
         "layers": {key: layer.spec.to_dict() for key, layer in model.layers.items()} if model else {},
+        "notes": list(model.notes) if model else [],
         "problems": [p.to_dict() for p in problems],
     }  # fmt: skip
 
@@ -54,7 +55,7 @@ def _bytes(opened: Checkpoint) -> int:
 def _render(opened: Checkpoint, model: ExpertModel | None, problems: list[ShardproofError]) -> None:
     files = f"{len(opened.paths)}, {show.size(_bytes(opened))}"
     tensors = f", {len(opened.tensors)} tensors" if opened.tensors else ""
-    packed = [("packed", opened.paths[0].parent)] if isinstance(opened, PackedFolder) else []
+    packed = [("packed", opened.folder)] if isinstance(opened, PackedFolder) else []
     show.facts([*packed, ("checkpoint", opened.root), ("files", files + tensors)])
     if model is not None:
         show.facts([("format", model.format), ("family", model.family), *(("evidence", e) for e in model.evidence)])
@@ -65,8 +66,9 @@ def _render(opened: Checkpoint, model: ExpertModel | None, problems: list[Shardp
             [_spec_row(model, keys) for keys in _by_spec(model)],
             numbers=(1, 2, 3, 4, 5),
         )
-    for problem in problems:
-        show.line(str(problem), style="red")
+        for note in model.notes:
+            show.line(f"note: {note}", style="yellow")
+    show.first_of_each_kind(problems, lambda problem: problem.code)
     show.line(f"{len(problems)} problems" if problems else "complete: every expert, projection and scale is there")
 
 
@@ -79,8 +81,7 @@ def _by_spec(model: ExpertModel) -> list[list[str]]:
 
 def _spec_row(model: ExpertModel, keys: list[str]) -> tuple[Any, ...]:
     spec = model.layers[keys[0]].spec
-    named = keys[0] if len(keys) == 1 else f"{keys[0]} ... {keys[-1]} ({len(keys)})"
     return (
-        named, spec.experts, spec.top_k, spec.hidden, spec.intermediate, spec.blocks, spec.activation,
+        layer_span(keys, 1), spec.experts, spec.top_k, spec.hidden, spec.intermediate, spec.blocks, spec.activation,
         "yes" if spec.bias else "no",
     )  # fmt: skip

@@ -12,6 +12,7 @@ import typer
 from shardproof.cli import show
 from shardproof.cli.layout_page import page
 from shardproof.cli.options import Json
+from shardproof.diagnose.foreign import NOT_NUMPY
 from shardproof.errors import EXIT_FINDING, LayoutError
 from shardproof.layouts import Layout, Placed, find
 from shardproof.layouts.describe import facts, to_dict
@@ -206,8 +207,9 @@ def _parameters(param: list[str] | None) -> dict[str, int]:
 def _load(path: Path) -> Bytes:
     try:
         data = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as problem:
-        raise LayoutError("layout.file", "cannot read the array", file=path, found=problem, needed=".npy") from None
+    except (OSError, ValueError, EOFError) as problem:
+        found = problem.strerror if isinstance(problem, OSError) else NOT_NUMPY
+        raise LayoutError("layout.file", "cannot read the array", file=path, found=found, needed=".npy") from None
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8:
         found = getattr(data, "dtype", type(data).__name__)
         raise LayoutError("layout.file", "not an array of bytes", file=path, found=found, needed="uint8")

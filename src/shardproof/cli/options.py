@@ -15,7 +15,11 @@ from shardproof.partition import PLACEMENTS, POLICIES, Policy
 from shardproof.plan import ExpertMap
 
 CheckpointPath: TypeAlias = Annotated[
-    str, typer.Argument(metavar="CKPT", help="Folder, .safetensors file, or org/name[@rev] in the Hugging Face cache.")
+    str,
+    typer.Argument(
+        metavar="CKPT",
+        help="Folder, .safetensors file, packed folder, or org/name[@rev] in the Hugging Face cache.",
+    ),
 ]
 Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print versioned JSON instead of text.")]
 Tp: TypeAlias = Annotated[str, typer.Option("--tp", metavar="N", help="Tensor-parallel ranks.")]
@@ -56,8 +60,8 @@ FormatName: TypeAlias = Annotated[
 ]
 
 
-def read_range(text: str, what: str) -> list[int]:
-    """Read `8`, `1..16`, `0-7` or `0,2,5`. Raises PartitionError `partition.range`."""
+def read_range(text: str, what: str, *, least: int | None = None) -> list[int]:
+    """Read `8`, `1..16`, `0-7` or `0,2,5`, of numbers from `least` up. Raises PartitionError `partition.range`."""
     numbers: list[int] = []
     try:
         for part in text.split(","):
@@ -66,7 +70,11 @@ def read_range(text: str, what: str) -> list[int]:
     except ValueError:
         numbers = []
     if not numbers:
-        raise PartitionError("partition.range", f"cannot read {what}", found=text, needed="8, 1..16, 0-7 or 0,2,5")
+        raise PartitionError(
+            "partition.range", f"cannot read {what}", found=text or "nothing", needed="8, 1..16, 0-7 or 0,2,5"
+        )
+    if least is not None and min(numbers) < least:
+        raise PartitionError("partition.range", f"{what} is too small", found=text, needed=f"numbers from {least} up")
     return numbers
 
 
@@ -104,11 +112,17 @@ def read_placement(text: str) -> ExpertMap:
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
         return [[int(expert) for expert in row] for row in rows]
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError) as reason:
+        why = f" ({getattr(reason, 'strerror', None) or 'not such a file'})" if path.suffix or path.exists() else ""
         raise PartitionError(
-            "partition.placement", "unknown expert placement", found=text,
+            "partition.placement", "unknown expert placement", found=f"{text}{why}",
             needed=f"{', '.join(PLACEMENTS)}, or a JSON file with one list of expert ids a rank",
         ) from None  # fmt: skip
+
+
+def layer_key(text: str | None) -> str | None:
+    """The layer that `3` or `layers.3` names."""
+    return f"layers.{text}" if text is not None and text.isdecimal() else text
 
 
 def pick_layers(keys: Iterable[str], text: str | None) -> list[str] | None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from shardproof.api import open_model, select
 from shardproof.cli import show
+from shardproof.cli.answers import Packed
 from shardproof.cli.options import (
     AllowEmpty,
     BackendName,
@@ -31,6 +32,7 @@ from shardproof.cli.options import (
     read_range,
 )  # fmt: skip
 from shardproof.digest import Digest
+from shardproof.formats import ExpertModel
 from shardproof.pack import Progress, Worker
 from shardproof.pack import pack as write_packed
 from shardproof.plan import Plan, make_plan
@@ -86,7 +88,7 @@ def pack(
             model, plan, out, rank_indices=indices, threads=threads, worker=Worker.from_environment(),
             reader=reader, report=lambda progress: _tell(step, progress, last),
         )  # fmt: skip
-    data = _data(plan, out, digests, last[-1] if last else None, time.monotonic() - start)
+    data = _data(model, plan, out, digests, last[-1] if last else None, time.monotonic() - start)
     show.emit(as_json, "pack", data, lambda: _render(data))
 
 
@@ -96,18 +98,20 @@ def _tell(step: show.Step, progress: Progress, last: list[Progress]) -> None:
     step(progress.done_bytes, progress.total_bytes, f"rank {progress.rank.index} {progress.layer}{limit}")
 
 
-def _data(plan: Plan, out: Path, digests: dict[int, Digest], last: Progress | None, seconds: float) -> dict[str, Any]:
+def _data(
+    model: ExpertModel, plan: Plan, out: Path, digests: dict[int, Digest], last: Progress | None, seconds: float
+) -> Packed:
     complete = len(digests) == len(plan.ranks)
     return {
         "out": str(out), "backend": plan.recipe.backend, "ranks": sorted(digests), "of": len(plan.ranks),
         "bytes": sum(plan.rank_bytes(plan.ranks[i]) for i in digests), "packed_bytes": last.run_bytes if last else 0,
         "seconds": round(seconds, 3), "limited_by": last.limited_by if last else None,
         "digest": str(sum(digests.values(), start=Digest())) if complete else None,
-        "notes": list(plan.recipe.notes),
+        "notes": [*model.notes, *plan.recipe.notes],
     }  # fmt: skip
 
 
-def _render(data: dict[str, Any]) -> None:
+def _render(data: Packed) -> None:
     if not data["ranks"]:
         show.line("this process's share is done; others of this host are still at work")
         return

@@ -30,7 +30,7 @@ from shardproof.cli.options import (
     refused,
 )  # fmt: skip
 from shardproof.errors import EXIT_FINDING, ShardproofError
-from shardproof.formats import ExpertModel
+from shardproof.formats import ExpertModel, layer_span
 from shardproof.mxfp4 import BLOCK
 from shardproof.oracle import Decision
 from shardproof.oracle import explain as explain_backends
@@ -63,7 +63,7 @@ def plan(
         made = make_plan(
             model, decision.recipe, tp=sizes[0], ep=ep, policy=dealt, placement=placed, allow_empty=allow_empty
         )
-        show.emit(as_json, "plan", _plan_data(made, decision), lambda: _render(made, decision))
+        show.emit(as_json, "plan", _plan_data(model, made, decision), lambda: _render(model, made, decision))
         return
     where = platform_of(platform, packages or ())
     rows = []
@@ -136,9 +136,10 @@ def _render_sizes(rows: list[dict[str, Any]]) -> None:
     )  # fmt: skip
 
 
-def _plan_data(made: Plan, decision: Decision) -> dict[str, Any]:
+def _plan_data(model: ExpertModel, made: Plan, decision: Decision) -> dict[str, Any]:
     return {
-        "plan": made.to_dict(), "proof": made.prove(), "notes": list(decision.recipe.notes), "reason": decision.reason,
+        "plan": made.to_dict(), "proof": made.prove(), "notes": [*model.notes, *made.recipe.notes],
+        "reason": decision.reason,
         "ranks": [_rank_data(made, index) for index in range(len(made.ranks))],
     }  # fmt: skip
 
@@ -155,7 +156,7 @@ def _rank_data(made: Plan, index: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _render(made: Plan, decision: Decision) -> None:
+def _render(model: ExpertModel, made: Plan, decision: Decision) -> None:
     recipe: Recipe = made.recipe
     show.facts(
         [
@@ -164,12 +165,12 @@ def _render(made: Plan, decision: Decision) -> None:
             ("because", decision.reason),
             ("ranks", f"tp {made.tp} x ep {made.ep}, {made.policy}"),
             *((f"{stack}.{name}", identity) for (stack, name), identity in recipe.layouts.items()),
-            *(("note", note) for note in recipe.notes),
+            *(("note", note) for note in (*model.notes, *recipe.notes)),
         ]
     )  # fmt: skip
     for index in range(len(made.shapes)):
         keys = [key for key, used in made.layers.items() if used == index]
-        _render_shape(made, keys, f"{keys[0]} ... {keys[-1]} ({len(keys)} layers)" if len(keys) > 1 else keys[0])
+        _render_shape(made, keys, layer_span(keys, 1))
     for sentence in made.prove():
         show.line(f"proven: {sentence}", style="green")
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import rich.box
 from rich.console import Console
@@ -18,6 +18,10 @@ from rich.table import Table
 from shardproof.errors import PackError
 
 JSON_VERSION = 1
+SHOWN = 3
+"""Findings of one kind that are printed."""
+
+Item = TypeVar("Item")
 Step = Callable[[int, int, str], None]
 """Tells a progress line (done, total, what)."""
 
@@ -28,7 +32,7 @@ def console() -> Console:
     return Console(file=sys.stdout, width=wide, highlight=False, soft_wrap=not sys.stdout.isatty())
 
 
-def emit(as_json: bool, command: str, data: dict[str, Any], render: Callable[[], None]) -> None:
+def emit(as_json: bool, command: str, data: Mapping[str, Any], render: Callable[[], None]) -> None:
     """Print `data` as versioned JSON, or call `render`."""
     if as_json:
         print_json({"shardproof": JSON_VERSION, "command": command, **data})
@@ -44,6 +48,23 @@ def print_json(data: Any) -> None:
 def line(text: str = "", style: str | None = None) -> None:
     """One line of text, taken literally."""
     console().print(escape(text), style=style)
+
+
+def first_of_each_kind(items: Iterable[Item], kind: Callable[[Item], object], *, style: str = "red") -> None:
+    """The first `SHOWN` items of every kind, and how many more there are of it; JSON lists them all."""
+    kinds: dict[object, list[Item]] = {}
+    for item in items:
+        kinds.setdefault(kind(item), []).append(item)
+    for alike in kinds.values():
+        for item in alike[:SHOWN]:
+            line(str(item), style=style)
+        if len(alike) > SHOWN:
+            line(more(len(alike) - SHOWN), style=style)
+
+
+def more(count: int) -> str:
+    """The line that stands for `count` items that are not shown."""
+    return f"... and {count} more of the same kind (--json lists all)"
 
 
 def facts(pairs: Iterable[tuple[str, Any]]) -> None:
@@ -82,7 +103,11 @@ def _plain_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Around work that ends in a file: a folder that is not there is refused before it. Raises PackError `pack.io`."""
+    """Around work that ends in a file: a folder that is not there is refused before it, and no part of a file stays.
+
+    Raises PackError `pack.io`.
+    """
+    was_there = path.exists()
     if not path.absolute().parent.is_dir():
         raise PackError(
             "pack.io", "the output cannot be written", file=path, found=f"no folder {path.parent}",
@@ -93,7 +118,13 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as reason:
         if reason.filename is not None and Path(reason.filename) != path:
             raise
-        raise PackError("pack.io", "the output cannot be written", file=path, found=reason.strerror) from reason
+        if not was_there:
+            with suppress(OSError):
+                path.unlink()
+        raise PackError(
+            "pack.io", "the output cannot be written", file=path, found=reason.strerror,
+            next_step="choose another place, or make room",
+        ) from reason  # fmt: skip
 
 
 def size(count: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -13,8 +14,6 @@ from shardproof.cli.options import FormatName, Json
 from shardproof.errors import EXIT_FINDING
 from shardproof.verify import Proof
 from shardproof.verify import verify as prove
-
-SHOWN = 12
 
 
 def verify(
@@ -35,10 +34,8 @@ def verify(
 def _render(proof: Proof) -> None:
     for statement in proof.statements:
         show.line(f"cover: {statement}")
-    for difference in proof.differences[:SHOWN]:
-        show.line(str(difference), style="red")
-    if len(proof.differences) > SHOWN:
-        show.line(f"... and {len(proof.differences) - SHOWN} more tensors (--json lists them all)")
+    by_tensor = sorted(proof.differences, key=lambda d: (_natural(d.tensor), d.rank))
+    show.first_of_each_kind(by_tensor, lambda difference: difference.mistake)
     of = f" of {len(proof.ranks) + len(proof.missing)}" if proof.missing else ""
     ranks = f"{len(proof.ranks)}{of} ranks, {show.size(proof.bytes_compared)}"
     if proof.missing:
@@ -46,4 +43,10 @@ def _render(proof: Proof) -> None:
     if proof.ok:
         show.line(f"every byte is right: {ranks} compared, digest {proof.digest or '(not all ranks)'}", style="green")
     else:
-        show.line(f"WRONG: {len(proof.differences)} tensors differ ({ranks} compared)", style="bold red")
+        wrong = ", ".join(map(str, sorted({difference.rank for difference in proof.differences})))
+        show.line(f"WRONG: {len(proof.differences)} tensors differ, on ranks {wrong} ({ranks} compared)", "bold red")
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """A key by which layers.9 stands before layers.10."""
+    return [(int(part or 0), other) for other, part in re.findall(r"(\D+)(\d*)", name)]

@@ -40,9 +40,10 @@ def diagnose(
 ) -> Diagnosis:
     """Say what the tensors of a dump are, where they differ from what a kernel needs, and why.
 
-    dump        a safetensors, .npz or .pt file, a mapping of names to arrays or torch tensors, or a module
+    dump        a safetensors, .npz, .npy or .pt file, a mapping of names to arrays or torch tensors, or a module
     checkpoint  a checkpoint's folder, or its experts as `read_experts` gives them
-    layer ...   what is known; None is recognised from the bytes. `rank` counts all tp * ep ranks, TP fastest
+    layer ...   what is known; None is recognised from the bytes. `rank` counts all tp * ep ranks, TP fastest,
+                and needs `tp`
     recipe      what the backend needs; without it the order that is found is taken as the needed one
     most        how many mistakes at once are looked for in one tensor
     repair      a safetensors file to write the tensors to, in the recipe's order
@@ -52,6 +53,12 @@ def diagnose(
     """
     model = checkpoint if isinstance(checkpoint, ExpertModel) else read_experts(Checkpoint.open(checkpoint))
     named = f"layers.{layer}" if isinstance(layer, int) or (layer or "").isdecimal() else layer
+    if rank is not None and tp is None:
+        raise DiagnoseError(
+            "diagnose.rank", "a rank says nothing without the number of tensor-parallel ranks", rank=rank,
+            needed="tp beside rank, and ep where it is not 1",
+            next_step="give --tp (and --ep), or leave --rank out: it is recognised",
+        )  # fmt: skip
     hints = Hints(layer=named, rank=rank, tp=tp, ep=ep, policy=policy, placement=placement)
     tensors = read_dump(dump)
     examinations = [Examination(model, group, hints, recipe, most=most) for group in _by_layer(tensors, hints)]
@@ -60,7 +67,7 @@ def diagnose(
         from shardproof.diagnose.repair import write_repaired
 
         write_repaired(examinations, Path(repair))
-    return Diagnosis(str(model.checkpoint.root), model.checkpoint.identity, reports)
+    return Diagnosis(str(model.checkpoint.root), model.checkpoint.identity, reports, recipe.notes if recipe else ())
 
 
 def _by_layer(tensors: Sequence[Foreign], hints: Hints) -> list[list[Foreign]]:

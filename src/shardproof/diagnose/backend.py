@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from shardproof.backends import GateMode, Recipe, Request, describe
 from shardproof.errors import BackendError
 from shardproof.experts import ExpertSpec
@@ -25,15 +27,19 @@ def recipe_of(
     spec: ExpertSpec,
     *,
     platform: str | None = None,
+    packages: str | Iterable[str] = (),
     gate_mode: GateMode | None = None,
     tp: int = 1,
     ep: int = 1,
 ) -> Recipe:
-    """What a backend needs, on the platform named or on the first one that it runs on. Raises BackendError."""
+    """What a backend needs, on the platform named or on the first one that it runs on.
+
+    `packages` are versions there, as `name=version`; the newest known one where none is given. Raises BackendError.
+    """
     first: BackendError | None = None
     for place in (platform,) if platform else PLATFORMS:
         try:
-            return select(Request(spec, describe(place), tp, ep, gate_mode), backend=backend).recipe
+            return select(Request(spec, describe(place, packages), tp, ep, gate_mode), backend=backend).recipe
         except BackendError as reason:
             if reason.code == "backend.unknown":
                 raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shardproof.checkpoint.header import read_header
-from shardproof.errors import DiagnoseError
+from shardproof.errors import CheckpointError, DiagnoseError
 from shardproof.experts import Field, Stack
 from shardproof.mxfp4 import Bytes
 
@@ -28,6 +29,9 @@ _TORCH = {
     "torch.float32": "F32", "torch.float16": "F16", "torch.bfloat16": "BF16", "torch.float64": "F64",
     "torch.uint8": "U8", "torch.int8": "I8", "torch.int32": "I32", "torch.uint32": "U32", "torch.int64": "I64",
 }  # fmt: skip
+
+NOT_NUMPY = "not arrays as NumPy writes them, or cut off"
+"""Instead of NumPy's own words, which take any other bytes for pickled objects and advise to allow these."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class Foreign:
 
 
 def read_dump(source: Any) -> list[Foreign]:
-    """Read a dump: a path to safetensors, .npz or .pt; a mapping of names to tensors; or a module with parameters.
+    """Read a dump: a path to safetensors, .npz, .npy or .pt; a mapping of names to tensors; or a module.
 
     Raises DiagnoseError `diagnose.dump` for what cannot be read and `diagnose.empty` for nothing at all.
     """
@@ -62,7 +66,7 @@ def read_dump(source: Any) -> list[Foreign]:
         pairs = {**dict(source.named_parameters()), **dict(source.named_buffers())}
         tensors = [_from_memory(name, value) for name, value in pairs.items()]
     else:
-        raise _unreadable("(in memory)", type(source).__name__)
+        raise _unreadable("(in memory)", type(source).__name__, "give one of these")
     if not any(t.data.size for t in tensors):
         raise DiagnoseError(
             "diagnose.empty", "the dump holds no tensor", found=f"{len(tensors)} tensors",
@@ -71,29 +75,43 @@ def read_dump(source: Any) -> list[Foreign]:
     return _unnamed([_named(t) for t in tensors if t.data.size])
 
 
-def _unreadable(where: object, found: object) -> DiagnoseError:
+def _unreadable(
+    where: object, found: object, next_step: str = "dump the layer again; docs/diagnose.md shows how"
+) -> DiagnoseError:
     return DiagnoseError(
         "diagnose.dump", "the dump cannot be read", file=where, found=found,
-        needed="a safetensors, .npz or .pt file, a mapping of tensors, or a module",
+        needed="a safetensors, .npz, .npy or .pt file, a mapping of tensors, or a module",
+        next_step=next_step,
     )  # fmt: skip
 
 
 def _from_path(path: Path) -> Iterator[Foreign]:
     if not path.is_file():
-        raise _unreadable(path, "a folder: give one of its files" if path.is_dir() else "no such file")
+        raise _unreadable(
+            path, "a folder" if path.is_dir() else "no such file",
+            "give one of its files, a rank each" if path.is_dir() else "correct the path",
+        )  # fmt: skip
     suffix = path.suffix
-    if suffix == ".npz":
+    if suffix in {".npz", ".npy"}:
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            loaded = np.load(path, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                yield _from_memory(path.stem, loaded)
+                return
+            with loaded as arrays:
                 for name in arrays.files:
                     yield _from_memory(name, arrays[name])
-        except (ValueError, OSError) as reason:
-            raise _unreadable(path, str(reason)[:120]) from None
+        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as reason:
+            raise _unreadable(path, NOT_NUMPY if isinstance(reason, ValueError) else str(reason)[:120]) from None
     elif suffix in {".pt", ".pth", ".bin"}:
         yield from _from_torch_file(path)
     else:
+        try:
+            tensors = read_header(path).tensors
+        except CheckpointError as reason:
+            raise _unreadable(path, f"{reason.what} ({reason.code})") from reason
         memory = np.memmap(path, dtype=np.uint8, mode="r")
-        for info in read_header(path).tensors:
+        for info in tensors:
             yield Foreign(info.name, memory[info.start : info.stop], tuple(info.shape), info.dtype)
 
 

@@ -214,9 +214,16 @@ class Intake:
         if self.recipe is None:
             for slot, tensor in self.tensors.items():
                 if slot[1] != "weight":
-                    identity, _ = scale_layout(self.scene(situation), slot, tensor, name=slot[1])
-                    situation = with_layout(situation, slot, identity)
+                    situation = with_layout(situation, slot, self._order(situation, slot, tensor))
         return situation
+
+    def _order(self, situation: Situation, slot: Slot, tensor: Foreign) -> str:
+        """The layout of a scale or bias; where the given rank's content is in none, that of the rank that was read."""
+        identity, share = scale_layout(self.scene(situation), slot, tensor, name=slot[1])
+        if share or self.hints.rank is None or not self.readings:
+            return identity
+        read = settle(self.model, self.key, self.tensors, self.readings, replace(self.hints, rank=None), self.recipe)
+        return scale_layout(self.scene(read), slot, tensor, name=slot[1])[0]
 
     def scene(self, situation: Situation | None, owners: Owners | None = None) -> Scene:
         """The layer as the plan would pack it, with the plan's experts or those found."""

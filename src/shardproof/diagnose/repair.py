@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from shardproof.errors import DiagnoseError
+from shardproof.errors import DiagnoseError, PackError
 from shardproof.experts import PROJECTIONS, Field
 from shardproof.layouts import find
 from shardproof.mistakes import Scene, declared_fill
@@ -32,8 +32,10 @@ _DIGITS = 9  # hexadecimal digits of a nibble's number
 def write_repaired(examinations: Sequence[Examination], path: Path) -> None:
     """Write all examined tensors to a safetensors file, flat uint8 in kernel order, with their layouts' names.
 
-    Raises DiagnoseError `diagnose.repair_backend` without a backend, `diagnose.repair_lost` where bytes are not there.
+    Raises DiagnoseError `diagnose.repair_backend` without a backend, `diagnose.repair_lost` where bytes are not there,
+    PackError `pack.io`.
     """
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     tensors: dict[str, Bytes] = {}
@@ -49,7 +51,10 @@ def write_repaired(examinations: Sequence[Examination], path: Path) -> None:
             tensors[named] = repaired(examination, held)
             layouts[named] = examination.situation.plan.recipe.layouts[held.slot]
     rank = str(examinations[0].situation.rank) if examinations else ""
-    save_file(tensors, path, metadata={"layouts": json.dumps(layouts), "rank": rank})
+    try:
+        save_file(tensors, path, metadata={"layouts": json.dumps(layouts), "rank": rank})
+    except SafetensorError as reason:
+        raise PackError("pack.io", "the output cannot be written", file=path, found=str(reason)) from reason
 
 
 def repaired(examination: Examination, held: Held) -> Bytes:

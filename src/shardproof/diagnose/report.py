@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from shardproof.errors import EXIT_FINDING, EXIT_FINE
+from shardproof.formats import layer_span
 from shardproof.mistakes import Mistake
 from shardproof.mistakes.mistake import Severity
 
@@ -120,7 +121,7 @@ class Diagnosis:
         """The first line for a tired engineer."""
         wrong = [(layer, f) for layer in self.layers for f in layer.findings if f.severity == "wrong"]
         if not wrong:
-            shown = ", ".join(layer.layer for layer in self.layers)
+            shown = layer_span([layer.layer for layer in self.layers])
             return f"nothing is wrong with {shown}: every byte is where it is needed"
         layer, first = wrong[0]
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
@@ -144,17 +145,31 @@ class Diagnosis:
             "layers": [layer.to_dict(bytes_too=bytes_too) for layer in self.layers], "notes": list(self.notes),
         }  # fmt: skip
 
-    def __str__(self) -> str:
-        lines = [self.sentence]
+    def text(self, most: int | None = None, more: Callable[[int], str] = str) -> str:
+        """The report; of layers with the same kinds of findings only the first `most`, `more` says how many follow."""
+        kinds: dict[frozenset[str], list[LayerReport]] = {}
         for layer in self.layers:
-            lines += ["", f"{layer.layer}, rank {layer.rank}", *_facts(layer), "", *_table(layer.rows)]
-            for finding in layer.findings:
-                lines += ["", f"[{finding.name}] {finding}"]
-                lines += [f"  why: {finding.explanation}"] if finding.explanation else []
-                lines += [f"  repair: {finding.repair}"] if finding.repair else []
-                lines += [f"  the same bytes also come from: {', '.join(finding.also)}"] if finding.also else []
-            lines += [f"  note: {note}" for note in layer.notes]
+            kinds.setdefault(frozenset(f.name for f in layer.findings), []).append(layer)
+        lines = [self.sentence]
+        for alike in kinds.values():
+            for layer in alike[:most]:
+                lines += ["", *_layer(layer)]
+            if most is not None and len(alike) > most:
+                lines += ["", f"{alike[most].layer} to {alike[-1].layer}: {more(len(alike) - most)}"]
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+    def __str__(self) -> str:
+        return self.text()
+
+
+def _layer(layer: LayerReport) -> list[str]:
+    lines = [f"{layer.layer}, rank {layer.rank}", *_facts(layer), "", *_table(layer.rows)]
+    for finding in layer.findings:
+        lines += ["", f"[{finding.name}] {finding}"]
+        lines += [f"  why: {finding.explanation}"] if finding.explanation else []
+        lines += [f"  repair: {finding.repair}"] if finding.repair else []
+        lines += [f"  the same bytes also come from: {', '.join(finding.also)}"] if finding.also else []
+    return lines + [f"  note: {note}" for note in layer.notes]
 
 
 def _facts(layer: LayerReport) -> list[str]:

@@ -23,6 +23,8 @@ class Family:
     experts: int | None
     hidden: int | None
     intermediate: int | None
+    guessed: tuple[str, ...] = ()
+    """What the config does not say and tensors do not show, as one sentence or none."""
 
 
 def read_family(config: dict[str, Any]) -> Family:
@@ -34,20 +36,33 @@ def read_family(config: dict[str, Any]) -> Family:
     """
     name = str(config_value(config, "model_type") or "unknown")
     experts = _integer(config, "n_routed_experts", "num_local_experts", "num_experts")
-    top_k = _integer(config, "num_experts_per_tok", "num_experts_per_token", "experts_per_token") or 1
+    said_top_k = _integer(config, "num_experts_per_tok", "num_experts_per_token", "experts_per_token")
+    top_k = said_top_k or 1
     if experts is not None and top_k > experts:
         raise _bad_value(("num_experts_per_tok",), top_k, f"at most the number of experts, {experts}")
     nested = config.get("text_config")
     if isinstance(nested, dict) and nested.get("model_type"):
         name = str(nested["model_type"])
+    activation = _activation(name, config)
     return Family(
         name=name,
-        activation=_activation(name, config),
+        activation=activation,
         weight_before_w2=name.startswith("deepseek_v4"),
         top_k=top_k,
         experts=experts,
         hidden=_integer(config, "routed_expert_hidden_size", "hidden_size"),
         intermediate=_integer(config, "moe_intermediate_size", "intermediate_size"),
+        guessed=_guessed(config, name, activation, said_top_k),
+    )
+
+
+def _guessed(config: dict[str, Any], name: str, activation: Activation, top_k: int | None) -> tuple[str, ...]:
+    guesses = [] if top_k else ["top-k 1"]
+    if name == "unknown":
+        guesses += [f"activation {activation}", "the routing weight after w2"]
+    why = "config.json does not say" if config else "there is no config.json"
+    return (f"guessed, for {why}: {', '.join(guesses)}; packing does not need it, running the layer does",) * bool(
+        guesses
     )
 
 

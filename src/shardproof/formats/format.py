@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from shardproof.checkpoint import Checkpoint, config_value
+from shardproof.checkpoint.resolve import INDEX
 from shardproof.errors import FormatError
 from shardproof.formats.model import Evidence, ExpertModel
 
@@ -63,8 +64,32 @@ def read_experts(checkpoint: Checkpoint, *, format: str | None = None) -> Expert
 
     Config and tensors must agree: a conflict is refused with the evidence (FormatError `format.conflict`), and so
     is a checkpoint without MXFP4 experts (`format.none`, `format.not_mxfp4`). A config that says nothing leaves the
-    choice to the tensors. `format` names the dialect instead.
+    choice to the tensors. `format` names the dialect instead. One file of several whose experts are not whole without
+    the others is `format.one_shard`.
     """
+    try:
+        return _read(checkpoint, format)
+    except FormatError as reason:
+        if not checkpoint.siblings or not reason.code.startswith(("format.conflict", "format.missing", "format.none")):
+            raise
+        raise _one_shard(checkpoint, reason) from reason
+
+
+def _one_shard(checkpoint: Checkpoint, reason: FormatError) -> FormatError:
+    path, others = checkpoint.paths[0], list(checkpoint.siblings)
+    absent = [name for name in others if not (path.parent / name).is_file()]
+    told_by = f", which {INDEX} names" if (path.parent / INDEX).is_file() else ""
+    shown = ", ".join(others[:4]) + (f" and {len(others) - 4} more" if len(others) > 4 else "")
+    return FormatError(
+        "format.one_shard", f"this is one file of {len(others) + 1}, and its experts are not whole without the others",
+        file=path, tensor=reason.tensor, layer=reason.layer, expert=reason.expert,
+        found=f"{reason.code}: {reason.what}", needed=f"{shown} as well{told_by}",
+        next_step=f"download {absent[0]} and what else is missing ({len(absent)} files), then give the folder"
+        if absent else f"give the folder: {path.absolute().parent}",
+    )  # fmt: skip
+
+
+def _read(checkpoint: Checkpoint, format: str | None) -> ExpertModel:  # noqa: A002
     known = formats()
     if format is not None:
         if format not in known:

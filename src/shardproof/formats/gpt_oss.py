@@ -80,7 +80,7 @@ class GptOss(Format):
             raise no_experts(checkpoint, self.name)
         check_routers(checkpoint.tensors, {f"layers.{n}" for n in found})
         layers = {f"layers.{n}": _layer(f"layers.{n}", tensors, family) for n, tensors in sorted(found.items())}
-        return ExpertModel(checkpoint, self.name, family.name, layers, evidence)
+        return ExpertModel(checkpoint, self.name, family.name, layers, evidence, family.guessed)
 
 
 def _layer(key: str, tensors: dict[tuple[str, Field], TensorInfo], family: Family) -> LayerExperts:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -55,7 +55,7 @@ class LayerExperts:
 
     key: str
     spec: ExpertSpec
-    sources: dict[tuple[Projection, Field], Source]
+    sources: dict[tuple[Projection, Field], Source] = field(repr=False)
 
     def logical_shape(self, projection: Projection, name: Field) -> tuple[int, int]:
         """(rows, row bytes) that the spec asks of a matrix; a bias is a column of numbers."""
@@ -115,6 +115,10 @@ class ExpertModel:
     evidence: tuple[Evidence, ...] = ()
     notes: tuple[str, ...] = field(default=())
 
+    def __repr__(self) -> str:
+        layers = f"{len(self.layers)} MoE layers"
+        return f"ExpertModel({self.family}, format {self.format}, {layers}, {str(self.checkpoint.root)!r})"
+
     @property
     def tensor_count(self) -> int:
         """Expert tensors of the checkpoint that the layers use."""
@@ -135,7 +139,21 @@ class ExpertModel:
     def layer(self, key: str) -> LayerExperts:
         """One layer. Raises FormatError `format.layer` with the keys there are."""
         if key not in self.layers:
-            keys = list(self.layers)
-            shown = ", ".join(keys) if len(keys) <= 8 else f"{keys[0]} ... {keys[-1]} ({len(keys)} layers)"
-            raise FormatError("format.layer", "the model has no such MoE layer", layer=key, needed=shown)
+            needed = layer_span(list(self.layers))
+            raise FormatError("format.layer", "the model has no such MoE layer", layer=key, needed=needed)
         return self.layers[key]
+
+
+def layer_span(keys: Sequence[str], most: int = 6) -> str:
+    """Layers as text: up to `most` by name, more as `layers.0 ... layers.60 (61 layers)`."""
+    return ", ".join(keys) if len(keys) <= most else f"{keys[0]} ... {keys[-1]} ({len(keys)} layers)"
+
+
+def check_model(model: object) -> ExpertModel:
+    """The model itself. Raises FormatError `format.model` for what nobody has opened yet, a path above all."""
+    if isinstance(model, ExpertModel):
+        return model
+    raise FormatError(
+        "format.model", "this is not an opened model", found=f"{type(model).__name__} {str(model)[:120]!r}",
+        needed="an ExpertModel", next_step="open the checkpoint first: shardproof.open_model(PATH)",
+    )  # fmt: skip

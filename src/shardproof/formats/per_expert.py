@@ -45,14 +45,16 @@ class PerExpertFormat(Format):
     def read(self, checkpoint: Checkpoint, evidence: tuple[Evidence, ...]) -> ExpertModel:
         """Every expert as byte ranges; see `Format.read`."""
         family = read_family(checkpoint.config)
-        layers, notes = {}, []
+        layers, notes = {}, [*family.guessed]
+        if family.experts is None:
+            notes.append("experts were counted from tensor names, for no config says how many there are")
         for key, found in collect(checkpoint.tensors, self.name, self.suffixes, self.ignored).items():
             if _is_left_unquantised(found, self):
                 notes.append(f"{key}: experts are not MXFP4 ({found.first.dtype}) and were left out")
                 continue
             experts = _expert_count(key, found, family)
             _check_complete(key, found, experts)
-            if experts != family.experts:
+            if family.experts is not None and experts != family.experts:
                 notes.append(f"{key}: {experts} experts, counted from tensor names (the config: {family.experts})")
             layers[key] = _layer(key, found, experts, family, self)
         if not layers:

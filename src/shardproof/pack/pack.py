@@ -15,7 +15,7 @@ from shardproof.checkpoint import MappedReader, Reader, open_reader
 from shardproof.digest import Digest
 from shardproof.errors import PackError
 from shardproof.experts import Field, Stack
-from shardproof.formats import ExpertModel
+from shardproof.formats import ExpertModel, check_model
 from shardproof.mistakes import Mistake
 from shardproof.mxfp4 import Bytes
 from shardproof.pack.journal import Unit
@@ -59,8 +59,9 @@ def pack(
     Raises PackError `pack.not_empty`, `pack.mount_point`, `pack.stale`, `pack.disk_full`, `pack.rank`, `pack.scale_nan`
     or `pack.io`, PackedError `packed.damaged` where a packed folder is packed again and no longer holds its content,
     CheckpointError `checkpoint.changed`, `checkpoint.reader`, `checkpoint.reader_missing` or
-    `checkpoint.reader_failed`, LayoutError `layout.value`.
+    `checkpoint.reader_failed`, LayoutError `layout.value`, FormatError `format.model` for a path instead of a model.
     """
+    check_model(model)
     if isinstance(reader, str):
         reader = open_reader(reader, model.checkpoint)
     share = worker or Worker()
@@ -84,7 +85,10 @@ def _indices(plan: Plan, asked: Sequence[int] | None) -> list[int]:
     indices = list(range(len(plan.ranks))) if asked is None else list(dict.fromkeys(asked))
     for index in indices:
         if not 0 <= index < len(plan.ranks):
-            raise PackError("pack.rank", "no such rank", rank=index, needed=f"0..{len(plan.ranks) - 1}")
+            raise PackError(
+                "pack.rank", "no such rank", rank=index, needed=f"0..{len(plan.ranks) - 1}",
+                next_step=f"name one of these, or plan for more ranks than tp {plan.tp} x ep {plan.ep}",
+            )  # fmt: skip
     return indices
 
 

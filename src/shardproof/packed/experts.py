@@ -34,6 +34,10 @@ class PackedLayer:
     plan: Plan
     tensors: Mapping[tuple[Stack, Field], Bytes]
 
+    def __repr__(self) -> str:
+        held = f"{len(self.experts)} experts for {self.plan.recipe.backend}"
+        return f"PackedLayer({self.key}, rank {self.rank}, {held}, {_size(self)})"
+
     @property
     def shape(self) -> LayerShape:
         """How the layer was dealt and padded."""
@@ -81,6 +85,14 @@ class PackedExperts:
 
     def __iter__(self) -> Iterator[PackedLayer]:
         return iter(self.layers.values())
+
+    def __repr__(self) -> str:
+        held = f"{len(self.layers)} layers for {self.plan.recipe.backend}"
+        return f"PackedExperts(rank {self.rank}, {held}, {_size(*self)})"
+
+
+def _size(*layers: PackedLayer) -> str:
+    return f"{sum(t.nbytes for layer in layers for t in layer.tensors.values()):,} bytes"
 
 
 def _private(held: np.memmap[Any, Any]) -> Bytes:

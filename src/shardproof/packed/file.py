@@ -93,8 +93,11 @@ def load(folder: str | Path, rank: int = 0) -> PackedExperts:
     held = manifest["ranks"]
     if not 0 <= rank < len(plan.ranks) or rank_file(plan.ranks[rank]) not in held:
         raise PackedError(
-            "packed.rank", "the folder does not hold this rank", file=root, rank=rank, needed=", ".join(held)
-        )
+            "packed.rank", "the folder does not hold this rank", file=root, rank=rank,
+            needed=f"one of {', '.join(str(r.index) for r in plan.ranks if rank_file(r) in held)}",
+            next_step="load one of these, or pack this rank into the folder (shardproof pack CKPT OUT --ranks N)"
+            if 0 <= rank < len(plan.ranks) else f"load one of these: the folder is for {len(plan.ranks)} ranks",
+        )  # fmt: skip
     packed = load_file(root / rank_file(plan.ranks[rank]))
     if packed.rank.index != rank or packed.plan != plan:
         other_rank = packed.rank.index != rank

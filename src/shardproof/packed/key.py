@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,10 @@ def _full_identity(identity: str) -> str:
 def plan_key(plan: Plan) -> str:
     """What packed experts are of: checkpoint identity, plan, layout versions and file format, as 32 hex digits.
 
-    Where the checkpoint lies does not matter.
+    Where the checkpoint lies does not matter, nor what users were told.
     """
     record = {"format_version": FORMAT_VERSION, **plan_record(plan)}
-    del record["source"]
+    del record["source"], record["recipe"]["notes"]
     text = json.dumps(record, sort_keys=True, separators=(",", ":"))
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
@@ -63,21 +64,28 @@ def _stale(folder: Path, plan: Plan, checkpoint: Checkpoint) -> tuple[list[str],
         return [f"format version {version}"], [f"format version {FORMAT_VERSION}"]
     now = json.loads(json.dumps(plan_record(plan)))
     same_place = then.pop("source", None) == now.pop("source")
-    pairs: list[tuple[str, Any, Any]] = [
-        (name, then.get(name), now[name]) for name in now if then.get(name) != now[name] and name != "recipe"
-    ]
-    for name, wanted in now["recipe"].items():
-        before = then.get("recipe", {}).get(name)
-        if name == "layouts" and isinstance(before, dict):
-            pairs += [(k, before.get(k), wanted.get(k)) for k in {**before, **wanted} if before.get(k) != wanted.get(k)]
-        elif before != wanted:
-            pairs.append((name, before, wanted))
+    then.get("recipe", {}).pop("notes", None), now["recipe"].pop("notes")
+    pairs = list(differing(then, now))
     files = {k: list(v) for k, v in checkpoint.stamps.items()}
     if not pairs and same_place:
         before = manifest.get("files", {})
         pairs = [(k, "as it was when packed", "as it is now") for k in files if before.get(k) != files[k]][:1]
-    pairs = [p for p in pairs if p[0] != "shapes"] or pairs
+    pairs = [p for p in pairs if not p[0].startswith("shapes")] or pairs  # where they only follow from the rest
     return [_short(name, a) for name, a, _ in pairs[:_SHOWN]], [_short(name, b) for name, _, b in pairs[:_SHOWN]]
+
+
+def differing(then: Any, now: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """What differs between two JSON-ready records, as (name, then, now) of the innermost values."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        outer = "" if name in ("", "recipe", "recipe.layouts") else f"{name}."
+        for key in {**then, **now}:
+            inner = f"recipe.{key}" if (name, key) == ("recipe", "layouts") else f"{outer}{key}"
+            yield from differing(then.get(key, "-"), now.get(key, "-"), inner)
+    elif isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
+        for number, (before, after) in enumerate(zip(then, now, strict=True)):
+            yield from differing(before, after, f"{name}[{number}]")
+    elif then != now:
+        yield name, then, now
 
 
 def _short(name: str, value: Any) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from shardproof.backends import Recipe
 from shardproof.errors import PartitionError
 from shardproof.experts import ExpertSpec, Field, Stack
-from shardproof.formats import ExpertModel
+from shardproof.formats import ExpertModel, check_model, layer_span
 from shardproof.layouts import Placed, find
 from shardproof.mxfp4 import BLOCK
 from shardproof.partition import Placement, Policy, Rank, block_intervals, expert_owners, ranks
@@ -47,6 +47,9 @@ class Plan:
     policy: Policy
     shapes: tuple[LayerShape, ...]
     layers: Mapping[str, int]
+
+    def __repr__(self) -> str:
+        return f"Plan({self.family}, tp {self.tp} x ep {self.ep} for {self.recipe.backend}, {len(self.layers)} layers)"
 
     @cached_property
     def ranks(self) -> tuple[Rank, ...]:
@@ -124,7 +127,7 @@ class Plan:
         if unknown or not wanted:
             raise PartitionError(
                 "plan.layer", "the plan has no such layer", layer=unknown[0] if unknown else None,
-                found=", ".join(wanted) or "no layer", needed=_ends(list(self.layers)),
+                found=", ".join(wanted) or "no layer", needed=layer_span(list(self.layers)),
             )  # fmt: skip
         return replace(self, layers={key: self.layers[key] for key in self.layers if key in set(wanted)})
 
@@ -186,9 +189,10 @@ def make_plan(
 ) -> Plan:
     """Plan a model's experts for a recipe on tp x ep ranks.
 
-    Raises PartitionError (sizes, empty ranks, uncovered experts) or LayoutError (a padded shape that the layouts
-    cannot hold), and proves the cover before it returns.
+    Raises PartitionError (sizes, empty ranks, uncovered experts), LayoutError (a padded shape that the layouts
+    cannot hold) or FormatError `format.model` (a path: `open_model` reads it), and proves the cover before it returns.
     """
+    check_model(model)
     ranks(tp, ep)
     shapes: dict[ExpertSpec, LayerShape] = {}
     layers: dict[str, int] = {}
@@ -216,7 +220,3 @@ def _shape(
         spec, tuple(intervals), tuple(expert_owners(spec.experts, ep, placement)),
         _round_up(spec.hidden, recipe.align_hidden), _round_up(longest, recipe.align_intermediate),
     )  # fmt: skip
-
-
-def _ends(keys: Sequence[str]) -> str:
-    return ", ".join(keys) if len(keys) <= 6 else f"{keys[0]} ... {keys[-1]} ({len(keys)} layers)"
