@@ -46,8 +46,8 @@ INLINE __m512 accumulate(__m512i sum, float scale, __m512 row_scale, __m512 acc)
     return _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(scale)), row_scale, acc);
 }
 
-/* A few tokens straight from packed bytes: what decoding with one token costs is hidden by the memory. G groups at once
- * are G places that are read at once: see few8. */
+/* A few tokens straight from packed bytes: what decoding with one token costs is hidden by the memory. G groups in turn
+ * are G places that are read at once: see FEW_IN_TURN. */
 INLINE void few8_tile(const int T, const int G, const uint8_t *pw, const uint8_t *ps, int64_t blocks,
                       const uint8_t *const *rows, float *out, int64_t stride) {
     const __m512i table = offset_table();
@@ -56,8 +56,7 @@ INLINE void few8_tile(const int T, const int G, const uint8_t *pw, const uint8_t
     UNROLL for (int t = 0; t < T; t++) a[t] = (const sp_block8 *)(const void *)rows[t];
     UNROLL for (int i = 0; i < T * G; i++) acc[i] = _mm512_setzero_ps();
     for (int64_t b = 0; b < blocks; b++) {
-        /* the last tiles of G groups ask for the next G */
-        const int64_t skip = b + PREFETCH / TILE_BYTES < blocks ? 0 : (G - 1) * blocks * TILE_BYTES;
+        const int64_t skip = blocks_to_skip(G, b, blocks) * TILE_BYTES;
         UNROLL for (int g = 0; g < G; g++) {
             const uint8_t *tile = pw + (g * blocks + b) * TILE_BYTES, *scales = ps + (g * blocks + b) * ROWS;
             __m512i r[4], lo[4], hi[4];
@@ -126,17 +125,7 @@ INLINE void many8_tile(const int T, const void *scratch, int64_t blocks, const u
 
 #include "avx512_wide.h"
 
-#define FEW8_GROUPS(T, G)                                                                                     \
-    for (; g + G <= groups; g += G, pw += G * blocks * TILE_BYTES, ps += G * blocks * ROWS) {                 \
-        few8_tile(T, G, pw, ps, blocks, rows, out + g * ROWS, groups * ROWS);                                 \
-    }
-/* Outside of AMD, where that was slower, one thread reads a quarter faster from two groups in turn than from one. */
-static void few8(int tokens, int64_t groups, const uint8_t *pw, const uint8_t *ps, int64_t blocks,
-                 const uint8_t *const *rows, float *out) {
-    int64_t g = 0;
-    if (!sp_reads_past && tokens <= 4) switch (tokens) { WIDTHS_4(FEW8_GROUPS, 2) }
-    switch (tokens) { WIDTHS_8(FEW8_GROUPS, 1) }
-}
+FEW_IN_TURN(few8, few8_tile, WIDTHS_8, WIDTHS_4, 4)
 MANY_BY_WIDTH(many8, many8_tile, WIDTHS_8)
 MANY_BY_WIDTH(many16, many16_tile, WIDTHS_8)
 MANY_BY_WIDTH(many_float, many_float_tile, WIDTHS_8)
