@@ -14,7 +14,7 @@
  * competes with the processor's own; elsewhere into it: on Intel's servers a non-temporal request costs more than half of
  * the read speed. */
 #define PREFETCH_AMD 4096
-#define PREFETCH 3072
+#define PREFETCH 2560
 #define PREFETCH_ONCE(past, into)                \
     do {                                         \
         if (sp_reads_past) {                     \
