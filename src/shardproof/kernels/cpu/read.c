@@ -1,6 +1,6 @@
 /* Reads a buffer on all threads and does nothing else: the roofline that one-token calls are held against. Without
- * prefetches on AMD, where they cost up to a sixth of the speed; elsewhere from two places in turn with prefetches, which is a
- * quarter faster: each in the way that was the fastest of those tried. */
+ * prefetches on AMD, where they cost up to a sixth of the speed; elsewhere from two places in turn with prefetches, which is
+ * a quarter faster: each in the way that was the fastest of those tried. */
 #include "job.h"
 
 #define PIECE ((int64_t)1 << 18) /* 64-bit words */
