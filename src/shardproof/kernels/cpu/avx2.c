@@ -82,58 +82,74 @@ INLINE void end_block(const int T, __m256i (*sum)[2], const __m256 *row_scale, c
     }
 }
 
-/* Tokens straight from packed bytes. With `tile` what is decoded is kept there, and sums are added to `out`. */
-INLINE void packed8_tile(const int T, tile8 *tile, const uint8_t *pw, const uint8_t *ps, int64_t blocks,
-                         const uint8_t *const *rows, float *out, int64_t stride) {
+/* One packed tile times tokens; with `tile` what is decoded is kept there. `ahead` are the bytes that are asked for. */
+INLINE void packed8_block(const int T, tile8 *tile, const uint8_t *pw, const uint8_t *ps, const uint8_t *ahead,
+                          const uint8_t *const *rows, int64_t b, __m256 (*acc)[2]) {
     const __m256i table = offset_table();
-    __m256 acc[4][2];
-    UNROLL for (int t = 0; t < T; t++) {
-        UNROLL for (int half = 0; half < 2; half++) {
-            acc[t][half] = tile ? _mm256_loadu_ps(out + t * stride + 8 * half) : _mm256_setzero_ps();
-        }
-    }
-    for (int64_t b = 0; b < blocks; b++, pw += TILE_BYTES, ps += ROWS) {
-        __m256i sum[4][2];
-        start_block(T, sum, rows, b);
-        PREFETCH_SCALES(ps, b);
-        UNROLL for (int j = 0; j < 4; j++) {
-            if (tile) {
-                PREFETCH_NEXT_CHUNK(pw + 64 * j, CHUNK_8);
-            } else {
-                PREFETCH_AHEAD(pw + 64 * j);
-            }
-            const __m256i r[2] = {load(pw + 64 * j), load(pw + 64 * j + 32)};
-            __m256i low[2], high[2];
-            UNROLL for (int half = 0; half < 2; half++) {
-                low[half] = _mm256_shuffle_epi8(table, low_nibbles(r[half]));
-                high[half] = _mm256_shuffle_epi8(table, high_nibbles(r[half]));
-            }
-            add_word(T, sum, low[0], low[1], rows, b, 4 * j);
-            add_word(T, sum, high[0], high[1], rows, b, 16 + 4 * j);
-            UNROLL for (int half = 0; tile && half < 2; half++) {
-                tile->w[j][half] = low[half];
-                tile->w[4 + j][half] = high[half];
-            }
-        }
-        const __m256 row_scale[2] = {row_scales(ps), row_scales(ps + 8)};
-        end_block(T, sum, row_scale, rows, b, acc);
+    __m256i sum[4][2];
+    start_block(T, sum, rows, b);
+    PREFETCH_SCALES(ps, b);
+    UNROLL for (int j = 0; j < 4; j++) {
         if (tile) {
-            tile->scale[0] = row_scale[0];
-            tile->scale[1] = row_scale[1];
-            tile++;
+            PREFETCH_NEXT_CHUNK(ahead + 64 * j, CHUNK_8);
+        } else {
+            PREFETCH_AHEAD(ahead + 64 * j);
+        }
+        const __m256i r[2] = {load(pw + 64 * j), load(pw + 64 * j + 32)};
+        __m256i low[2], high[2];
+        UNROLL for (int half = 0; half < 2; half++) {
+            low[half] = _mm256_shuffle_epi8(table, low_nibbles(r[half]));
+            high[half] = _mm256_shuffle_epi8(table, high_nibbles(r[half]));
+        }
+        add_word(T, sum, low[0], low[1], rows, b, 4 * j);
+        add_word(T, sum, high[0], high[1], rows, b, 16 + 4 * j);
+        UNROLL for (int half = 0; tile && half < 2; half++) {
+            tile->w[j][half] = low[half];
+            tile->w[4 + j][half] = high[half];
+        }
+    }
+    const __m256 row_scale[2] = {row_scales(ps), row_scales(ps + 8)};
+    end_block(T, sum, row_scale, rows, b, acc);
+    if (tile) {
+        tile->scale[0] = row_scale[0];
+        tile->scale[1] = row_scale[1];
+    }
+}
+/* A few tokens straight from packed bytes, G groups in turn: see avx512.h. */
+INLINE void few8_tile(const int T, const int G, const uint8_t *pw, const uint8_t *ps, int64_t blocks,
+                      const uint8_t *const *rows, float *out, int64_t stride) {
+    __m256 acc[2][4][2];
+    UNROLL for (int g = 0; g < G; g++) {
+        UNROLL for (int t = 0; t < T; t++) acc[g][t][0] = acc[g][t][1] = _mm256_setzero_ps();
+    }
+    for (int64_t b = 0; b < blocks; b++) {
+        const int64_t skip = blocks_to_skip(G, b, blocks) * TILE_BYTES;
+        UNROLL for (int g = 0; g < G; g++) {
+            const int64_t at = g * blocks + b;
+            packed8_block(T, NULL, pw + at * TILE_BYTES, ps + at * ROWS, pw + at * TILE_BYTES + skip, rows, b, acc[g]);
         }
     }
     UNROLL for (int t = 0; t < T; t++) {
-        UNROLL for (int half = 0; half < 2; half++) _mm256_storeu_ps(out + t * stride + 8 * half, acc[t][half]);
+        UNROLL for (int g = 0; g < G; g++) {
+            _mm256_storeu_ps(out + t * stride + g * ROWS, acc[g][t][0]);
+            _mm256_storeu_ps(out + t * stride + g * ROWS + 8, acc[g][t][1]);
+        }
     }
 }
-INLINE void few8_tile(const int T, const uint8_t *pw, const uint8_t *ps, int64_t blocks, const uint8_t *const *rows,
-                      float *out, int64_t stride) {
-    packed8_tile(T, NULL, pw, ps, blocks, rows, out, stride);
-}
+/* Decodes into the scratch while the first tokens pass; sums are added to `out`. */
 INLINE void first8_tile(const int T, const uint8_t *pw, const uint8_t *ps, int64_t blocks, void *scratch,
                         const uint8_t *const *rows, float *out) {
-    packed8_tile(T, scratch, pw, ps, blocks, rows, out, ROWS);
+    tile8 *tile = scratch;
+    __m256 acc[4][2];
+    UNROLL for (int t = 0; t < T; t++) {
+        UNROLL for (int half = 0; half < 2; half++) acc[t][half] = _mm256_loadu_ps(out + t * ROWS + 8 * half);
+    }
+    for (int64_t b = 0; b < blocks; b++, pw += TILE_BYTES, ps += ROWS) {
+        packed8_block(T, tile + b, pw, ps, pw, rows, b, acc);
+    }
+    UNROLL for (int t = 0; t < T; t++) {
+        UNROLL for (int half = 0; half < 2; half++) _mm256_storeu_ps(out + t * ROWS + 8 * half, acc[t][half]);
+    }
 }
 
 INLINE void many8_tile(const int T, const void *scratch, int64_t blocks, const uint8_t *const *rows, float *out) {
@@ -155,7 +171,7 @@ INLINE void many8_tile(const int T, const void *scratch, int64_t blocks, const u
 
 #include "avx2_wide.h"
 
-FEW_BY_WIDTH(few8, few8_tile, WIDTHS_4)
+FEW_IN_TURN(few8, few8_tile, WIDTHS_4, WIDTHS_2, 2)
 FIRST_BY_WIDTH(first8, first8_tile, WIDTHS_4)
 FEW_BY_WIDTH(few16, few16_tile, WIDTHS_2)
 FEW_BY_WIDTH(few_float, few_float_tile, WIDTHS_2)

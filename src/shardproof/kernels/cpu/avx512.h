@@ -46,35 +46,42 @@ INLINE __m512 accumulate(__m512i sum, float scale, __m512 row_scale, __m512 acc)
     return _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(scale)), row_scale, acc);
 }
 
-/* A few tokens straight from packed bytes: what decoding with one token costs is hidden by the memory. */
-INLINE void few8_tile(const int T, const uint8_t *pw, const uint8_t *ps, int64_t blocks, const uint8_t *const *rows,
-                      float *out, int64_t stride) {
+/* A few tokens straight from packed bytes: what decoding with one token costs is hidden by the memory. G groups in turn
+ * are G places that are read at once: see FEW_IN_TURN. */
+INLINE void few8_tile(const int T, const int G, const uint8_t *pw, const uint8_t *ps, int64_t blocks,
+                      const uint8_t *const *rows, float *out, int64_t stride) {
     const __m512i table = offset_table();
     __m512 acc[8];
     const sp_block8 *a[8];
+    UNROLL for (int t = 0; t < T; t++) a[t] = (const sp_block8 *)(const void *)rows[t];
+    UNROLL for (int i = 0; i < T * G; i++) acc[i] = _mm512_setzero_ps();
+    for (int64_t b = 0; b < blocks; b++) {
+        const int64_t skip = blocks_to_skip(G, b, blocks) * TILE_BYTES;
+        UNROLL for (int g = 0; g < G; g++) {
+            const uint8_t *tile = pw + (g * blocks + b) * TILE_BYTES, *scales = ps + (g * blocks + b) * ROWS;
+            __m512i r[4], lo[4], hi[4];
+            PREFETCH_SCALES(scales, b);
+            UNROLL for (int j = 0; j < 4; j++) {
+                PREFETCH_AHEAD(tile + skip + 64 * j);
+                r[j] = _mm512_loadu_si512(tile + 64 * j);
+                lo[j] = _mm512_shuffle_epi8(table, low_nibbles(r[j]));
+                hi[j] = _mm512_shuffle_epi8(table, high_nibbles(r[j]));
+            }
+            __m512i sum[8];
+            UNROLL for (int t = 0; t < T; t++) sum[t] = _mm512_set1_epi32(a[t][b].correction);
+            UNROLL for (int j = 0; j < 4; j++) {
+                UNROLL for (int t = 0; t < T; t++) sum[t] = add_word(sum[t], lo[j], a[t][b].q + 4 * j);
+                UNROLL for (int t = 0; t < T; t++) sum[t] = add_word(sum[t], hi[j], a[t][b].q + 16 + 4 * j);
+            }
+            const __m512 scale = row_scales(scales);
+            UNROLL for (int t = 0; t < T; t++) {
+                acc[t * G + g] = accumulate(row_sums(sum[t]), a[t][b].scale, scale, acc[t * G + g]);
+            }
+        }
+    }
     UNROLL for (int t = 0; t < T; t++) {
-        acc[t] = _mm512_setzero_ps();
-        a[t] = (const sp_block8 *)(const void *)rows[t];
+        UNROLL for (int g = 0; g < G; g++) _mm512_storeu_ps(out + t * stride + g * ROWS, acc[t * G + g]);
     }
-    for (int64_t b = 0; b < blocks; b++, pw += TILE_BYTES, ps += ROWS) {
-        __m512i r[4], lo[4], hi[4];
-        PREFETCH_SCALES(ps, b);
-        UNROLL for (int j = 0; j < 4; j++) {
-            PREFETCH_AHEAD(pw + 64 * j);
-            r[j] = _mm512_loadu_si512(pw + 64 * j);
-            lo[j] = _mm512_shuffle_epi8(table, low_nibbles(r[j]));
-            hi[j] = _mm512_shuffle_epi8(table, high_nibbles(r[j]));
-        }
-        __m512i sum[8];
-        UNROLL for (int t = 0; t < T; t++) sum[t] = _mm512_set1_epi32(a[t][b].correction);
-        UNROLL for (int j = 0; j < 4; j++) {
-            UNROLL for (int t = 0; t < T; t++) sum[t] = add_word(sum[t], lo[j], a[t][b].q + 4 * j);
-            UNROLL for (int t = 0; t < T; t++) sum[t] = add_word(sum[t], hi[j], a[t][b].q + 16 + 4 * j);
-        }
-        const __m512 scale = row_scales(ps);
-        UNROLL for (int t = 0; t < T; t++) acc[t] = accumulate(row_sums(sum[t]), a[t][b].scale, scale, acc[t]);
-    }
-    UNROLL for (int t = 0; t < T; t++) _mm512_storeu_ps(out + t * stride, acc[t]);
 }
 
 typedef struct {
@@ -118,7 +125,7 @@ INLINE void many8_tile(const int T, const void *scratch, int64_t blocks, const u
 
 #include "avx512_wide.h"
 
-FEW_BY_WIDTH(few8, few8_tile, WIDTHS_8)
+FEW_IN_TURN(few8, few8_tile, WIDTHS_8, WIDTHS_4, 4)
 MANY_BY_WIDTH(many8, many8_tile, WIDTHS_8)
 MANY_BY_WIDTH(many16, many16_tile, WIDTHS_8)
 MANY_BY_WIDTH(many_float, many_float_tile, WIDTHS_8)

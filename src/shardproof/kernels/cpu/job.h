@@ -10,15 +10,24 @@
 #define ROWS 16           /* rows of a weight tile */
 #define TILE_BYTES 256    /* weight bytes of a tile; its scales are ROWS bytes */
 #define TOKEN_BLOCK 96    /* tokens that one decoded tile serves at most */
-#ifndef PREFETCH
-#define PREFETCH 4096
-#endif
-/* Packed bytes that are read once: past the second-level cache, or the request competes with the processor's own. */
-#define PREFETCH_AHEAD(at) __builtin_prefetch((at) + PREFETCH, 0, 0)
+/* Packed bytes that are read once. Where sp_reads_past (AMD) they are asked for past the second-level cache, or the request
+ * competes with the processor's own; elsewhere into it: on Intel's servers a non-temporal request costs more than half of
+ * the read speed. */
+#define PREFETCH_AMD 4096
+#define PREFETCH 2560
+#define PREFETCH_ONCE(past, into)                \
+    do {                                         \
+        if (sp_reads_past) {                     \
+            __builtin_prefetch(past, 0, 0);      \
+        } else {                                 \
+            __builtin_prefetch(into, 0, 2);      \
+        }                                        \
+    } while (0)
+#define PREFETCH_AHEAD(at) PREFETCH_ONCE((at) + PREFETCH_AMD, (at) + PREFETCH)
 /* Their scales, a line of which serves four tiles. */
 #define PREFETCH_SCALES(at, tile) \
-    do {                                                                  \
-        if (((tile) & 3) == 0) __builtin_prefetch((at) + PREFETCH / 8, 0, 0); \
+    do {                                                                                                  \
+        if (((tile) & 3) == 0) PREFETCH_ONCE((at) + PREFETCH_AMD / 8, (at) + PREFETCH_AMD / 8);           \
     } while (0)
 /* While a chunk of tiles is decoded its successor is asked for: the tokens that pass in between hide the memory. */
 #define PREFETCH_NEXT_CHUNK(at, chunk) __builtin_prefetch((at) + (chunk) * TILE_BYTES, 0, 2)
@@ -75,6 +84,7 @@ typedef struct sp_variant {
     void (*product)(const sp_job *, int64_t first, int64_t count, sp_slot *);
 } sp_variant;
 
+extern int sp_reads_past; /* set when the library is loaded, then constant: see PREFETCH_ONCE */
 const sp_variant *sp_variant_of(int isa);
 extern const sp_variant sp_portable;
 #if defined(__x86_64__)
