@@ -28,7 +28,7 @@ DEV u32 sign_e4m3(u32 w, u32 magnitudes, int z, u32 sixteen) {
 }
 
 // e4m3 bytes of {0, .5, 1, 1.5, 2, 3, 4, 6} * 2^(index - 8), index 0..14.
-// By all threads of a block, into 160 bytes.
+// By all threads of a block, into 160 bytes, of which 120 are looked up.
 DEV void fill_table(u8* table) {
   int i = threadIdx.x;
   if (i < 120) {
