@@ -25,6 +25,7 @@ from shardproof.mxfp4 import Bytes
 from shardproof.pack import pack_layer
 from shardproof.pack.matrices import read_cut
 from shardproof.pack.memory import arena, equal
+from shardproof.pack.unpack import unpack
 from shardproof.packed import MANIFEST, PackedExperts, PackedLayer, load, rank_file, read_manifest, read_plan
 from shardproof.partition import Rank
 from shardproof.plan import Cut, Plan
@@ -171,7 +172,7 @@ def _explain(model: ExpertModel, layer: PackedLayer, bad: Mapping[Slot, np.ndarr
     found: dict[Slot, tuple[Mistake, ...]] = {}
     tried: list[tuple[Mistake, ...]] = []
     for slot, mask in bad.items():
-        views = Views(layer.tensors[slot], layer.placed(*slot).shape)
+        views = Views(layer.tensors[slot], layer.placed(*slot).shape, unpack)
         loaded = _loaded(layer, slot, views)
         scene = scene_of(model, layer.plan, layer.key, layer.rank)
         if None in loaded and any(e is not None for e in loaded):
@@ -218,7 +219,7 @@ def _difference(
 def _sentence(layer: PackedLayer, slot: Slot, cause: Mistake) -> str:
     stack, name = slot
     shape, rank = layer.shape, layer.rank
-    views = Views(layer.tensors[slot], layer.placed(stack, name).shape)
+    views = Views(layer.tensors[slot], layer.placed(stack, name).shape, unpack)
     words = {
         "padded": shape.intermediate, "valid": layer.valid, "rank": rank.tp_rank, "tp": rank.tp, "layer": layer.key,
         "layout": layer.plan.recipe.layouts[slot], "policy": layer.plan.policy,

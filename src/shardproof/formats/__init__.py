@@ -1,6 +1,6 @@
 """Formats: how checkpoints store experts, one dialect a file; all are read into the canonical form."""
 
 from shardproof.formats.format import Format, formats, read_experts
-from shardproof.formats.model import Evidence, ExpertModel, LayerExperts, Source
+from shardproof.formats.model import Evidence, ExpertModel, LayerExperts, Source, Window
 
-__all__ = ["Evidence", "ExpertModel", "Format", "LayerExperts", "Source", "formats", "read_experts"]
+__all__ = ["Evidence", "ExpertModel", "Format", "LayerExperts", "Source", "Window", "formats", "read_experts"]

@@ -40,6 +40,20 @@ static void tile16(const Program *p, const uint8_t *const *rows, int64_t column,
     for (int32_t r = 0; r < p->group_rows; r++) memcpy(dst + i * c->dst + 16 * r, rows[r] + column + 16 * i, 16);
 }
 
+int64_t sp_untile_avx2(const uint8_t *src, int64_t step, int64_t count, uint8_t *const *rows, int32_t group, int64_t at) {
+  const int64_t whole = count & ~(int64_t)3;
+  for (int64_t i = 0; i < whole; i += 4, at += 64)
+    for (int32_t r = 0; r < group; r += 2) {
+      const uint8_t *const tile = src + i * step + 16 * r;
+      const __m256i v = get(tile), w = get(tile + step), x = get(tile + 2 * step), y = get(tile + 3 * step);
+      put(rows[r] + at, _mm256_permute2x128_si256(v, w, 0x20), 0);
+      put(rows[r] + at + 32, _mm256_permute2x128_si256(x, y, 0x20), 0);
+      put(rows[r + 1] + at, _mm256_permute2x128_si256(v, w, 0x31), 0);
+      put(rows[r + 1] + at + 32, _mm256_permute2x128_si256(x, y, 0x31), 0);
+    }
+  return whole;
+}
+
 static void run(const uint8_t *src, uint8_t *dst, int64_t bytes) {
   if (bytes < 64 || ((uintptr_t)dst & 63) || (bytes & 63)) {
     memcpy(dst, src, (size_t)bytes);
@@ -166,6 +180,11 @@ int sp_move_avx2(const Program *p, const uint8_t *const *rows, uint8_t *dst) {
 }
 #pragma GCC pop_options
 #else
+int64_t sp_untile_avx2(const uint8_t *src, int64_t step, int64_t count, uint8_t *const *rows, int32_t group, int64_t at) {
+  (void)src, (void)step, (void)count, (void)rows, (void)group, (void)at;
+  return 0;
+}
+
 int sp_move_avx2(const Program *p, const uint8_t *const *rows, uint8_t *dst) {
   (void)p, (void)rows, (void)dst;
   return 0;
