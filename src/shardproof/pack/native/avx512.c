@@ -80,7 +80,7 @@ static void ask_for_short(const uint8_t *const *ahead, int64_t column, int64_t b
 static void tile16(const Program *p, const uint8_t *const *rows, int64_t column, uint8_t *dst, const ColumnLoop *c,
                    const Aside *w) {
   const int weighed = w->k0 != NULL;
-  const int stream = (((uintptr_t)dst | (uintptr_t)c->dst) & 63) == 0;
+  const int stream = !w->cached && (((uintptr_t)dst | (uintptr_t)c->dst) & 63) == 0;
   const int64_t whole = c->count & ~(int64_t)3;
   const int is_short = 16 * c->count <= SHORT;
   const int64_t tiles = weighed || is_short ? WEIGHED_STRIP : STRIP;
@@ -95,8 +95,10 @@ static void tile16(const Program *p, const uint8_t *const *rows, int64_t column,
         strip(rows + r, ahead, column, dst + 16 * r, c->dst, from, to, 1, w, 1, sums);
       else if (stream)
         strip(rows + r, ahead, column, dst + 16 * r, c->dst, from, to, 1, w, 0, sums);
+      else if (weighed)
+        strip(rows + r, ahead, column, dst + 16 * r, c->dst, from, to, 0, w, 1, sums);
       else
-        strip(rows + r, ahead, column, dst + 16 * r, c->dst, from, to, 0, w, weighed, sums);
+        strip(rows + r, ahead, column, dst + 16 * r, c->dst, from, to, 0, w, 0, sums);
       for (int j = 0; weighed && j < 8; j++) add_weighed(w->acc + 8 * (j & 1), sums[j], w->row_key[r + j / 2][j & 1]);
     }
   }
@@ -120,8 +122,8 @@ int64_t sp_untile_avx512(const uint8_t *src, int64_t step, int64_t count, uint8_
   return whole;
 }
 
-static void run(const uint8_t *src, uint8_t *dst, int64_t bytes) {
-  if (bytes < 64 || ((uintptr_t)dst & 63) || (bytes & 63)) {
+static void run(const uint8_t *src, uint8_t *dst, int64_t bytes, int cached) {
+  if (bytes < 64 || ((uintptr_t)dst & 63) || (bytes & 63) || cached) {
     memcpy(dst, src, (size_t)bytes);
     return;
   }
@@ -194,9 +196,10 @@ static inline __attribute__((always_inline)) void lines(const Program *p, const 
 }
 
 static void assemble(const Program *p, const uint8_t *const *rows, int64_t column, uint8_t *dst, const ColumnLoop *c,
-                     const uint8_t *const *ahead) {
+                     const Aside *w) {
   uint8_t block[MOST_TILES * MOST_BLOCK] __attribute__((aligned(64)));
-  const int stream = p->whole_lines && (((uintptr_t)dst | (uintptr_t)c->dst) & 63) == 0;
+  const uint8_t *const *const ahead = w->ahead;
+  const int stream = p->whole_lines && !w->cached && (((uintptr_t)dst | (uintptr_t)c->dst) & 63) == 0;
   int64_t i = 0;
 #define TILES(tiles)                                                                   \
   for (; i + (tiles) <= c->count; i += (tiles)) {                                      \
@@ -222,9 +225,9 @@ static void loop(const Program *p, int32_t level, const uint8_t *const *rows, in
   } else if (p->kernel == TILE16) {
     tile16(p, rows, column, dst, c, w);
   } else if (p->kernel == RUN) {
-    for (int64_t i = 0; i < c->count; i++) run(rows[0] + column + i * c->src, dst + i * c->dst, p->tile_bytes);
+    for (int64_t i = 0; i < c->count; i++) run(rows[0] + column + i * c->src, dst + i * c->dst, p->tile_bytes, w->cached);
   } else {
-    assemble(p, rows, column, dst, c, w->ahead);
+    assemble(p, rows, column, dst, c, w);
   }
 }
 

@@ -87,6 +87,7 @@ typedef struct {
   int64_t open;  /* jobs below this number may run; others wait */
   int64_t *left; /* of every part, the jobs that have not ended; or NULL */
   int64_t running; /* threads that have not ended */
+  int64_t fresh;   /* whether destinations are pages that nobody has touched yet */
 } Batch;
 
 /* The key of a row is mixed from its seed, place + row * ROW_STEP (digest.py). */
@@ -106,12 +107,13 @@ typedef struct {
   const uint8_t *const *ahead;
   const uint32_t *k0, *k1;
   uint64_t (*row_key)[2], *acc;
+  int cached; /* the destination's lines are in the caches, where they were cleared: no stores past them */
 } Aside;
 
 /* Kernels: one group of rows, all tiles along its width. Row pointers reach `padded` bytes (+32 where staged). */
 void sp_move(int64_t isa, const Program *p, const uint8_t *const *rows, uint8_t *dst, const Aside *aside);
 void sp_move_portable(const Program *p, const uint8_t *const *rows, uint8_t *dst);
-int sp_move_avx2(const Program *p, const uint8_t *const *rows, uint8_t *dst);
+int sp_move_avx2(const Program *p, const uint8_t *const *rows, uint8_t *dst, int cached);
 int sp_move_avx512(const Program *p, const uint8_t *const *rows, uint8_t *dst, const Aside *aside);
 /* TILE16 backwards: how many of `count` tiles, `step` bytes apart, went to the rows. */
 int64_t sp_untile_avx2(const uint8_t *src, int64_t step, int64_t count, uint8_t *const *rows, int32_t group, int64_t at);

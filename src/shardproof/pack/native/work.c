@@ -118,7 +118,7 @@ int64_t sp_locate(const Job *job, int64_t group, Seen *seen, Found *all) {
 
 void sp_move(int64_t isa, const Program *p, const uint8_t *const *rows, uint8_t *dst, const Aside *aside) {
   if (isa == AVX512 && sp_move_avx512(p, rows, dst, aside)) return;
-  if (isa && sp_move_avx2(p, rows, dst)) return;
+  if (isa && sp_move_avx2(p, rows, dst, aside->cached)) return;
   sp_move_portable(p, rows, dst);
 }
 
@@ -130,16 +130,28 @@ static void ask_for(const Program *p, const Found *rows) {
       __builtin_prefetch(rows[i].data + at);
 }
 
+/* Whether lines of a page that the kernel has just cleared are best written where they are, in the caches. Measured:
+ * Intel's stores past the caches wait for each such line to leave them; AMD's do not (benchmarks/notes/pack.md). */
+static int fresh_lines_are_cached(void) {
+#if defined(__x86_64__) && defined(__GNUC__)
+  __builtin_cpu_init();
+  return __builtin_cpu_is("intel") != 0;
+#else
+  return 0;
+#endif
+}
+
 void sp_run_job(Batch *batch, const Job *job, const uint8_t **rows, uint8_t *scratch, Sums *sums) {
   const Program *p = job->program;
   Seen seen = {0, 0};
   Found found[2][MOST_ROWS];
   const uint8_t *ahead[MOST_ROWS];
   uint64_t row_key[MOST_ROWS + 4][2];
+  const int cached = batch->fresh && fresh_lines_are_cached();
   int64_t dst = sp_locate(job, job->begin, &seen, found[job->begin & 1]);
   for (int64_t group = job->begin; group < job->end && !batch->stop; group++) {
     const Found *all = found[group & 1], *next = found[(group + 1) & 1];
-    Aside aside = {ahead, NULL, NULL, row_key, sums->lane};
+    Aside aside = {ahead, NULL, NULL, row_key, sums->lane, cached};
     const int apart = !sp_weighs(batch, job, all, &aside) && job->field != OTHER;
     const int64_t following = group + 1 < job->end ? sp_locate(job, group + 1, &seen, found[(group + 1) & 1]) : 0;
     if (group + 1 < job->end) ask_for(p, next);
