@@ -121,7 +121,7 @@ void sp_unpack_job(Batch *batch, const Job *job, uint8_t **rows, uint8_t *scratc
   Task task = {job, batch->isa, rows, *p, {0, 0, 0}};
   task.moves.columns = &task.few;
   task.moves.column_loops = 1;
-  for (int64_t group = job->begin; group < job->end && !batch->stop; group++) {
+  for (int64_t group = job->begin; group < job->end && !__atomic_load_n(&batch->stop, __ATOMIC_RELAXED); group++) {
     const uint8_t *const src = job->dst + sp_locate(job, group, &seen, all);
     int wanted = 0;
     for (int32_t i = 0; i < p->group_rows; i++) {

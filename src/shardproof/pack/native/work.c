@@ -149,7 +149,7 @@ void sp_run_job(Batch *batch, const Job *job, const uint8_t **rows, uint8_t *scr
   uint64_t row_key[MOST_ROWS + 4][2];
   const int cached = batch->fresh && fresh_lines_are_cached();
   int64_t dst = sp_locate(job, job->begin, &seen, found[job->begin & 1]);
-  for (int64_t group = job->begin; group < job->end && !batch->stop; group++) {
+  for (int64_t group = job->begin; group < job->end && !__atomic_load_n(&batch->stop, __ATOMIC_RELAXED); group++) {
     const Found *all = found[group & 1], *next = found[(group + 1) & 1];
     Aside aside = {ahead, NULL, NULL, row_key, sums->lane, cached};
     const int apart = !sp_weighs(batch, job, all, &aside) && job->field != OTHER;
