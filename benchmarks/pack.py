@@ -285,12 +285,12 @@ def opened(folder: Path, kind: str, tp: int, ep: int):
     return model, make_plan(model, recipe, tp=tp, ep=ep)
 
 
-def fresh_copy(library: ctypes.CDLL, pool: ThreadPoolExecutor, source: np.ndarray) -> None:
+def fresh_copy(copy: Callable, pool: ThreadPoolExecutor, source: np.ndarray) -> None:
     """The first floor: as many bytes, from warm memory into fresh huge pages, without regard to any order."""
     size, at = source.nbytes // _PIECE * _PIECE, source.ctypes.data
     out = anonymous(size, huge_pages=True)
     begin = out.ctypes.data
-    list(pool.map(lambda i: library.stream(begin + i, at + i, _PIECE), range(0, size, _PIECE)))
+    list(pool.map(lambda i: copy(begin + i, at + i, _PIECE), range(0, size, _PIECE)))
 
 
 def map_source(library: ctypes.CDLL, pool: ThreadPoolExecutor, model, plan, rank) -> None:
@@ -311,7 +311,8 @@ def map_source(library: ctypes.CDLL, pool: ThreadPoolExecutor, model, plan, rank
 def layers(folders: dict[str, Path], repeat: int) -> None:
     """From page cache into fresh and warm memory."""
     print("\nOne layer of one rank, from page cache (ms; ratio to the engines' way). Floors: fresh huge pages and one")
-    print("non-temporal copy into them; besides, the source's pages mapped, touched and unmapped")
+    print("copy into them (the faster of memcpy and a non-temporal one); besides, the source's pages mapped, touched,")
+    print("unmapped")
     print("| case | MB out | engines' way | fresh, huge pages | fresh, 4 KiB pages | warm | copy | copy and map |")
     print("|---|---|---|---|---|---|---|---|")
     library, pool = copies(), ThreadPoolExecutor(default_threads())
@@ -336,11 +337,13 @@ def layers(folders: dict[str, Path], repeat: int) -> None:
                 "theirs": lambda k=kind, p=plan, r=rank: engines_way(folders[k], k, p, r),
                 "huge": lambda f=fresh: f(huge=True), "small": lambda f=fresh: f(huge=False),
                 "warm": lambda m=model, p=plan, r=rank, w=warm: pack_layer(m, p, "layers.0", r, w),
-                "copy": lambda s=source: fresh_copy(library, pool, s),
+                "copy": lambda s=source: fresh_copy(library.stream, pool, s),
+                "plain": lambda s=source: fresh_copy(library.plain, pool, s),
                 "map": lambda m=model, p=plan, r=rank: map_source(library, pool, m, p, r),
             },
             repeat,
         )  # fmt: skip
+        found["copy"] = min(found["copy"], found.pop("plain"))
         found["map"] += found["copy"]
         cells = [f"{s * 1e3:.1f} ({found['theirs'] / s:.1f}x)" for s in found.values()]
         print(f"| {name} | {sum(sizes.values()) / 1e6:.0f} | {' | '.join(cells)} |", flush=True)
