@@ -1,6 +1,6 @@
 """Packing speed: kernels against plain copies, and whole layers against the way serving engines load them.
 
-    python benchmarks/pack.py [--experts 24] [--repeat 7] [--only kernels|layers|memory] [--folder DIR] [--best]
+    python benchmarks/pack.py [--experts 24] [--repeat 7] [--only kernels|unpack|layers|memory] [--folder DIR] [--best]
 
 All figures of one table come from one run, interleaved, medians; ratios are what to look at. "Engines' way" is the
 published loading scheme: parameters of zeros, one tensor an expert opened, narrowed and copied in, then each
@@ -41,6 +41,7 @@ from shardproof.pack.native.library import isa
 from shardproof.pack.native.run import default_threads
 from shardproof.pack.native.structs import FIELDS
 from shardproof.pack.program import program
+from shardproof.pack.unpack import unpack
 from shardproof.plan import make_plan
 
 AITER = {
@@ -150,6 +151,25 @@ def _jobs(made, source: np.ndarray, out: np.ndarray, shape: tuple[int, int, int]
         end = min(begin + step, made.groups)
         jobs[number] = (made.address, cuts.ctypes.data, out.ctypes.data, begin, end, 1, field, 0, 0)
     return jobs, cuts
+
+
+def unpacking(repeat: int) -> None:
+    """Kernel bytes back to canonical ones in warm memory: NumPy and the engine, all threads."""
+    print("\nUnpacking into fresh memory (GB/s; ratio to NumPy's)\n| layout | MB | NumPy | engine |\n|---|---|---|---|")
+    for identity, experts, rows, width in KERNELS:
+        layout, parameters = find(identity)
+        shape = (experts // 4, rows, width)
+        placed = layout.place(shape, parameters)
+        kernel = placed.pack(np.random.default_rng(0).integers(0, 128, shape, dtype=np.uint8))
+        named = layout.identity(parameters)
+        assert np.array_equal(unpack(named, shape, kernel), placed.unpack(kernel))
+        cases = {
+            "numpy": lambda p=placed, k=kernel: p.unpack(k),
+            "engine": lambda n=named, s=shape, k=kernel: unpack(n, s, k),
+        }
+        found, size = interleaved(cases, repeat), int(np.prod(shape))
+        cells = [f"{size / s / 1e9:.1f} ({found['numpy'] / s:.1f}x)" for s in found.values()]
+        print(f"| {identity} | {size / 1e6:.0f} | {' | '.join(cells)} |", flush=True)
 
 
 # -- whole layers -----------------------------------------------------------------------------------------------------
@@ -285,12 +305,12 @@ def opened(folder: Path, kind: str, tp: int, ep: int):
     return model, make_plan(model, recipe, tp=tp, ep=ep)
 
 
-def fresh_copy(library: ctypes.CDLL, pool: ThreadPoolExecutor, source: np.ndarray) -> None:
+def fresh_copy(copy: Callable, pool: ThreadPoolExecutor, source: np.ndarray) -> None:
     """The first floor: as many bytes, from warm memory into fresh huge pages, without regard to any order."""
     size, at = source.nbytes // _PIECE * _PIECE, source.ctypes.data
     out = anonymous(size, huge_pages=True)
     begin = out.ctypes.data
-    list(pool.map(lambda i: library.stream(begin + i, at + i, _PIECE), range(0, size, _PIECE)))
+    list(pool.map(lambda i: copy(begin + i, at + i, _PIECE), range(0, size, _PIECE)))
 
 
 def map_source(library: ctypes.CDLL, pool: ThreadPoolExecutor, model, plan, rank) -> None:
@@ -311,7 +331,8 @@ def map_source(library: ctypes.CDLL, pool: ThreadPoolExecutor, model, plan, rank
 def layers(folders: dict[str, Path], repeat: int) -> None:
     """From page cache into fresh and warm memory."""
     print("\nOne layer of one rank, from page cache (ms; ratio to the engines' way). Floors: fresh huge pages and one")
-    print("non-temporal copy into them; besides, the source's pages mapped, touched and unmapped")
+    print("copy into them (the faster of memcpy and a non-temporal one); besides, the source's pages mapped, touched,")
+    print("unmapped")
     print("| case | MB out | engines' way | fresh, huge pages | fresh, 4 KiB pages | warm | copy | copy and map |")
     print("|---|---|---|---|---|---|---|---|")
     library, pool = copies(), ThreadPoolExecutor(default_threads())
@@ -336,11 +357,13 @@ def layers(folders: dict[str, Path], repeat: int) -> None:
                 "theirs": lambda k=kind, p=plan, r=rank: engines_way(folders[k], k, p, r),
                 "huge": lambda f=fresh: f(huge=True), "small": lambda f=fresh: f(huge=False),
                 "warm": lambda m=model, p=plan, r=rank, w=warm: pack_layer(m, p, "layers.0", r, w),
-                "copy": lambda s=source: fresh_copy(library, pool, s),
+                "copy": lambda s=source: fresh_copy(library.stream, pool, s),
+                "plain": lambda s=source: fresh_copy(library.plain, pool, s),
                 "map": lambda m=model, p=plan, r=rank: map_source(library, pool, m, p, r),
             },
             repeat,
         )  # fmt: skip
+        found["copy"] = min(found["copy"], found.pop("plain"))
         found["map"] += found["copy"]
         cells = [f"{s * 1e3:.1f} ({found['theirs'] / s:.1f}x)" for s in found.values()]
         print(f"| {name} | {sum(sizes.values()) / 1e6:.0f} | {' | '.join(cells)} |", flush=True)
@@ -392,7 +415,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--experts", type=int, default=24)
     parser.add_argument("--repeat", type=int, default=7)
-    parser.add_argument("--only", choices=["kernels", "layers", "memory"])
+    parser.add_argument("--only", choices=["kernels", "unpack", "layers", "memory"])
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--best", action="store_true", help="the fastest round, for a machine that others use")
@@ -406,7 +429,9 @@ def main() -> None:
     print(f"{machine}, torch {torch.__version__}")
     if given.only in (None, "kernels"):
         kernels(given.repeat)
-    if given.only == "kernels":
+    if given.only in (None, "unpack"):
+        unpacking(given.repeat)
+    if given.only in ("kernels", "unpack"):
         return
     with tempfile.TemporaryDirectory(dir=given.folder) as top:
         folders = {kind: Path(top) / kind for kind in ("deepseek", "gpt_oss")}

@@ -33,8 +33,8 @@ LIGHT_ROOMS = (
 # The house, from the top down: a room may import the rooms below it and no other. `shardproof/__init__.py` names them
 # all for its users; every room may read the version from it.
 HOUSE = (
-    "__main__", "cli", "demo", "bench", "integrations", "distributed", "moe", "api", "diagnose", "verify", "kernels", "pack",
-    "repack", "packed", "digest", "mistakes", "plan", "oracle", "backends", "formats", "layouts", "checkpoint", "partition",
+    "__main__", "cli", "demo", "bench", "integrations", "distributed", "moe", "api", "diagnose", "verify", "kernels", "repack",
+    "pack", "packed", "digest", "mistakes", "plan", "oracle", "backends", "formats", "layouts", "checkpoint", "partition",
     "experts", "mxfp4", "callable_module", "errors",
 )  # fmt: skip
 

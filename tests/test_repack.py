@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shardproof import repack
 from shardproof.backends import Recipe
 from shardproof.checkpoint import Checkpoint
-from shardproof.errors import PackedError
+from shardproof.errors import CheckpointError, PackedError
 from shardproof.formats import ExpertModel, read_experts
-from shardproof.layouts import Placed
-from shardproof.mxfp4 import Bytes
 from shardproof.pack import native, pack, pack_in_memory
+from shardproof.pack.unpack import Packed, unpack_tensors
 from shardproof.packed import rank_file
-from shardproof.partition import Rank
 from shardproof.plan import make_plan
 from shardproof.repack import PackedFolder, is_packed, open_packed
 from shardproof.verify import verify
@@ -67,31 +67,51 @@ def test_repacked_bytes_equal_bytes_packed_from_the_checkpoint(
     assert verify(tmp_path / "direct", again).ok
 
 
+@pytest.mark.skipif(native.library() is None, reason="needs the native engine")
 def test_a_rank_is_put_together_from_the_ranks_that_hold_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rank 1 of 2 holds what ranks 2 and 3 of 4 held; each expert's part of a rank is unpacked once, for w1 and w3."""
+    """Rank 1 of 2 holds what ranks 2 and 3 of 4 held; each tensor of theirs is unpacked once, for w1 and w3."""
     model = model_in(tmp_path / "model", "deepseek", layers=1, experts=3, hidden=128, intermediate=256)
     pack(model, make_plan(model, RECIPES[0], tp=4), tmp_path / "first")
     again = open_packed(tmp_path / "first")
     plan = make_plan(again, RECIPES[1], tp=2)
-    asked, unpacked = set(), []
-    part, read = PackedFolder.part, Placed.read
+    read: list[Packed] = []
 
-    def asking(folder: PackedFolder, rank: Rank, *rest: Any) -> Bytes:
-        asked.add(rank.index)
-        return part(folder, rank, *rest)
+    def unpacking(tensors: Sequence[Packed], **options: Any) -> None:
+        read.extend(tensors)
+        unpack_tensors(tensors, **options)
 
-    def unpacking(placed: Placed, *rest: Any) -> Bytes:
-        unpacked.append(placed)
-        return read(placed, *rest)
-
-    monkeypatch.setattr(PackedFolder, "part", asking)
-    monkeypatch.setattr(Placed, "read", unpacking)
+    monkeypatch.setattr(repack, "unpack_tensors", unpacking)
     packed = pack_in_memory(again, plan, plan.ranks[1])
     direct = pack_in_memory(model, make_plan(model, RECIPES[1], tp=2), plan.ranks[1])
     assert packed.digest == direct.digest
-    if native.library() is not None:
-        assert asked == {2, 3}
-        assert len(unpacked) == 2 * 3 * 4  # ranks, experts, weight and scale of w13 and w2
+    opened = again.checkpoint
+    assert isinstance(opened, PackedFolder)
+    found = [
+        (rank.rank.index, *slot)
+        for tensor in read
+        for rank in opened.ranks
+        for slot, kernel in rank.layers["layers.0"].tensors.items()
+        if np.shares_memory(kernel, tensor.kernel)
+    ]
+    wanted = [(rank, stack, name) for rank in (2, 3) for stack in ("w13", "w2") for name in ("weight", "scale")]
+    assert sorted(found) == sorted(wanted)
+    assert {tensor.cuts.shape[1] for tensor in read} == {1, 2}
+
+
+@pytest.mark.skipif(native.library() is None, reason="needs the native engine")
+def test_a_packed_file_that_is_cut_off_while_it_is_read(tmp_path: Path) -> None:
+    """Whether its pages are gone or only its stamp is another one: no crash, and the file is named."""
+    model = model_in(tmp_path / "model", "deepseek", layers=1, experts=3, hidden=512, intermediate=512)
+    pack(model, make_plan(model, RECIPES[0], tp=2), tmp_path / "first")
+    again = open_packed(tmp_path / "first")
+    plan = make_plan(again, RECIPES[1], tp=1)
+    file = tmp_path / "first" / rank_file(make_plan(model, RECIPES[0], tp=2).ranks[1])
+    with file.open("r+b") as stream:
+        stream.truncate(file.stat().st_size // 3)
+    with pytest.raises(CheckpointError, match=rank_file(plan.ranks[0])[:4]) as caught:
+        pack_in_memory(again, plan, plan.ranks[0])
+    assert caught.value.code == "checkpoint.changed"
+    assert str(file) in str(caught.value)
 
 
 @settings(max_examples=15, deadline=None)

@@ -9,20 +9,23 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from shardproof.checkpoint import Checkpoint
 from shardproof.checkpoint.header import read_header
 from shardproof.digest import Digest
 from shardproof.errors import PackedError
 from shardproof.experts import STACKS, Field, Projection, Stack
-from shardproof.formats import Evidence, ExpertModel, LayerExperts, Source
+from shardproof.formats import Evidence, ExpertModel, LayerExperts, Source, Window
 from shardproof.formats.model import Interval
 from shardproof.mxfp4 import Bytes
+from shardproof.pack import native
+from shardproof.pack.unpack import Packed, unpack, unpack_tensors
 from shardproof.packed import BIAS_DTYPE, MANIFEST, METADATA_KEY, PackedExperts, load, rank_file, read_manifest
 from shardproof.partition import Rank
 from shardproof.plan import Plan
@@ -74,7 +77,9 @@ class PackedFolder(Checkpoint):
         which, part = parts.get(slot, (None, None))
         if part is None or which != (key, expert):
             packed = self.ranks[rank.index].layers[key]
-            part = packed.placed(stack, name).read(packed.tensors[stack, name], packed.experts.index(expert), 1)[0]
+            identity, shape = self.plan.recipe.layouts[stack, name], packed.placed(stack, name).shape
+            kernel, local = packed.tensors[stack, name], packed.experts.index(expert)
+            part = unpack(identity, shape, kernel, first=local, count=1)[0]
             parts[slot] = (key, expert), part
         return part
 
@@ -83,15 +88,72 @@ class PackedFolder(Checkpoint):
 class PackedSource(Source):
     """One projection's field, put together from the ranks that hold its cuts."""
 
-    gather: Callable[[int, Interval, Interval], Bytes] = field(kw_only=True)
+    gather: Callable[[int], Bytes] = field(kw_only=True)
 
-    def matrix(self, checkpoint: Checkpoint, expert: int) -> Bytes:
+    def matrix(self, checkpoint: Checkpoint, expert: int) -> Bytes:  # noqa: ARG002
         """The matrix of one expert, uint8 [rows, row_bytes], in fresh memory."""
-        return self.window(checkpoint, expert, (0, self.rows), (0, self.row_bytes))
+        return self.gather(expert)
 
-    def window(self, checkpoint: Checkpoint, expert: int, rows: Interval, columns: Interval) -> Bytes:  # noqa: ARG002
-        """As `matrix`, of which rows and byte columns [first, stop) are filled, the others perhaps."""
-        return self.gather(expert, rows, columns)
+
+@dataclass(frozen=True)
+class PackedLayerExperts(LayerExperts):
+    """A layer whose parts come straight from the ranks' kernel bytes, several experts at once."""
+
+    opened: PackedFolder
+
+    def fill(
+        self, checkpoint: Checkpoint, name: Field, windows: Mapping[Projection, Window], experts: Sequence[int],
+        threads: int | None = None,
+    ) -> None:  # fmt: skip
+        """Bring parts of the matrices of some experts into memory; only ranks that hold some of it are read."""
+        stacks = {_stack(projection) for projection in windows}
+        if native.library() is None or name == "bias" or len(stacks) != 1:
+            super().fill(checkpoint, name, windows, experts, threads)
+            return
+        plan, stack = self.opened.plan, stacks.pop()
+        owner, tensors, read = _owner(self.opened, self.key), [], []
+        for rank in plan.ranks:
+            mine = [local for local, e in enumerate(experts) if owner[e] == rank.ep_rank]
+            cuts = self._cuts(rank, (stack, name), windows, experts, mine)
+            if cuts is None:
+                continue
+            read.append(rank.index)
+            packed = self.opened.ranks[rank.index].layers[self.key]
+            shape = plan.canonical_shape(self.key, rank, stack, name)
+            tensors.append(Packed(plan.recipe.layouts[stack, name], shape, packed.tensors[stack, name], cuts))
+        try:
+            unpack_tensors(tensors, threads=threads, keep=windows)
+        finally:
+            for index in read:
+                self.opened.check_unchanged(index)
+
+    def _cuts(
+        self, rank: Rank, slot: tuple[Stack, Field], windows: Mapping[Projection, Window], experts: Sequence[int],
+        mine: Sequence[int],
+    ) -> npt.NDArray[np.void] | None:  # fmt: skip
+        """Where rows of a rank's tensor go, records [E of the rank, cuts]; None where none of it is asked for."""
+        plan = self.opened.plan
+        asked = [
+            (c, windows[c.projection]) for c in plan.cuts(self.key, rank, *slot)
+            if c.projection in windows and _meet(c.rows, windows[c.projection].rows)
+            and _meet(c.columns, windows[c.projection].columns)
+        ]  # fmt: skip
+        if not asked or not mine:
+            return None
+        held = {e: local for local, e in enumerate(plan.experts(self.key, rank))}
+        records = np.zeros((len(held), len(asked)), dtype=native.CUT)
+        at = np.array([held[experts[local]] for local in mine], dtype=np.intp)
+        for number, (cut, window) in enumerate(asked):
+            rows, columns = _common(cut.rows, window.rows), _common(cut.columns, window.columns)
+            _, height, width = window.out.shape
+            first = (rows[0] - window.rows[0]) * width + columns[0] - window.columns[0]
+            column = records[:, number]
+            column["src"][at] = window.out.ctypes.data + np.array(mine, dtype=np.int64) * (height * width) + first
+            column["stride"][at] = width
+            column["rows"][at], column["bytes"][at] = rows[1] - rows[0], columns[1] - columns[0]
+            column["at_row"][at] = cut.at_row + rows[0] - cut.rows[0]
+            column["at_column"][at] = cut.at_column + columns[0] - cut.columns[0]
+        return records
 
 
 def is_packed(where: str | Path) -> bool:
@@ -129,32 +191,39 @@ def _layer(opened: PackedFolder, key: str) -> LayerExperts:
         for name in ("weight", "scale", "bias") if spec.bias else ("weight", "scale"):
             for projection in ("w1", "w3") if stack == "w13" else ("w2",):
                 sources[projection, name] = _source(opened, key, projection, name)
-    return LayerExperts(key, spec, sources)
+    return PackedLayerExperts(key, spec, sources, opened)
+
+
+def _stack(projection: Projection) -> Stack:
+    return "w2" if projection == "w2" else "w13"
+
+
+def _owner(opened: PackedFolder, key: str) -> dict[int, int]:
+    """Of every expert the first expert-parallel rank that holds it."""
+    return {e: ep for ep, held in reversed(list(enumerate(opened.plan.shape(key).owners))) for e in held}
 
 
 def _meet(one: Interval, other: Interval) -> bool:
     return one[0] < other[1] and other[0] < one[1]
 
 
+def _common(one: Interval, other: Interval) -> Interval:
+    return max(one[0], other[0]), min(one[1], other[1])
+
+
 def _source(opened: PackedFolder, key: str, projection: Projection, name: Field) -> PackedSource:
     plan = opened.plan
-    stack: Stack = "w2" if projection == "w2" else "w13"
-    spec = plan.shape(key).spec
+    stack, spec = _stack(projection), plan.shape(key).spec
     rows = spec.hidden if projection == "w2" else spec.intermediate
     columns = spec.intermediate if projection == "w2" else spec.hidden
     width = {"weight": columns // 2, "scale": columns // 32, "bias": plan.bias_item}[name]
-    owner = {e: ep for ep, held in reversed(list(enumerate(plan.shape(key).owners))) for e in held}
+    owner = _owner(opened, key)
 
-    def gather(expert: int, wanted_rows: Interval, wanted_columns: Interval) -> Bytes:
+    def gather(expert: int) -> Bytes:
         matrix = np.empty((rows, width), dtype=np.uint8)
         for rank in plan.ranks:
-            if rank.ep_rank != owner[expert]:
-                continue
-            cuts = [
-                c for c in plan.cuts(key, rank, stack, name)
-                if c.projection == projection and _meet(c.rows, wanted_rows) and _meet(c.columns, wanted_columns)
-            ]  # fmt: skip
-            if not cuts:
+            cuts = [c for c in plan.cuts(key, rank, stack, name) if c.projection == projection]
+            if rank.ep_rank != owner[expert] or not cuts:
                 continue
             part = opened.part(rank, key, stack, name, expert)
             for cut in cuts:

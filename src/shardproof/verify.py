@@ -26,6 +26,7 @@ from shardproof.mxfp4 import Bytes
 from shardproof.pack import pack_layer
 from shardproof.pack.matrices import read_cut
 from shardproof.pack.memory import arena, equal
+from shardproof.pack.unpack import unpack
 from shardproof.packed import (
     MANIFEST,
     PackedExperts,
@@ -214,7 +215,7 @@ def _explain(
     """For each wrong tensor the known mistakes - one, or two or three at once - that give exactly its bytes."""
     found: dict[Slot, tuple[Mistake, ...]] = {}
     for slot, mask in bad.items():
-        views = Views(layer.tensors[slot], layer.placed(*slot).shape)
+        views = Views(layer.tensors[slot], layer.placed(*slot).shape, unpack)
         loaded = _loaded(layer, slot, views)
         scene = scene_of(model, layer.plan, layer.key, layer.rank)
         if None in loaded and any(e is not None for e in loaded):
@@ -263,7 +264,7 @@ def _difference(
 def _sentence(layer: PackedLayer, slot: Slot, cause: Mistake) -> str:
     stack, name = slot
     shape, rank = layer.shape, layer.rank
-    views = Views(layer.tensors[slot], layer.placed(stack, name).shape)
+    views = Views(layer.tensors[slot], layer.placed(stack, name).shape, unpack)
     words = {
         "padded": shape.intermediate, "valid": layer.valid, "rank": rank.tp_rank, "tp": rank.tp, "layer": layer.key,
         "layout": layer.plan.recipe.layouts[slot], "policy": layer.plan.policy,

@@ -92,6 +92,27 @@ def test_pack_then_verify(checkpoint: str, tmp_path: Path, capsys: pytest.Captur
     assert json.loads(out)["ok"] is True
 
 
+def test_ranks_that_complete_a_folder(checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What this run packed, and what the folder holds with it."""
+    folder, options = str(tmp_path / "packed"), ("--tp", "3", "--allow-empty", *AMD)
+    code, out, _ = run(capsys, "pack", checkpoint, folder, "--ranks", "0", *options)
+    assert code == 0
+    assert "1 of 3 ranks for aiter" in out
+    assert "the folder holds" not in out
+    assert "(not all ranks)" in out
+    _, out, _ = run(capsys, "pack", checkpoint, folder, "--ranks", "1", *options)
+    assert "1 of 3 ranks for aiter" in out
+    assert "; the folder holds 2 of 3" in out
+    code, out, _ = run(capsys, "pack", checkpoint, folder, "--ranks", "2", *options)
+    assert code == 0
+    assert "; the folder holds all 3" in out
+    assert "(not all ranks)" not in out
+    _, out, _ = run(capsys, "pack", checkpoint, folder, "--ranks", "1-2", *options, "--json")
+    data = json.loads(out)
+    assert (data["ranks"], data["held"], data["of"]) == ([1, 2], [0, 1, 2], 3)
+    assert data["digest"] == json.loads((Path(folder) / "shardproof.json").read_text())["digest"]
+
+
 def test_a_packed_folder_is_inspected_as_one(
     checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

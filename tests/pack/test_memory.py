@@ -17,7 +17,7 @@ import pytest
 from shardproof.checkpoint.residency import _group_room
 from shardproof.pack import memory as rooms
 from shardproof.pack import pack_in_memory, pack_layer
-from shardproof.pack.memory import HUGE_PAGES, anonymous, arena
+from shardproof.pack.memory import HUGE_PAGES, anonymous, arena, equal
 from shardproof.plan import make_plan
 from tests.pack.recipes import RECIPES, model
 
@@ -182,3 +182,16 @@ def test_room_in_a_control_group(tmp_path, own, files, room):
     (tmp_path / "own").write_text(own)
     assert _group_room(tmp_path, tmp_path / "own") == room
     assert _group_room(tmp_path, tmp_path / "nowhere") == []
+
+
+def test_equal_is_exact():
+    """A single byte tells, wherever it is; views and runs of another length as well."""
+    one = np.arange(20 << 20, dtype=np.uint32).view(np.uint8)[3:]
+    assert equal(one, one.copy())
+    for at in (0, (8 << 20) - 1, 8 << 20, len(one) - 1):
+        other = one.copy()
+        other[at] ^= 1
+        assert not equal(one, other), at
+    assert not equal(one, one[:-1])
+    assert equal(one[::2], one[::2].copy())
+    assert equal(one[:0], one[:0])

@@ -44,7 +44,7 @@ def test_the_engine_is_built():
     assert library() is not None
 
 
-def _run(identity: str, shape: tuple[int, int, int], source: np.ndarray, *, isa: int, at: int = 0):
+def _run(identity: str, shape: tuple[int, int, int], source: np.ndarray, *, isa: int, at: int = 0, fresh: bool = False):
     """Canonical bytes through the engine, from a source that starts `at` bytes into its buffer; with a canary behind."""
     layout, parameters = find(identity)
     placed = layout.place(shape, parameters)
@@ -62,7 +62,7 @@ def _run(identity: str, shape: tuple[int, int, int], source: np.ndarray, *, isa:
     jobs = np.zeros(made.groups, dtype=native.JOB)
     for g in range(made.groups):
         jobs[g] = (made.address, cuts.ctypes.data, out.ctypes.data, g, g + 1, 1, structs.FIELDS["bias"], 0, 0)
-    result = native.run(jobs, totals=1, columns=width, scratch=made.scratch, threads=2, isa=isa)
+    result = native.run(jobs, totals=1, columns=width, scratch=made.scratch, threads=2, isa=isa, fresh=fresh)
     assert result.fault is None
     assert (out[placed.nbytes :] == 0x77).all(), "wrote beyond the tensor"
     return out[: placed.nbytes], placed.pack(source), made.struct.kernel
@@ -82,8 +82,9 @@ def test_every_layout_of_the_catalogue(identity, isa):
         except LayoutError:
             continue
         source = rng.integers(0, highest + 1, shape, dtype=np.uint8)
-        found, wanted, _ = _run(identity, shape, source, isa=isa, at=3)
-        np.testing.assert_array_equal(found, wanted, err_msg=f"{identity} {shape}")
+        for fresh in (False, True):  # where memory was not touched yet, lines may be stored in another way
+            found, wanted, _ = _run(identity, shape, source, isa=isa, at=3, fresh=fresh)
+            np.testing.assert_array_equal(found, wanted, err_msg=f"{identity} {shape} {fresh=}")
         held += 1
     assert held, "no shape of this test fits the layout: add one"
 

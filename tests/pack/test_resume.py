@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -20,6 +21,7 @@ from shardproof.formats import read_experts
 from shardproof.mistakes import find_mistake
 from shardproof.pack import Progress, pack
 from shardproof.pack.journal import Journal
+from shardproof.pack.leftovers import working
 from shardproof.packed import MANIFEST, load
 from shardproof.plan import make_plan
 from shardproof.verify import verify
@@ -108,6 +110,55 @@ def test_what_is_done_is_not_done_again(tmp_path):
     assert seen[-1].done_bytes == seen[-1].total_bytes
     assert seen[-1].limited_by in {"disk", "page cache", "permute"}
     assert verify(tmp_path / "out", made).ok
+
+
+def _leave(made, plan, out: Path, **options) -> Path:
+    """A part folder as a killed run leaves it: one layer done."""
+    before = set(out.parent.iterdir())
+
+    def interrupt(_: Progress) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pack(made, plan, out, report=interrupt, **options)
+    (part,) = set(out.parent.iterdir()) - before
+    return part
+
+
+def test_what_other_options_left_is_removed(tmp_path):
+    """Another kernel, another number of ranks, other ranks of which the output now holds some: of no more use."""
+    made = model(tmp_path / "ckpt", layers=2, intermediate=128)
+    plan = make_plan(made, RECIPES["aiter"], tp=4)
+    _leave(made, make_plan(made, RECIPES["hopper"], tp=4), tmp_path / "out")
+    _leave(made, make_plan(made, RECIPES["aiter"], tp=2), tmp_path / "out")
+    _leave(made, plan, tmp_path / "out", rank_indices=[1, 2])
+    elsewhere = _leave(made, plan, tmp_path / "other")
+    useful = _leave(made, plan, tmp_path / "out", rank_indices=[2, 3])
+    pack(made, plan, tmp_path / "out", rank_indices=[0, 1])
+    assert set(tmp_path.iterdir()) == {tmp_path / "ckpt", tmp_path / "out", elsewhere, useful}
+    seen: list[Progress] = []
+    pack(made, plan, tmp_path / "out", report=seen.append)
+    assert {(p.rank.index, p.layer) for p in seen} == {(2, "layers.1"), (3, "layers.1")}
+    assert set(tmp_path.iterdir()) == {tmp_path / "ckpt", tmp_path / "out", elsewhere}
+    pack(made, plan, tmp_path / "right")
+    assert contents(tmp_path / "out") == contents(tmp_path / "right")
+
+
+@pytest.mark.parametrize("who", ["at work", "another boot", "an earlier version"])
+def test_what_may_be_in_use_stays(tmp_path, who):
+    """A part folder in which somebody works, on this machine or perhaps on another one."""
+    made = model(tmp_path / "ckpt", layers=2)
+    part = _leave(made, make_plan(made, RECIPES["hopper"]), tmp_path / "out")
+    journal = part / "journal"
+    first, *rest = journal.read_text().splitlines(keepends=True)
+    says = json.loads(first)
+    if who == "another boot":
+        journal.write_text("".join([json.dumps({**says, "boot": "another"}) + "\n", *rest]))
+    if who == "an earlier version":
+        journal.write_text("".join([json.dumps({"boot": says["boot"]}) + "\n", *rest]))
+    with working(part) if who == "at work" else contextlib.nullcontext():
+        pack(made, make_plan(made, RECIPES["aiter"]), tmp_path / "out")
+    assert part.is_dir()
 
 
 def test_an_error_leaves_nothing(tmp_path):

@@ -87,8 +87,9 @@ class Packed(TypedDict):
 
     out: Annotated[str, "the folder"]
     backend: Annotated[str, "for which it is"]
-    ranks: Annotated[list[int], "that are there; empty where other processes of this host are still at work"]
+    ranks: Annotated[list[int], "that are there as asked; empty where other processes of this host are at work"]
     of: Annotated[int, "ranks of the plan"]
+    held: Annotated[list[int], "all ranks that the folder holds"]
     bytes: Annotated[int, "of these ranks"]
     packed_bytes: Annotated[int, "that this run packed; 0 where they were there already"]
     seconds: Annotated[float, "of the run"]

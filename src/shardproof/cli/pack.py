@@ -35,6 +35,7 @@ from shardproof.digest import Digest
 from shardproof.formats import ExpertModel
 from shardproof.pack import Progress, Worker
 from shardproof.pack import pack as write_packed
+from shardproof.packed import rank_file, read_manifest
 from shardproof.plan import Plan, make_plan
 
 
@@ -101,14 +102,19 @@ def _tell(step: show.Step, progress: Progress, last: list[Progress]) -> None:
 def _data(
     model: ExpertModel, plan: Plan, out: Path, digests: dict[int, Digest], last: Progress | None, seconds: float
 ) -> Packed:
-    complete = len(digests) == len(plan.ranks)
+    manifest = read_manifest(out) if digests else {"ranks": {}, "digest": None}
     return {
         "out": str(out), "backend": plan.recipe.backend, "ranks": sorted(digests), "of": len(plan.ranks),
+        "held": [rank.index for rank in plan.ranks if rank_file(rank) in manifest["ranks"]],
         "bytes": sum(plan.rank_bytes(plan.ranks[i]) for i in digests), "packed_bytes": last.run_bytes if last else 0,
         "seconds": round(seconds, 3), "limited_by": last.limited_by if last else None,
-        "digest": str(sum(digests.values(), start=Digest())) if complete else None,
+        "digest": manifest["digest"],
         "notes": [*model.notes, *plan.recipe.notes],
     }  # fmt: skip
+
+
+def _these(count: int, of: int) -> str:
+    return f"all {of}" if count == of else f"{count} of {of}"
 
 
 def _render(data: Packed) -> None:
@@ -116,6 +122,8 @@ def _render(data: Packed) -> None:
         show.line("this process's share is done; others of this host are still at work")
         return
     ranks = f"{len(data['ranks'])} of {data['of']} ranks for {data['backend']}: {show.size(data['bytes'])}"
+    if len(data["held"]) > len(data["ranks"]):
+        ranks += f"; the folder holds {_these(len(data['held']), data['of'])}"
     speed = data["packed_bytes"] / max(data["seconds"], 1e-9) / 1e9
     limit = f", limited by {data['limited_by']}" if data["limited_by"] else ""
     done = f"{data['seconds']:.1f} s ({speed:.2f} GB/s{limit})" if data["packed_bytes"] else "they were there already"

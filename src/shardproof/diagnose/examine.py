@@ -21,6 +21,7 @@ from shardproof.experts import Stack
 from shardproof.mistakes import Owners, Views, find_mistake
 from shardproof.mistakes.scene import Slot
 from shardproof.mxfp4 import BLOCK
+from shardproof.pack.unpack import unpack
 
 _DTYPES = {"float32": "F32", "bfloat16": "BF16"}
 
@@ -51,7 +52,7 @@ class Examination(Explaining):
             shape = plan.canonical_shape(self.key, rank, *slot)
             if slot[1] == "bias":
                 tensor = self._bias(slot, tensor)
-            views = Views(tensor.data, shape)
+            views = Views(tensor.data, shape, unpack)
             scene = self.scene(self.situation, self._owners(slot[0]))
             held = Held(slot, tensor, views, scene, compare(scene, slot, views))
             if held.wrong and slot[1] != "weight":

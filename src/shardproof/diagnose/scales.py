@@ -13,6 +13,7 @@ from shardproof.diagnose.foreign import Foreign
 from shardproof.experts import Field, Stack
 from shardproof.layouts import catalogue
 from shardproof.mistakes import Scene, Views
+from shardproof.pack.unpack import unpack
 
 _MOST = 0.5  # of the content's bytes are right
 
@@ -53,7 +54,7 @@ def scale_layout(
     stack = slot[0]
     plan = scene.plan
     shape = plan.canonical_shape(scene.key, scene.rank, *slot)
-    views = Views(tensor.data, shape)
+    views = Views(tensor.data, shape, unpack)
     weight = plan.recipe.layouts.get((stack, "weight"), "raw.")
     vendor = weight.partition(".")[0]
     known = [x for x in catalogue() if x.field == name and stack in x.stacks]

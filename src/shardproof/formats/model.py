@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -44,9 +44,17 @@ class Source:
             memory[begin:end], (self.rows, self.row_bytes), (self.row_stride, 1), writeable=False
         )
 
-    def window(self, checkpoint: Checkpoint, expert: int, rows: Interval, columns: Interval) -> Bytes:  # noqa: ARG002
-        """As `matrix`, where only rows and byte columns [first, stop) have to be right."""
-        return self.matrix(checkpoint, expert)
+
+@dataclass(frozen=True)
+class Window:
+    """Rows and byte columns [first, stop) of one projection's matrices, and where those of several experts go.
+
+    `out` is uint8 [experts, rows, columns], C-contiguous.
+    """
+
+    rows: Interval
+    columns: Interval
+    out: Bytes
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,16 @@ class LayerExperts:
     key: str
     spec: ExpertSpec
     sources: dict[tuple[Projection, Field], Source] = field(repr=False)
+
+    def fill(
+        self, checkpoint: Checkpoint, name: Field, windows: Mapping[Projection, Window], experts: Sequence[int],
+        threads: int | None = None,  # noqa: ARG002
+    ) -> None:  # fmt: skip
+        """Bring parts of the matrices of some experts into memory, by `threads` threads where that helps."""
+        for projection, window in windows.items():
+            for local, expert in enumerate(experts):
+                matrix = self.sources[projection, name].matrix(checkpoint, expert)
+                window.out[local] = matrix[slice(*window.rows), slice(*window.columns)]
 
     def logical_shape(self, projection: Projection, name: Field) -> tuple[int, int]:
         """(rows, row bytes) that the spec asks of a matrix; a bias is a column of numbers."""

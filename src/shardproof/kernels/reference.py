@@ -24,6 +24,7 @@ from torch import Tensor
 from shardproof.experts import Activation, ExpertSpec, Field, Stack
 from shardproof.kernels.implementation import Implementation, Runner
 from shardproof.mxfp4 import BLOCK, BLOCK_BYTES, Bytes, decode
+from shardproof.pack.unpack import unpack
 from shardproof.packed import PackedLayer
 
 ActivationQuant: TypeAlias = Literal["e4m3_1x128"]
@@ -169,8 +170,11 @@ def from_packed(
 
 
 def _reader(layer: PackedLayer) -> Callable[[int], dict[tuple[Stack, Field], Bytes]]:
-    placed = {slot: layer.placed(*slot) for slot in layer.tensors}
-    return lambda local: {slot: placed[slot].read(bytes_, local, 1)[0] for slot, bytes_ in layer.tensors.items()}
+    layouts = layer.plan.recipe.layouts
+    shapes = {slot: layer.placed(*slot).shape for slot in layer.tensors}
+    return lambda local: {
+        slot: unpack(layouts[slot], shapes[slot], held, first=local, count=1)[0] for slot, held in layer.tensors.items()
+    }
 
 
 def reference(

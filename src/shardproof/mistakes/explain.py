@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -43,11 +43,23 @@ class Explanation:
         return tuple(m.name for m in self.mistakes)
 
 
-class Views:
-    """A tensor's bytes read back into canonical form, expert by expert, through any layout or faulty writer."""
+Shape = tuple[int, int, int]
+Unpack = Callable[[str, Shape, Bytes], Bytes]
 
-    def __init__(self, kernel: Bytes, shape: tuple[int, int, int]) -> None:
-        self.kernel, self.shape = kernel, shape
+
+def _unpack(identity: str, shape: Shape, kernel: Bytes) -> Bytes:
+    layout, parameters = find(identity)
+    return layout.place(shape, parameters).unpack(kernel)
+
+
+class Views:
+    """A tensor's bytes read back into canonical form, expert by expert, through any layout or faulty writer.
+
+    `unpack` reads a layout's bytes back: (identity, shape [E, N, K], kernel bytes) to canonical bytes.
+    """
+
+    def __init__(self, kernel: Bytes, shape: Shape, unpack: Unpack | None = None) -> None:
+        self.kernel, self.shape, self._unpack = kernel, shape, unpack or _unpack
         self._whole: dict[str, Bytes | None] = {}
 
     def expert(self, local: int, identity: str, reader: Mistake | None = None) -> Bytes | None:
@@ -65,14 +77,15 @@ class Views:
             if single.nbytes * experts != self.kernel.size:
                 return None
             own = self.kernel[local * single.nbytes : (local + 1) * single.nbytes]
-            return np.asarray(single.unpack(own)[0], dtype=np.uint8)
+            matrix: Bytes = self._unpack(identity, (1, rows, columns), own)[0]
+            return matrix
         key = identity + (reader.name if reader else "")
         if key not in self._whole:
             self._whole = {key: None}  # one whole tensor at a time
             if reader is not None and reader.read is not None:
                 self._whole[key] = reader.read(self.kernel, self.shape, identity)
             else:
-                self._whole[key] = layout.place(self.shape, parameters).unpack(self.kernel)
+                self._whole[key] = self._unpack(identity, self.shape, self.kernel)
         whole = self._whole[key]
         return None if whole is None else whole[local]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -10,13 +11,14 @@ from shardproof.layouts import Placed
 from shardproof.layouts.moves import BITS
 from shardproof.pack.digits import Digit, choose, choose_wide
 from shardproof.pack.lines import lines
-from shardproof.pack.moves import Moves
+from shardproof.pack.moves import Back, Moves
 from shardproof.pack.native import structs as s
 from shardproof.pack.plain import copies, words
 from shardproof.pack.shuffles import shuffles
 from shardproof.pack.tile import Tile, enumerate_tile
 
-_MOST_ROWS = 256  # of a group, as engine.h has room for
+_MOST_ROWS, _MOST_BLOCK = 256, 2048  # of a group, and of a tile on its way back, as engine.h has room for
+_LONG_PIECE = 16  # bytes that a plain copy moves as fast as anything
 
 
 def fit(digits: Sequence[Digit], placed: Placed, isa: int) -> tuple[Tile, Moves, list[Digit]] | None:
@@ -35,6 +37,46 @@ def fit(digits: Sequence[Digit], placed: Placed, isa: int) -> tuple[Tile, Moves,
     if moves is None:
         moves = copies(tile) if bits == 8 else words(tile)
     return None if moves is None or len(tile.row) > _MOST_ROWS else (tile, moves, outer)
+
+
+def fit_back(digits: Sequence[Digit], placed: Placed, isa: int) -> tuple[Tile, Back, list[Digit]] | None:
+    """As `fit`, for the way from a tile to its rows."""
+    bits = BITS[placed.unit]
+    inner, outer = choose(digits, placed, bits)
+    tile = enumerate_tile(inner, placed, bits)
+    if (moves := _simple(tile, [d for d in outer if d.along_k], isa)) is not None:
+        return tile, Back(moves), outer
+    plain = copies(tile) if bits == 8 and len(tile.row) <= _MOST_ROWS else None
+    if plain is not None and (isa == s.PORTABLE or int(plain.parts["size"].min()) >= _LONG_PIECE):
+        return tile, Back(plain), outer
+    if isa == s.AVX512:
+        more, rest = choose_wide(digits, placed, bits)
+        wide = enumerate_tile(more, placed, bits)
+        if (back := _through_block(wide, isa)) is not None:
+            return wide, back, rest
+    back = _through_block(tile, isa)
+    if back is None and plain is not None:
+        back = Back(plain)
+    return None if back is None else (tile, back, outer)
+
+
+def _through_block(tile: Tile, isa: int) -> Back | None:
+    """The fastest kernel that has a place for the tile; None where it is too large."""
+    size, pieces = tile.pieces()
+    block = len(pieces) * size
+    if len(tile.row) > _MOST_ROWS or max(block, tile.size) > _MOST_BLOCK:
+        return None
+    inverse = tile.backwards()
+    moves = lines(inverse) if isa == s.AVX512 else None
+    if moves is None and isa != s.PORTABLE:
+        moves = shuffles(inverse)
+    if moves is None:
+        moves = copies(inverse) if tile.bits == 8 else words(inverse)
+    if moves is None:
+        return None
+    word = 1 if moves.kernel == s.SHUFFLE else moves.word  # a block is not stored past the caches
+    parts = [(number * size, row, column, size, 0, 0, 0) for number, (row, column) in enumerate(pieces)]
+    return Back(replace(moves, word=word, whole_lines=False), np.array(parts, dtype=s.PART), size, block)
 
 
 def _simple(tile: Tile, columns: Sequence[Digit], isa: int) -> Moves | None:

@@ -113,10 +113,11 @@ def run_tensors(
     tensors: list[Tensor],
     threads: int | None,
     meanwhile: Callable[[], None] | None = None,
+    fresh: bool = False,
 ) -> tuple[Digest, ...]:
     """Run the jobs of several tensors, by expert, then by tensor; one digest for each of `outs`.
 
-    `meanwhile` is called while they run.
+    `meanwhile` is called while they run; `fresh`: as in `native.run`.
     """
     jobs = np.concatenate([t.jobs for t in tensors])
     owner = np.repeat(np.arange(len(tensors)), [len(t.jobs) for t in tensors])
@@ -127,7 +128,7 @@ def run_tensors(
     keep: list[Any] = [tensors, outs]
     result = native.run(
         jobs, totals=len(outs), columns=blocks, scratch=(scratch[0], scratch[1]), threads=threads, keep=keep,
-        meanwhile=meanwhile,
+        meanwhile=meanwhile, fresh=fresh,
     )  # fmt: skip
     if result.fault is not None:
         faulty = tensors[int(owner[which[result.fault.job]])]

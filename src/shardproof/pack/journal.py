@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from shardproof.digest import Digest
 
@@ -17,7 +18,8 @@ Unit = tuple[str, int]
 """Layer key and rank index."""
 
 
-def _boot() -> str:
+def boot() -> str:
+    """Names this boot of this machine."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
@@ -25,15 +27,29 @@ def _boot() -> str:
 
 
 class Journal:
-    """An append-only file of JSON lines beside the rank files; several processes may write to it."""
+    """An append-only file of JSON lines beside the rank files; several processes may write to it.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    The first line says of which boot it is, and what `says` tells of the run.
+    """
+
+    def __init__(self, path: Path, says: Mapping[str, Any] | None = None) -> None:
+        self._path, self._says = path, dict(says or {})
 
     def begin(self) -> None:
         """Start the journal, unless this boot of the machine already has one."""
-        if self._boot_of() != _boot():
-            self._path.write_text(json.dumps({"boot": _boot()}) + "\n", encoding="utf-8")
+        if self.about().get("boot") != boot():
+            self._first_line()
+
+    def about(self) -> dict[str, Any]:
+        """The first line; empty where there is none."""
+        try:
+            first = json.loads((self._lines() or [""])[0])
+        except ValueError:
+            return {}
+        return first if isinstance(first, dict) else {}
+
+    def _first_line(self) -> None:
+        self._path.write_text(json.dumps({"boot": boot(), **self._says}) + "\n", encoding="utf-8")
 
     def done(self) -> dict[Unit, Digest]:
         """Complete units and their digests; a line that was cut off does not count."""
@@ -65,7 +81,7 @@ class Journal:
         """Forget the units of ranks whose files are not there."""
         gone = set(ranks)
         kept = {unit: digest for unit, digest in self.done().items() if unit[1] not in gone}
-        self._path.write_text(json.dumps({"boot": _boot()}) + "\n", encoding="utf-8")
+        self._first_line()
         for (layer, rank), digest in kept.items():
             self.add(layer, {rank: digest})
 
@@ -77,10 +93,3 @@ class Journal:
 
     def _cut_off(self) -> bool:
         return self._lines()[-1:] != [""]
-
-    def _boot_of(self) -> str | None:
-        try:
-            first = json.loads((self._lines() or [""])[0])
-        except ValueError:
-            return None
-        return first.get("boot") if isinstance(first, dict) else None

@@ -42,12 +42,12 @@ def layer_spans(model: ExpertModel, plan: Plan, key: str, ranks: Sequence[Rank])
 
 def pack_ranks(
     model: ExpertModel, plan: Plan, key: str, outs: Mapping[Rank, Buffers], *, reader: Reader | None = None,
-    threads: int | None = None, mistake: Mistake | None = None,
+    threads: int | None = None, mistake: Mistake | None = None, fresh: bool = False,
 ) -> dict[Rank, Digest]:  # fmt: skip
     """Write one layer of several ranks into buffers (flat uint8 each, every byte is written).
 
-    Returns each rank's digest. Raises PackError `pack.scale_nan` or `pack.io`, CheckpointError `checkpoint.changed`,
-    LayoutError `layout.value`.
+    `fresh`: their pages were not touched yet. Returns each rank's digest. Raises PackError `pack.scale_nan` or
+    `pack.io`, CheckpointError `checkpoint.changed`, LayoutError `layout.value`.
     """
     ranks = list(outs)
     digests = dict.fromkeys(ranks, Digest())
@@ -78,7 +78,7 @@ def pack_ranks(
             digests[rank] += pack_biases(model, plan, key, rank, slot[0], out)
 
     if tensors:
-        found = run_tensors(model, plan, key, outs, tensors, threads, meanwhile)
+        found = run_tensors(model, plan, key, outs, tensors, threads, meanwhile, fresh)
         for rank, digest in zip(ranks, found, strict=True):
             digests[rank] += digest
     else:

@@ -19,7 +19,6 @@ from shardproof.pack.tile import Tile
 _WINDOW = 128
 _MOST_BLOCK = 2048  # as engine.h says
 _MOST_TERMS = 256  # so that their tables stay in the first-level cache
-_PIECES = (64, 32, 16, 8, 4, 2, 1)
 
 Line = dict[int, dict[tuple[int, int], int]]
 """Of each byte of a line: (byte of the block, shift to the left in bits) -> bits of the line's byte."""
@@ -27,9 +26,7 @@ Line = dict[int, dict[tuple[int, int], int]]
 
 def lines(tile: Tile) -> Moves | None:
     """Pieces and terms; None where a byte is filled only in part, or where the tables would be too large."""
-    runs = tile.runs()
-    size = next(n for n in _PIECES if all(length % n == 0 for _, _, length in runs))
-    cut = [(row, first + at) for row, first, length in runs for at in range(0, length, size)]
+    size, cut = tile.pieces()
     block = -(-len(cut) * size // _WINDOW) * _WINDOW
     if block > _MOST_BLOCK:
         return None

@@ -29,3 +29,16 @@ class Moves:
     word: int = 1
     block: int = 0
     whole_lines: bool = False
+
+
+@dataclass(frozen=True)
+class Back:
+    """Moves from a tile to its rows: directly, or to a block of `block` bytes whose `pieces` go to the rows.
+
+    Pieces are `piece` bytes each; none where the moves reach the rows.
+    """
+
+    moves: Moves
+    pieces: Records = field(default_factory=_no_parts)
+    piece: int = 1
+    block: int = 0

@@ -3,7 +3,8 @@
     OUT/                      the manifest and one file a rank; appears complete, and only ever gains ranks
     .OUT.part-<tag>/          work in progress for one key and one set of ranks: rank files, journal, lock
 
-The tag comes from the key, so whoever packs the same thing again finds the part folder and goes on with it.
+The tag comes from the key, so whoever packs the same thing again finds the part folder and goes on with it; once
+something else was packed there, it is removed (`leftovers`).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from shardproof.errors import PackedError, PackError
 from shardproof.experts import Field, Stack
 from shardproof.mxfp4 import Bytes
 from shardproof.pack.journal import Journal, Unit
+from shardproof.pack.leftovers import JOURNAL, end_work, part_folder, sweep, working
 from shardproof.packed import (
     MANIFEST,
     header,
@@ -49,10 +51,9 @@ class Output:
             target = target.resolve()
         self.target, self.plan, self.indices = target, plan, list(indices)
         self._checkpoint, self._variant = checkpoint, variant
-        named = f"{plan_key(plan)} {sorted(self.indices)} {sorted(checkpoint.stamps.items())} {variant}"
-        tag = hashlib.blake2b(named.encode(), digest_size=6).hexdigest()
-        self.part = target.parent / f".{target.name}.part-{tag}"
-        self._journal = Journal(self.part / "journal")
+        self._content = _short(f"{plan_key(plan)} {sorted(checkpoint.stamps.items())} {variant}")
+        self.part = part_folder(target, _short(f"{self._content} {sorted(self.indices)}"))
+        self._journal = Journal(self.part / JOURNAL, {"content": self._content, "ranks": sorted(self.indices)})
 
     def held(self) -> dict[int, Digest]:
         """Ranks that the target holds already, and their digests.
@@ -79,15 +80,18 @@ class Output:
         """
         with _coded(self.target):
             self.target.parent.mkdir(parents=True, exist_ok=True)
-            self.part.mkdir(exist_ok=True)
-            try:
-                with _lock(self.part):
-                    self._journal.begin()
-                    self._create_files()
-                yield self._journal.done()
-            except Exception:
-                shutil.rmtree(self.part, ignore_errors=True)
-                raise
+            with contextlib.ExitStack() as stack:
+                with _lock(self.target.parent):  # whoever removes leftovers holds it as well
+                    self.part.mkdir(exist_ok=True)
+                    stack.enter_context(working(self.part))
+                try:
+                    with _lock(self.part):
+                        self._journal.begin()
+                        self._create_files()
+                    yield self._journal.done()
+                except Exception:
+                    shutil.rmtree(self.part, ignore_errors=True)
+                    raise
 
     def _create_files(self) -> None:
         missing = [
@@ -132,6 +136,7 @@ class Output:
             for index, digest in sums.items():
                 self._seal(index, digest)
             self._move(already, sums)
+            sweep(self.target, self._content, {**already, **sums})
             return sums
 
     def _check_source(self, digests: Mapping[int, Digest]) -> None:
@@ -166,9 +171,14 @@ class Output:
             return
         write_manifest(self.part, self.plan, sums, self._checkpoint)
         self._journal.end()
+        end_work(self.part)
         if self.target.exists():
             self.target.rmdir()  # an empty folder that was there before
         self.part.replace(self.target)
+
+
+def _short(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
 
 class RankMap:

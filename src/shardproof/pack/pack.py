@@ -131,6 +131,7 @@ class _Run:
                 reader=reader,
                 threads=self._threads,
                 mistake=self._mistake,
+                fresh=True,
             )
             self._output.complete(key, {rank.index: digest for rank, digest in digests.items()})
             for index in todo[key]:
@@ -172,7 +173,7 @@ def pack_in_memory(
     for key in plan.layers:
         sizes = {slot: plan.placed(key, rank, *slot).nbytes for slot in plan.fields(key)}
         packed = arena(sizes, huge_pages=huge_pages)
-        digest += pack_layer(model, plan, key, rank, packed, threads=threads, mistake=mistake)
+        digest += pack_ranks(model, plan, key, {rank: packed}, threads=threads, mistake=mistake, fresh=True)[rank]
         layers[key] = PackedLayer(key, rank, plan, packed)
     return PackedExperts(plan, rank, layers, digest)
 

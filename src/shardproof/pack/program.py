@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import ctypes
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,10 @@ from shardproof.layouts import Placed, find
 from shardproof.layouts.moves import BITS
 from shardproof.mxfp4 import PAD_SCALE, PAD_WEIGHT
 from shardproof.pack.digits import Digit
-from shardproof.pack.fitting import fit
+from shardproof.pack.fitting import fit, fit_back
+from shardproof.pack.moves import Back
 from shardproof.pack.native import structs as s
+from shardproof.pack.tile import Tile
 
 Ints = npt.NDArray[np.int64]
 _LONG_ROW, _ROWS_TOGETHER = 1024, 16  # long enough that the hardware reads ahead by itself; as work.c has it
@@ -42,6 +45,25 @@ class Program:
     scratch: tuple[int, int]
     holes: bool
     arrays: tuple[Any, ...] = field(repr=False)
+
+    @cached_property
+    def first_rows(self) -> Ints:
+        """Of each group its lowest row of the stack of all experts; all its rows are within `span` of that."""
+        found = np.full(1, self._rows.min(), dtype=np.int64)
+        for loop in self.arrays[0]:
+            steps = np.arange(loop["count"], dtype=np.int64) * (loop["rows"] + loop["base"])
+            found = (found[:, None] + steps).reshape(-1)
+        return found
+
+    @property
+    def span(self) -> int:
+        """See `first_rows`."""
+        return int(self._rows.max() - self._rows.min()) + 1
+
+    @property
+    def _rows(self) -> Ints:
+        rows: Ints = self.arrays[2] + self.arrays[3]
+        return rows
 
     @property
     def address(self) -> int:
@@ -62,12 +84,28 @@ def program(identity: str, shape: tuple[int, int, int], pad: int, *, isa: int) -
     return compile_placed(placed, pad, change, isa=isa)
 
 
+@lru_cache(maxsize=512)
+def inverse(identity: str, shape: tuple[int, int, int], *, isa: int) -> Program | None:
+    """Compile the way back from kernel bytes to rows; as `program`."""
+    layout, parameters = find(identity)
+    placed = layout.place(shape, parameters)
+    found = fit_back(digits_of(placed), placed, isa)
+    if found is None:
+        return None
+    tile, back, outer = found
+    return _program(placed, tile, back, outer, s.UNPACK_BLOCK if back.block else s.UNPACK, 0, (layout.add, 255))
+
+
 def compile_placed(placed: Placed, pad: int, change: tuple[int, int], *, isa: int) -> Program | None:
     """Compile a placed layout; `change` is its value change (add, highest)."""
     found = fit(digits_of(placed), placed, isa)
-    if found is None:
-        return None
-    tile, moves, outer = found
+    return None if found is None else _program(placed, found[0], Back(found[1]), found[2], s.PACK, pad, change)
+
+
+def _program(
+    placed: Placed, tile: Tile, back: Back, outer: Sequence[Digit], way: int, pad: int, change: tuple[int, int]
+) -> Program:
+    moves = back.moves
     rows = [d for d in outer if not d.along_k]
     columns = [d for d in outer if d.along_k]
     per_byte = 8 // BITS[placed.unit]
@@ -78,22 +116,23 @@ def compile_placed(placed: Placed, pad: int, change: tuple[int, int], *, isa: in
         [(d.size, d.k // per_byte, d.stride // per_byte) for d in columns] or [(1, 0, 0)], dtype=s.COLUMN_LOOP
     )
     experts, matrix_rows, width = placed.shape
-    limit = placed.extents[-2]
     padded = placed.padded[-1] // per_byte
-    near = moves.kernel == s.SHUFFLE and _reach(moves.masks, moves.parts) + int(column_loops["src"][-1]) < 16
+    near = moves.kernel == s.SHUFFLE and way == s.PACK
+    near = near and _reach(moves.masks, moves.parts) + int(column_loops["src"][-1]) < 16
     masks, tables = _aligned(moves.masks), np.ascontiguousarray(moves.tables)
     arrays = (row_loops, column_loops, tile.row, tile.base, moves.parts, masks, tables, moves.pieces, moves.terms)
     offset = placed.strides.offset // per_byte
     struct = s.ProgramStruct(
         moves.kernel, len(tile.row), len(row_loops), len(column_loops), len(moves.parts), moves.word, int(near),
         pad, placed.pad_value, change[0], change[1],
-        limit, matrix_rows, experts * matrix_rows, width, padded, tile.size, offset + tile.start,
+        placed.extents[-2], matrix_rows, experts * matrix_rows, width, padded, tile.size, offset + tile.start,
         *(a.ctypes.data for a in arrays), len(moves.pieces), len(moves.terms), moves.block, int(moves.whole_lines),
+        way, placed.nbytes, back.pieces.ctypes.data, len(back.pieces), back.piece, back.block,
     )  # fmt: skip
     groups = math.prod(int(n) for n in row_loops["count"])
     return Program(
         struct, groups, -(-placed.nbytes // groups), (len(tile.row), ((padded + 64) | 63) + 1),
-        placed.units != math.prod(placed.padded), arrays,
+        placed.units != math.prod(placed.padded), (*arrays, back.pieces),
     )  # fmt: skip
 
 
@@ -173,4 +212,4 @@ def _aligned(masks: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     return room[start : start + masks.size]
 
 
-__all__ = ["Program", "compile_placed", "program"]
+__all__ = ["Program", "compile_placed", "inverse", "program"]

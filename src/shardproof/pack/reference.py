@@ -42,12 +42,12 @@ def pack_slot(
     return slot_digest(model, plan, key, rank, stack, name)
 
 
-def experts_together(placed: Placed) -> int:
-    """How many experts are written at once: all where tiles of the stack may hold several."""
+def experts_together(placed: Placed, most: int = _AT_ONCE) -> int:
+    """How many experts are written at once, of `most` bytes or a single one: all where tiles may hold several."""
     experts, rows, width = placed.shape
     if placed.pattern.axes[0] != "e":
         return experts
-    return max(1, _AT_ONCE // max(rows * width, 1))
+    return max(1, most // max(rows * width, 1))
 
 
 def _placed(plan: Plan, key: str, rank: Rank, slot: tuple[Stack, Field], mistake: Mistake | None) -> Placed:

@@ -14,6 +14,7 @@ from shardproof.layouts import Placed
 from shardproof.pack.digits import Digit
 
 Ints = npt.NDArray[np.int64]
+_PIECES = (64, 32, 16, 8, 4, 2, 1)
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,29 @@ class Tile:
         first = np.flatnonzero(np.any(np.diff(taken, axis=0, prepend=-2) != [0, 1], axis=1))
         sizes = np.diff(np.concatenate((first, [len(taken)])))
         return [(int(r), int(c), int(n)) for (r, c), n in zip(taken[first].tolist(), sizes.tolist(), strict=True)]
+
+    def pieces(self) -> tuple[int, list[tuple[int, int]]]:
+        """`runs` in pieces of one length, a power of two: that length, and of each (row, first byte)."""
+        runs = self.runs()
+        size = next(n for n in _PIECES if all(length % n == 0 for _, _, length in runs))
+        return size, [(row, first + at) for row, first, length in runs for at in range(0, length, size)]
+
+    def backwards(self) -> Tile:
+        """The inverse: the tile's bytes as the only row, and `pieces` side by side as what is written."""
+        per_byte = 8 // self.bits
+        size, pieces = self.pieces()
+        place = {
+            (row, column + i): number * size + i for number, (row, column) in enumerate(pieces) for i in range(size)
+        }
+        into = [
+            place[row, unit // per_byte] * per_byte + unit % per_byte
+            for row, unit in zip(self.of_row.tolist(), self.source.tolist(), strict=True)
+        ]
+        target = np.array(into, dtype=np.int64)
+        order, nothing = np.argsort(target, kind="stable"), np.zeros(1, dtype=np.int64)
+        return Tile(
+            nothing, nothing, 0 * self.of_row, self.target[order], target[order], 0, self.bits, self.size
+        )  # fmt: skip
 
 
 def enumerate_tile(digits: Sequence[Digit], placed: Placed, bits: int) -> Tile:

@@ -30,8 +30,9 @@ static inline void quad(const uint8_t *const *rows, int64_t column, uint8_t *dst
   }
 }
 
-static void tile16(const Program *p, const uint8_t *const *rows, int64_t column, uint8_t *dst, const ColumnLoop *c) {
-  const int stream = (((uintptr_t)dst | (uintptr_t)c->dst) & 63) == 0;
+static void tile16(const Program *p, const uint8_t *const *rows, int64_t column, uint8_t *dst, const ColumnLoop *c,
+                   int cached) {
+  const int stream = !cached && (((uintptr_t)dst | (uintptr_t)c->dst) & 63) == 0;
   int64_t i = 0;
   for (; i + 4 <= c->count; i += 4)
     for (int32_t r = 0; r < p->group_rows; r += 4)
@@ -40,8 +41,22 @@ static void tile16(const Program *p, const uint8_t *const *rows, int64_t column,
     for (int32_t r = 0; r < p->group_rows; r++) memcpy(dst + i * c->dst + 16 * r, rows[r] + column + 16 * i, 16);
 }
 
-static void run(const uint8_t *src, uint8_t *dst, int64_t bytes) {
-  if (bytes < 64 || ((uintptr_t)dst & 63) || (bytes & 63)) {
+int64_t sp_untile_avx2(const uint8_t *src, int64_t step, int64_t count, uint8_t *const *rows, int32_t group, int64_t at) {
+  const int64_t whole = count & ~(int64_t)3;
+  for (int64_t i = 0; i < whole; i += 4, at += 64)
+    for (int32_t r = 0; r < group; r += 2) {
+      const uint8_t *const tile = src + i * step + 16 * r;
+      const __m256i v = get(tile), w = get(tile + step), x = get(tile + 2 * step), y = get(tile + 3 * step);
+      put(rows[r] + at, _mm256_permute2x128_si256(v, w, 0x20), 0);
+      put(rows[r] + at + 32, _mm256_permute2x128_si256(x, y, 0x20), 0);
+      put(rows[r + 1] + at, _mm256_permute2x128_si256(v, w, 0x31), 0);
+      put(rows[r + 1] + at + 32, _mm256_permute2x128_si256(x, y, 0x31), 0);
+    }
+  return whole;
+}
+
+static void run(const uint8_t *src, uint8_t *dst, int64_t bytes, int cached) {
+  if (bytes < 64 || ((uintptr_t)dst & 63) || (bytes & 63) || cached) {
     memcpy(dst, src, (size_t)bytes);
     return;
   }
@@ -108,14 +123,15 @@ static inline __attribute__((always_inline)) void shuffle(const Program *p, cons
   }
 }
 
-static inline void flush(const uint8_t *block, uint8_t *dst, int64_t step, int64_t bytes, int tiles) {
+static inline void flush(const uint8_t *block, uint8_t *dst, int64_t step, int64_t bytes, int tiles, int stream) {
   for (int t = 0; t < tiles; t++)
     for (int64_t i = 0; i < bytes; i += 32)
-      _mm256_stream_si256((__m256i *)(dst + t * step + i), _mm256_load_si256((const __m256i *)(block + t * bytes + i)));
+      put(dst + t * step + i, get(block + t * bytes + i), stream);
 }
 
 /* Whole lines are put together in the first-level cache and stored past it, so that few lines are open at a time. */
-static void shuffles(const Program *p, const uint8_t *const *rows, int64_t column, uint8_t *dst, const ColumnLoop *c) {
+static void shuffles(const Program *p, const uint8_t *const *rows, int64_t column, uint8_t *dst, const ColumnLoop *c,
+                     int cached) {
   uint8_t block[2 * MOST_PAIRS * MOST_BYTES] __attribute__((aligned(64)));
   const int stream = p->word == 64 && p->tile_bytes <= MOST_BYTES && (((uintptr_t)dst | (uintptr_t)c->dst) & 63) == 0;
   int64_t i = 0;
@@ -129,7 +145,7 @@ static void shuffles(const Program *p, const uint8_t *const *rows, int64_t colum
       shuffle(p, rows, from, c->src, block, p->tile_bytes, pairs, 0, 0);                               \
     else                                                                                               \
       shuffle(p, rows, from, c->src, to, c->dst, pairs, 0, 0);                                         \
-    if (stream) flush(block, to, c->dst, p->tile_bytes, 2 * (pairs));                                  \
+    if (stream) flush(block, to, c->dst, p->tile_bytes, 2 * (pairs), !cached);                                  \
   }
   TILES(MOST_PAIRS)
 
@@ -140,34 +156,41 @@ static void shuffles(const Program *p, const uint8_t *const *rows, int64_t colum
   if (i < c->count) shuffle(p, rows, column + i * c->src, 0, dst + i * c->dst, 0, 1, 0, 0);
 }
 
-static void innermost(const Program *p, const uint8_t *const *rows, int64_t column, uint8_t *dst, const ColumnLoop *c) {
+static void innermost(const Program *p, const uint8_t *const *rows, int64_t column, uint8_t *dst, const ColumnLoop *c,
+                      int cached) {
   if (p->kernel == TILE16) {
-    tile16(p, rows, column, dst, c);
+    tile16(p, rows, column, dst, c, cached);
   } else if (p->kernel == RUN) {
-    for (int64_t i = 0; i < c->count; i++) run(rows[0] + column + i * c->src, dst + i * c->dst, p->tile_bytes);
+    for (int64_t i = 0; i < c->count; i++) run(rows[0] + column + i * c->src, dst + i * c->dst, p->tile_bytes, cached);
   } else {
-    shuffles(p, rows, column, dst, c);
+    shuffles(p, rows, column, dst, c, cached);
   }
 }
 
-static void loop(const Program *p, int32_t level, const uint8_t *const *rows, int64_t column, uint8_t *dst) {
+static void loop(const Program *p, int32_t level, const uint8_t *const *rows, int64_t column, uint8_t *dst,
+                 int cached) {
   const ColumnLoop *c = p->columns + level;
   if (level + 1 == p->column_loops) {
-    innermost(p, rows, column, dst, c);
+    innermost(p, rows, column, dst, c, cached);
     return;
   }
-  for (int64_t i = 0; i < c->count; i++) loop(p, level + 1, rows, column + i * c->src, dst + i * c->dst);
+  for (int64_t i = 0; i < c->count; i++) loop(p, level + 1, rows, column + i * c->src, dst + i * c->dst, cached);
 }
 
-int sp_move_avx2(const Program *p, const uint8_t *const *rows, uint8_t *dst) {
+int sp_move_avx2(const Program *p, const uint8_t *const *rows, uint8_t *dst, int cached) {
   if (p->kernel != RUN && p->kernel != TILE16 && p->kernel != SHUFFLE) return 0;
-  loop(p, 0, rows, 0, dst);
+  loop(p, 0, rows, 0, dst, cached);
   return 1;
 }
 #pragma GCC pop_options
 #else
-int sp_move_avx2(const Program *p, const uint8_t *const *rows, uint8_t *dst) {
-  (void)p, (void)rows, (void)dst;
+int64_t sp_untile_avx2(const uint8_t *src, int64_t step, int64_t count, uint8_t *const *rows, int32_t group, int64_t at) {
+  (void)src, (void)step, (void)count, (void)rows, (void)group, (void)at;
+  return 0;
+}
+
+int sp_move_avx2(const Program *p, const uint8_t *const *rows, uint8_t *dst, int cached) {
+  (void)p, (void)rows, (void)dst, (void)cached;
   return 0;
 }
 #endif

@@ -24,14 +24,14 @@ static inline void put(uint8_t *dst, __m512i v, int stream) {
 /* Tiles whose lines are written close after one another; sums of a row are kept in registers for so long. */
 enum { STRIP = 4, WEIGHED_STRIP = 32, SHORT = 512 };
 
-/* Four rows x 64 bytes become four lines, one in each of four tiles. */
-static inline void quad(__m512i a, __m512i b, __m512i c, __m512i d, uint8_t *dst, int64_t step, int stream) {
+/* Four rows x 64 bytes become four lines, one in each of four tiles; and back. */
+static inline void quad(__m512i a, __m512i b, __m512i c, __m512i d, uint8_t *const to[4], int stream) {
   const __m512i ab = _mm512_shuffle_i64x2(a, b, 0x44), cd = _mm512_shuffle_i64x2(c, d, 0x44);
   const __m512i AB = _mm512_shuffle_i64x2(a, b, 0xEE), CD = _mm512_shuffle_i64x2(c, d, 0xEE);
-  put(dst, _mm512_shuffle_i64x2(ab, cd, 0x88), stream);
-  put(dst + step, _mm512_shuffle_i64x2(ab, cd, 0xDD), stream);
-  put(dst + 2 * step, _mm512_shuffle_i64x2(AB, CD, 0x88), stream);
-  put(dst + 3 * step, _mm512_shuffle_i64x2(AB, CD, 0xDD), stream);
+  put(to[0], _mm512_shuffle_i64x2(ab, cd, 0x88), stream);
+  put(to[1], _mm512_shuffle_i64x2(ab, cd, 0xDD), stream);
+  put(to[2], _mm512_shuffle_i64x2(AB, CD, 0x88), stream);
+  put(to[3], _mm512_shuffle_i64x2(AB, CD, 0xDD), stream);
 }
 
 /* Tiles [from, to) of four rows; `weighed`: both lanes of every row are summed on the way. The hardware follows so many
@@ -45,7 +45,8 @@ static inline __attribute__((always_inline)) void strip(const uint8_t *const *ro
     const int64_t at = 16 * i;
     const __m512i v[4] = {get(a + at), get(b + at), get(c + at), get(d + at)};
     for (int r = 0; r < 4 && ahead; r++) ASK("t1", ahead[r] + column + at);
-    quad(v[0], v[1], v[2], v[3], dst + i * step, step, stream);
+    uint8_t *const line = dst + i * step;
+    quad(v[0], v[1], v[2], v[3], (uint8_t *[4]){line, line + step, line + 2 * step, line + 3 * step}, stream);
     if (!weighed) continue;
     const __m512i x = get(w->k0 + (column + at) / 4), y = get(w->k1 + (column + at) / 4);
     const __m512i odd_x = _mm512_srli_epi64(x, 32), odd_y = _mm512_srli_epi64(y, 32);
@@ -79,7 +80,7 @@ static void ask_for_short(const uint8_t *const *ahead, int64_t column, int64_t b
 static void tile16(const Program *p, const uint8_t *const *rows, int64_t column, uint8_t *dst, const ColumnLoop *c,
                    const Aside *w) {
   const int weighed = w->k0 != NULL;
-  const int stream = (((uintptr_t)dst | (uintptr_t)c->dst) & 63) == 0;
+  const int stream = !w->cached && (((uintptr_t)dst | (uintptr_t)c->dst) & 63) == 0;
   const int64_t whole = c->count & ~(int64_t)3;
   const int is_short = 16 * c->count <= SHORT;
   const int64_t tiles = weighed || is_short ? WEIGHED_STRIP : STRIP;
@@ -94,8 +95,10 @@ static void tile16(const Program *p, const uint8_t *const *rows, int64_t column,
         strip(rows + r, ahead, column, dst + 16 * r, c->dst, from, to, 1, w, 1, sums);
       else if (stream)
         strip(rows + r, ahead, column, dst + 16 * r, c->dst, from, to, 1, w, 0, sums);
+      else if (weighed)
+        strip(rows + r, ahead, column, dst + 16 * r, c->dst, from, to, 0, w, 1, sums);
       else
-        strip(rows + r, ahead, column, dst + 16 * r, c->dst, from, to, 0, w, weighed, sums);
+        strip(rows + r, ahead, column, dst + 16 * r, c->dst, from, to, 0, w, 0, sums);
       for (int j = 0; weighed && j < 8; j++) add_weighed(w->acc + 8 * (j & 1), sums[j], w->row_key[r + j / 2][j & 1]);
     }
   }
@@ -108,8 +111,19 @@ static void tile16(const Program *p, const uint8_t *const *rows, int64_t column,
   sp_sum_weights_avx512(rest, p->group_rows, 16 * (c->count - whole), w->k0 + at / 4, w->k1 + at / 4, w->row_key, w->acc);
 }
 
-static void run(const uint8_t *src, uint8_t *dst, int64_t bytes) {
-  if (bytes < 64 || ((uintptr_t)dst & 63) || (bytes & 63)) {
+int64_t sp_untile_avx512(const uint8_t *src, int64_t step, int64_t count, uint8_t *const *rows, int32_t group, int64_t at) {
+  const int64_t whole = count & ~(int64_t)3;
+  for (int64_t i = 0; i < whole; i += 4, at += 64)
+    for (int32_t r = 0; r < group; r += 4) {
+      const uint8_t *const tile = src + i * step + 16 * r;
+      quad(get(tile), get(tile + step), get(tile + 2 * step), get(tile + 3 * step),
+           (uint8_t *[4]){rows[r] + at, rows[r + 1] + at, rows[r + 2] + at, rows[r + 3] + at}, 0);
+    }
+  return whole;
+}
+
+static void run(const uint8_t *src, uint8_t *dst, int64_t bytes, int cached) {
+  if (bytes < 64 || ((uintptr_t)dst & 63) || (bytes & 63) || cached) {
     memcpy(dst, src, (size_t)bytes);
     return;
   }
@@ -182,9 +196,10 @@ static inline __attribute__((always_inline)) void lines(const Program *p, const 
 }
 
 static void assemble(const Program *p, const uint8_t *const *rows, int64_t column, uint8_t *dst, const ColumnLoop *c,
-                     const uint8_t *const *ahead) {
+                     const Aside *w) {
   uint8_t block[MOST_TILES * MOST_BLOCK] __attribute__((aligned(64)));
-  const int stream = p->whole_lines && (((uintptr_t)dst | (uintptr_t)c->dst) & 63) == 0;
+  const uint8_t *const *const ahead = w->ahead;
+  const int stream = p->whole_lines && !w->cached && (((uintptr_t)dst | (uintptr_t)c->dst) & 63) == 0;
   int64_t i = 0;
 #define TILES(tiles)                                                                   \
   for (; i + (tiles) <= c->count; i += (tiles)) {                                      \
@@ -210,9 +225,9 @@ static void loop(const Program *p, int32_t level, const uint8_t *const *rows, in
   } else if (p->kernel == TILE16) {
     tile16(p, rows, column, dst, c, w);
   } else if (p->kernel == RUN) {
-    for (int64_t i = 0; i < c->count; i++) run(rows[0] + column + i * c->src, dst + i * c->dst, p->tile_bytes);
+    for (int64_t i = 0; i < c->count; i++) run(rows[0] + column + i * c->src, dst + i * c->dst, p->tile_bytes, w->cached);
   } else {
-    assemble(p, rows, column, dst, c, w->ahead);
+    assemble(p, rows, column, dst, c, w);
   }
 }
 
@@ -223,6 +238,11 @@ int sp_move_avx512(const Program *p, const uint8_t *const *rows, uint8_t *dst, c
 }
 #pragma GCC pop_options
 #else
+int64_t sp_untile_avx512(const uint8_t *src, int64_t step, int64_t count, uint8_t *const *rows, int32_t group, int64_t at) {
+  (void)src, (void)step, (void)count, (void)rows, (void)group, (void)at;
+  return 0;
+}
+
 int sp_move_avx512(const Program *p, const uint8_t *const *rows, uint8_t *dst, const Aside *aside) {
   (void)p, (void)rows, (void)dst, (void)aside;
   return 0;

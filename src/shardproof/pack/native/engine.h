@@ -11,8 +11,9 @@
 enum kernel { RUN = 0, TILE16 = 1, SHUFFLE = 2, COPY = 3, WORDS = 4, LINES = 5 };
 enum isa { PORTABLE = 0, AVX2 = 1, AVX512 = 2 };
 enum { MOST_ROWS = 256, MOST_BLOCK = 2048 }; /* of a group; bytes that one tile of LINES gathers */
+enum way { PACK = 0, UNPACK = 1, UNPACK_BLOCK = 2 };
 enum field { WEIGHT = 0, SCALE = 1, OTHER = 2 };
-enum fault { FINE = 0, SCALE_IS_NAN = 1, VALUE_TOO_HIGH = 2, BUS_ERROR = 3 };
+enum fault { FINE = 0, SCALE_IS_NAN = 1, WRONG_VALUE = 2, BUS_ERROR = 3 };
 
 /* One loop over tiles: `rows` moves along the layout's row axis, `base` along experts and halves of w13. */
 typedef struct { int64_t count, rows, base, dst; } RowLoop;
@@ -48,6 +49,11 @@ typedef struct {
   const Part *piece;
   const Term *term;
   int64_t pieces, terms, block, whole_lines; /* LINES: counts, bytes of a block, whether every line is stored whole */
+  /* UNPACK: RUN, TILE16 and COPY go from the tile to the rows by the same tables. UNPACK_BLOCK: the moves make of a tile,
+   * as of a single row, a block of `back_block` bytes, whose pieces of `back_piece` bytes go to (row, column). */
+  int64_t way, bytes; /* of the whole kernel buffer */
+  const Part *back;
+  int64_t backs, back_piece, back_block;
 } Program;
 
 /* One rectangle of one expert: where it is, where it lands, and its place in the model for the digest. */
@@ -58,7 +64,8 @@ typedef struct {
   int64_t digested;
 } Cut;
 
-/* Groups [begin, end) of one tensor; `cuts` holds `cuts_each` cuts an expert; `part` is what it counts in (Batch.left). */
+/* Groups [begin, end) of one tensor; `cuts` holds `cuts_each` cuts an expert; `part` is what it counts in (Batch.left).
+ * Unpacking reads `dst`, and writes the rows that cuts say. */
 typedef struct {
   const Program *program;
   const Cut *cuts;
@@ -80,6 +87,7 @@ typedef struct {
   int64_t open;  /* jobs below this number may run; others wait */
   int64_t *left; /* of every part, the jobs that have not ended; or NULL */
   int64_t running; /* threads that have not ended */
+  int64_t fresh;   /* whether destinations are pages that nobody has touched yet */
 } Batch;
 
 /* The key of a row is mixed from its seed, place + row * ROW_STEP (digest.py). */
@@ -99,12 +107,17 @@ typedef struct {
   const uint8_t *const *ahead;
   const uint32_t *k0, *k1;
   uint64_t (*row_key)[2], *acc;
+  int cached; /* the destination's lines are in the caches, where they were cleared: no stores past them */
 } Aside;
 
 /* Kernels: one group of rows, all tiles along its width. Row pointers reach `padded` bytes (+32 where staged). */
+void sp_move(int64_t isa, const Program *p, const uint8_t *const *rows, uint8_t *dst, const Aside *aside);
 void sp_move_portable(const Program *p, const uint8_t *const *rows, uint8_t *dst);
-int sp_move_avx2(const Program *p, const uint8_t *const *rows, uint8_t *dst);
+int sp_move_avx2(const Program *p, const uint8_t *const *rows, uint8_t *dst, int cached);
 int sp_move_avx512(const Program *p, const uint8_t *const *rows, uint8_t *dst, const Aside *aside);
+/* TILE16 backwards: how many of `count` tiles, `step` bytes apart, went to the rows. */
+int64_t sp_untile_avx2(const uint8_t *src, int64_t step, int64_t count, uint8_t *const *rows, int32_t group, int64_t at);
+int64_t sp_untile_avx512(const uint8_t *src, int64_t step, int64_t count, uint8_t *const *rows, int32_t group, int64_t at);
 
 /* Sums over one row, both lanes; `sp_sum_scales*` also says whether a byte is 255. */
 void sp_sum_weights(const uint8_t *src, int64_t bytes, const uint32_t *k0, const uint32_t *k1, uint64_t out[2]);

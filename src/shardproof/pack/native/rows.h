@@ -15,6 +15,16 @@ typedef struct {
   int64_t row;
 } Found;
 
+#define ROW_SLACK 64
+
+/* Bytes from one staged row to the next. */
+static inline int64_t row_pitch(const Program *p) { return ((p->padded + ROW_SLACK) | 63) + 1; }
+
+typedef struct { int64_t expert, first; } Seen;
+
+/* Rows of group `group` and where in the kernel buffer it begins. */
+int64_t sp_locate(const Job *job, int64_t group, Seen *seen, Found *all);
+
 /* Sums of one job: 8 partial sums a lane, as AVX-512 keeps them. */
 typedef struct { uint64_t lane[16] __attribute__((aligned(64))); } Sums;
 
@@ -23,5 +33,6 @@ void sp_report(Batch *batch, const Job *job, int fault, const Found *found, int6
 
 void sp_digest_group(Batch *batch, const Job *job, const Found *all, int is_long, Sums *sums);
 void sp_run_job(Batch *batch, const Job *job, const uint8_t **rows, uint8_t *scratch, Sums *sums);
+void sp_unpack_job(Batch *batch, const Job *job, uint8_t **rows, uint8_t *scratch);
 int sp_weighs(const Batch *batch, const Job *job, const Found *all, Aside *aside);
 #endif

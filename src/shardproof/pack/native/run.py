@@ -81,7 +81,7 @@ def _quota() -> int:
 def run(
     jobs: Records, *, totals: int, columns: int, scratch: tuple[int, int], threads: int | None = None,
     isa: int | None = None, keep: Sequence[Any] = (), parts: Parts | None = None,
-    meanwhile: Callable[[], None] | None = None,
+    meanwhile: Callable[[], None] | None = None, fresh: bool = False,
 ) -> Run:  # fmt: skip
     """Run jobs (records of `JOB`) to the end.
 
@@ -91,6 +91,7 @@ def run(
     keep      whatever the jobs' addresses point into
     parts     who takes the destinations of jobs as they are done (the record's `part` counts from 0, in order)
     meanwhile what the calling thread does while the others run, without `parts`
+    fresh     whether jobs write pages that nobody has touched yet
     """
     engine = library()
     assert engine is not None
@@ -103,6 +104,7 @@ def run(
         jobs.ctypes.data, len(jobs), 0, 0, sums.ctypes.data, weight_keys.ctypes.data, scale_keys.ctypes.data,
         scale_bytes.ctypes.data, scale_before.ctypes.data, weight_keys.shape[1], best_isa() if isa is None else isa,
         0, 0, 0, 0, 0 if parts else len(jobs), left.ctypes.data if parts else None, 0,
+        int(fresh),
     )  # fmt: skip
     rows, pitch = scratch
     buffers = [np.empty(rows * (8 + pitch) + 64, dtype=np.uint8) for _ in range(count)]

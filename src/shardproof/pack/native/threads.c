@@ -76,7 +76,10 @@ static void work(Batch *batch, uint8_t *scratch, int64_t pointers) {
       break;
     }
     armed = 1;
-    sp_run_job(batch, job, rows, scratch + pointers * 8, &sums);
+    if (job->program->way == PACK)
+      sp_run_job(batch, job, rows, scratch + pointers * 8, &sums);
+    else
+      sp_unpack_job(batch, job, (uint8_t **)scratch, scratch + pointers * 8);
     armed = 0;
     for (int i = 0; i < 16; i++)
       __atomic_fetch_add(&batch->totals[2 * job->total + i / 8], sums.lane[i], __ATOMIC_RELAXED);

@@ -3,11 +3,7 @@
 
 #include "rows.h"
 
-#define ROW_SLACK 64
-
 /* -- rows ------------------------------------------------------------------------------------------------------- */
-
-typedef struct { int64_t expert, first; } Seen;
 
 static Found find(const Job *job, Seen *seen, int64_t along, int64_t base) {
   const Program *p = job->program;
@@ -62,7 +58,7 @@ static void stage(Batch *batch, const Job *job, const Found *found, uint8_t *row
     high |= row[i] > p->highest;
     row[i] = (uint8_t)(row[i] + p->add);
   }
-  if (high && found->data) sp_report(batch, job, VALUE_TOO_HIGH, found, 0);
+  if (high && found->data) sp_report(batch, job, WRONG_VALUE, found, 0);
 }
 
 /* -- groups ----------------------------------------------------------------------------------------------------- */
@@ -71,7 +67,7 @@ static void stage(Batch *batch, const Job *job, const Found *found, uint8_t *row
  * into `scratch`. */
 static void resolve(Batch *batch, const Job *job, const Found *all, const uint8_t **rows, uint8_t *scratch) {
   const Program *p = job->program;
-  const int64_t pitch = (p->padded + ROW_SLACK) | 63;
+  const int64_t pitch = row_pitch(p);
   const int whole = p->kernel != SHUFFLE && p->kernel != COPY && p->kernel != WORDS;
   int same = 0; /* the staged row that holds nothing but plan padding, plus one */
   for (int32_t i = 0; i < p->group_rows; i++) {
@@ -84,15 +80,14 @@ static void resolve(Batch *batch, const Job *job, const Found *all, const uint8_
       rows[i] = rows[same - 1];
       continue;
     }
-    uint8_t *row = scratch + i * (pitch + 1);
+    uint8_t *row = scratch + i * pitch;
     stage(batch, job, found, row);
     rows[i] = row;
     if (!found->data && !found->outside) same = i + 1;
   }
 }
 
-/* Rows of group `group` and where in the destination it begins. */
-static int64_t locate(const Job *job, int64_t group, Seen *seen, Found *all) {
+int64_t sp_locate(const Job *job, int64_t group, Seen *seen, Found *all) {
   const Program *p = job->program;
   int64_t rest = group, along = 0, base = 0, dst = p->offset;
   for (int32_t l = p->row_loops - 1; l >= 0; l--) {
@@ -121,9 +116,9 @@ static int64_t locate(const Job *job, int64_t group, Seen *seen, Found *all) {
   return dst;
 }
 
-static void move(const Batch *batch, const Program *p, const uint8_t *const *rows, uint8_t *dst, const Aside *aside) {
-  if (batch->isa == AVX512 && sp_move_avx512(p, rows, dst, aside)) return;
-  if (batch->isa && sp_move_avx2(p, rows, dst)) return;
+void sp_move(int64_t isa, const Program *p, const uint8_t *const *rows, uint8_t *dst, const Aside *aside) {
+  if (isa == AVX512 && sp_move_avx512(p, rows, dst, aside)) return;
+  if (isa && sp_move_avx2(p, rows, dst, aside->cached)) return;
   sp_move_portable(p, rows, dst);
 }
 
@@ -135,24 +130,36 @@ static void ask_for(const Program *p, const Found *rows) {
       __builtin_prefetch(rows[i].data + at);
 }
 
+/* Whether lines of a page that the kernel has just cleared are best written where they are, in the caches. Measured:
+ * Intel's stores past the caches wait for each such line to leave them; AMD's do not (benchmarks/notes/pack.md). */
+static int fresh_lines_are_cached(void) {
+#if defined(__x86_64__) && defined(__GNUC__)
+  __builtin_cpu_init();
+  return __builtin_cpu_is("intel") != 0;
+#else
+  return 0;
+#endif
+}
+
 void sp_run_job(Batch *batch, const Job *job, const uint8_t **rows, uint8_t *scratch, Sums *sums) {
   const Program *p = job->program;
   Seen seen = {0, 0};
   Found found[2][MOST_ROWS];
   const uint8_t *ahead[MOST_ROWS];
   uint64_t row_key[MOST_ROWS + 4][2];
-  int64_t dst = locate(job, job->begin, &seen, found[job->begin & 1]);
-  for (int64_t group = job->begin; group < job->end && !batch->stop; group++) {
+  const int cached = batch->fresh && fresh_lines_are_cached();
+  int64_t dst = sp_locate(job, job->begin, &seen, found[job->begin & 1]);
+  for (int64_t group = job->begin; group < job->end && !__atomic_load_n(&batch->stop, __ATOMIC_RELAXED); group++) {
     const Found *all = found[group & 1], *next = found[(group + 1) & 1];
-    Aside aside = {ahead, NULL, NULL, row_key, sums->lane};
+    Aside aside = {ahead, NULL, NULL, row_key, sums->lane, cached};
     const int apart = !sp_weighs(batch, job, all, &aside) && job->field != OTHER;
-    const int64_t following = group + 1 < job->end ? locate(job, group + 1, &seen, found[(group + 1) & 1]) : 0;
+    const int64_t following = group + 1 < job->end ? sp_locate(job, group + 1, &seen, found[(group + 1) & 1]) : 0;
     if (group + 1 < job->end) ask_for(p, next);
     if (apart) sp_digest_group(batch, job, all, 1, sums);
     resolve(batch, job, all, rows, scratch);
     for (int32_t i = 0; i < p->group_rows; i++)
       ahead[i] = group + 1 < job->end && next[i].data ? next[i].data - next[i].begin : rows[i];
-    move(batch, p, rows, job->dst + dst, &aside);
+    sp_move(batch->isa, p, rows, job->dst + dst, &aside);
     if (apart) sp_digest_group(batch, job, all, 0, sums);
     dst = following;
   }
