@@ -11,14 +11,14 @@ import pytest
 import typer
 
 from shardproof.cli import main
-from shardproof.cli.answers import ANSWERS, Benched, Demonstrated, Refusal, Tuned
+from shardproof.cli.answers import ANSWERS, Benched, Compiled, Demonstrated, Refusal, Tuned
 from shardproof.cli.app import app
 from tests.answers import Seen, check, check_answer, fields_of
 from tests.checkpoints import make
 
 DOCS = Path(__file__).parents[2] / "docs"
 AMD = ("--platform", "rocm:gfx950", "--with", "aiter=0.1.15")
-ELSEWHERE = [Benched, Tuned, Demonstrated]  # tests/bench, tests/test_demo.py; a table is tuned on a GPU only
+ELSEWHERE = [Benched, Tuned, Compiled, Demonstrated]  # tests/bench, kernels/cuda, test_demo; Tuned needs a GPU
 
 
 def commands() -> set[str]:

@@ -176,6 +176,14 @@ class Tuned(TypedDict):
     file: Annotated[str, "where the table was written"]
 
 
+class Compiled(TypedDict):
+    """`bench --compile`."""
+
+    folder: Annotated[str, "where the machine code is kept"]
+    activation: Annotated[str, "for which it is: `silu`, `swiglu_oai` or `situ`"]
+    seconds: Annotated[dict[str, float], "geometry -> seconds of compiling; next to none where it was there"]
+
+
 class Speech(TypedDict):
     """What a model said."""
 
@@ -242,11 +250,11 @@ ANSWERS: dict[str, tuple[type, ...]] = {
     "pack": (Packed,),
     "verify": (Verified,),
     "diagnose": (Diagnosed,),
-    "bench": (Benched, Tuned),
+    "bench": (Benched, Tuned, Compiled),
     "demo": (Demonstrated,),
     "layouts list": (LayoutsListed,),
     "layouts show": (LayoutShown,),
     "layouts address": (Addressed,),
     "layouts at": (HeldAt,),
 }
-"""What each command prints; where there are two, the second one's description says when."""
+"""What each command prints; where there are several, the later ones say when."""

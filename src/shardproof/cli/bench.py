@@ -35,10 +35,16 @@ def bench(
         Path | None,
         typer.Option("--tune", metavar="FILE", help="Write our geometries' best as a tuning table."),
     ] = None,
+    compile_only: Annotated[
+        bool, typer.Option("--compile", help="Only compile our Hopper kernels into their cache; needs no GPU.")
+    ] = False,
     packages: With = None,
     as_json: Json = False,
 ) -> None:
     """Time one MoE layer with our kernels and every installed rival, each checked against the reference."""
+    if compile_only:
+        _compile(packed, shape, rank, layer, as_json)
+        return
     import torch
 
     from shardproof.bench import measure, ways
@@ -78,6 +84,27 @@ def _subject(packed: Path | None, shape: str | None, rank: int, layer: str | Non
         found=" and ".join(named) or "neither", next_step="name one of these",
         needed=f"a packed folder, or --shape with one of {', '.join(SHAPES)}",
     )  # fmt: skip
+
+
+def _compile(packed: Path | None, shape: str | None, rank: int, layer: str | None, as_json: bool) -> None:
+    from shardproof.bench import SHAPES
+    from shardproof.kernels.cuda.ahead import compile_ahead, geometries
+    from shardproof.kernels.cuda.compile import cache_folder
+
+    spec = SHAPES[shape][0] if packed is None and shape in SHAPES else _subject(packed, shape, rank, layer).spec
+    seconds: dict[str, float] = {}
+    with show.counting("compiling", len(geometries()), quiet=as_json) as count:
+        for name, took in compile_ahead(spec.activation.kind):
+            seconds[name] = round(took, 3)
+            count(name)
+    data = {"folder": str(cache_folder()), "activation": spec.activation.kind, "seconds": seconds}
+
+    def render() -> None:
+        count = f"{len(seconds)} geometr{'y' if len(seconds) == 1 else 'ies'}"
+        show.line(f"{count} for {spec.activation.kind}, {sum(seconds.values()):.1f} s of compiling")
+        show.line(f"kept in {data['folder']}; SHARDPROOF_CACHE names another folder", style="bold green")
+
+    show.emit(as_json, "bench", data, render)
 
 
 def _tune(subject: Subject, made: list[Way], counts: list[int], rounds: int, path: Path, as_json: bool) -> None:

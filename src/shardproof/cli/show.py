@@ -137,6 +137,20 @@ def size(count: float) -> str:
 
 
 @contextmanager
+def counting(title: str, total: int, *, quiet: bool = False) -> Iterator[Callable[[str], None]]:
+    """A bar that counts things done where stderr is a terminal; nothing in a pipe or if quiet."""
+    if quiet or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+        yield lambda _what: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[what]}"))
+    with Progress(*columns, console=Console(file=sys.stderr), transient=True) as bar:
+        task = bar.add_task(title, total=total, what="")
+        yield lambda what: bar.update(task, advance=1, what=what)
+
+
+@contextmanager
 def progress(title: str, *, quiet: bool = False) -> Iterator[Step]:
     """A progress bar with GB/s and time left where stderr is a terminal; nothing in a pipe or if quiet."""
     if quiet or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":

@@ -90,6 +90,15 @@ _ALL = (SMALL, SHORT, HALF, WIDE, MID, LARGE, FEW16_8, FEW24_8, MID8, LARGE8, *_
 BUILDS = {b.name: b for b in _ALL}
 
 
+def tables() -> dict[str, dict[str, list[tuple[float | None, str]]]]:
+    """All tuning tables as their files hold them: GPU -> precision -> rows; of a GPU in both files, the user's."""
+    every: dict[str, dict[str, list[tuple[float | None, str]]]] = json.loads(
+        (Path(__file__).parent / "tuning.json").read_text()
+    )
+    extra = os.environ.get("SHARDPROOF_TUNING")
+    return every | json.loads(Path(extra).read_text()) if extra else every
+
+
 @functools.cache
 def table(device_name: str) -> dict[str, list[tuple[float, str]]]:
     """The tuning table of a GPU: rows (most tokens an expert, build), those of its name before those of all ("*").
@@ -97,11 +106,8 @@ def table(device_name: str) -> dict[str, list[tuple[float, str]]]:
     The table of tuning.json was measured on an NVIDIA H100 80GB HBM3 and an NVIDIA H200; `SHARDPROOF_TUNING` names a
     file that extends it.
     """
-    tables = json.loads((Path(__file__).parent / "tuning.json").read_text())
-    extra = os.environ.get("SHARDPROOF_TUNING")
-    if extra:
-        tables |= json.loads(Path(extra).read_text())
-    chosen = {**tables["*"], **tables.get(device_name, {})}
+    every = tables()
+    chosen = {**every["*"], **every.get(device_name, {})}
     return {k: [(float("inf") if top is None else top, name) for top, name in rows] for k, rows in chosen.items()}
 
 

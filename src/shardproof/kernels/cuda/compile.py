@@ -11,6 +11,7 @@ from pathlib import Path
 from shardproof.errors import BackendError
 
 SOURCES = Path(__file__).parent / "csrc"
+KINDS = {"silu": 0, "swiglu_oai": 1, "situ": 2}  # ACTIVATION of csrc/params.cuh
 
 
 @dataclass(frozen=True, slots=True)

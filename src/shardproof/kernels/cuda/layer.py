@@ -9,6 +9,7 @@ import torch
 
 from shardproof.errors import KernelError
 from shardproof.kernels.cuda import builds, launch, many, route, workspace
+from shardproof.kernels.cuda.compile import KINDS
 from shardproof.kernels.cuda.pack import Derived, derive, pack_bias, pad_to
 
 if TYPE_CHECKING:
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from shardproof.kernels.cuda.compile import Build
 
 Precision = Literal["w4a16", "w4a8"]
-KINDS = {"silu": 0, "swiglu_oai": 1, "situ": 2}
 SMALL_SLOTS = 512  # csrc/params.cuh
 
 
