@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,7 +63,7 @@ def _same_checkpoint(folder: Path, plan: Plan, model: ExpertModel) -> None:
         raise VerifyError(
             "verify.itself", "a packed folder compared with itself proves nothing", file=folder,
             needed="the checkpoint it was packed from, or another packing of it",
-            next_step=f"shardproof verify {folder} --against {plan.source}",
+            next_step=shlex.join(["shardproof", "verify", str(folder), "--against", plan.source]),
         )  # fmt: skip
     for key, index in plan.layers.items():
         spec = plan.shapes[index].spec
