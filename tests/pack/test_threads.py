@@ -61,14 +61,11 @@ def test_ctrl_c_while_they_run(gpt_oss, monkeypatch, how):
         os.kill(os.getpid(), signal.SIGINT)
 
     out = poisoned(plan, key, rank)
-    before_us = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-    try:
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(pack_layer_module, "pack_biases", interrupt)
-            patch.setattr(run, "BatchStruct", Kept)
+    with monkeypatch.context() as patch:
+        patch.setattr(pack_layer_module, "pack_biases", interrupt)
+        patch.setattr(run, "BatchStruct", Kept)
+        with pytest.raises(KeyboardInterrupt):
             pack_layer(made, plan, key, rank, out, threads=3)
-    finally:
-        signal.signal(signal.SIGINT, before_us)
     assert batches[0].running == 0
     before = {slot: data.copy() for slot, data in out.items()}
     assert left_over() == 0
