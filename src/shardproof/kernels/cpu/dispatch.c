@@ -18,8 +18,9 @@ const sp_variant *sp_variant_of(int isa) { return isa >= 0 && isa < COUNT ? vari
 int sp_isa_count(void) { return COUNT; }
 const char *sp_isa_name(int isa) { return isa >= 0 && isa < COUNT ? variants[isa]->name : ""; }
 
+int sp_reads_past = 1;
+
 #if defined(__x86_64__)
-int sp_reads_past;
 __attribute__((constructor)) static void know_vendor(void) {
     __builtin_cpu_init();
     sp_reads_past = __builtin_cpu_is("amd") != 0;
@@ -40,11 +41,6 @@ int sp_isa_usable(int isa) {
     default: return 0;
     }
 }
-#else
-int sp_reads_past = 1;
-#endif
-
-#if defined(__x86_64__)
 #elif defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
 #define HWCAP_ASIMDDP_BIT (1ul << 20)
