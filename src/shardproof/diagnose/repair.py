@@ -59,7 +59,10 @@ def write_repaired(examinations: Sequence[Examination], path: Path) -> None:
     try:
         save_file(tensors, path.resolve(), metadata={"layouts": json.dumps(layouts), "rank": rank})
     except SafetensorError as reason:
-        raise PackError("pack.io", "the output cannot be written", file=path, found=str(reason)) from reason
+        raise PackError(
+            "pack.io", "the output cannot be written", file=path, found=str(reason),
+            next_step="choose another place, or make room",
+        ) from reason  # fmt: skip
 
 
 def repaired(examination: Examination, held: Held) -> Bytes:
