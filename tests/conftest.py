@@ -7,6 +7,7 @@ that they are counted in a run over several processes too.
 from __future__ import annotations
 
 import os
+import signal
 from collections import Counter
 
 import pytest
@@ -17,6 +18,9 @@ settings.register_profile(
 )
 settings.register_profile("long", max_examples=1000, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of a shell's background job; tests of Ctrl-C need it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _HELD = "layout held against"
 

@@ -30,6 +30,7 @@ ROOMS = (
     "verify",
     "diagnose",
     "kernel",
+    "system",
 )
 CODE = re.compile(rf"(?:{'|'.join(ROOMS)})\.[a-z][a-z0-9_]*")
 

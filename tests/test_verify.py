@@ -12,7 +12,7 @@ import pytest
 from shardproof.checkpoint import Checkpoint
 from shardproof.errors import PackedError, VerifyError
 from shardproof.formats import read_experts
-from shardproof.mistakes import find_mistake, museum
+from shardproof.mistakes import explain, find_mistake, museum
 from shardproof.pack import pack
 from shardproof.packed import MANIFEST, load
 from shardproof.plan import make_plan
@@ -314,6 +314,29 @@ def test_a_mistake_on_top_of_a_wrong_byte_is_not_claimed(model, tmp_path):
     causes = {d.tensor: d.mistake for d in verify(tmp_path / "out", model).differences}
     assert causes["layers.0.experts.w13.weight"] is None
     assert causes["layers.1.experts.w13.weight"] == "deinterleaved"
+
+
+def test_a_search_in_vain_is_not_repeated(model, tmp_path, monkeypatch):
+    """Of two tensors of a field without a cause the next ones learn; single mistakes, and what was found, stay."""
+    searches = []
+
+    def searching(scene, slot, *rest, most, first, **options):
+        searches.append((slot, most, [m.name for combo in first for m in combo]))
+        return explain(scene, slot, *rest, most=most, first=first, **options)
+
+    monkeypatch.setattr("shardproof.verify.causes.explain", searching)
+    w13, w2 = ("w13", "weight"), ("w2", "weight")
+    packed(model, tmp_path / "out", tp=2, mistake=find_mistake("deinterleaved"))
+    for rank, layer in ((0, "layers.0"), (0, "layers.1"), (1, "layers.0")):
+        flip(tmp_path / "out", rank, layer, w13, 100)
+    flip(tmp_path / "out", 1, "layers.1", w2, 100)
+    causes = {(d.rank, d.tensor): d.mistake for d in verify(tmp_path / "out", model).differences}
+    assert causes[1, "layers.1.experts.w13.weight"] == "deinterleaved"
+    weights = [(most, names) for slot, most, names in searches if slot == w13]
+    assert [most for most, _ in weights] == [3, 3, 1, 1]
+    assert weights[0][1] == []
+    assert weights[3][1] == ["deinterleaved"]
+    assert [most for slot, most, _ in searches if slot == w2] == [3]
 
 
 def test_no_mistake_in_the_museum_breaks_the_search_for_another_cause(model, tmp_path):

@@ -26,9 +26,17 @@ from shardproof.formats.model import Interval
 from shardproof.mxfp4 import Bytes
 from shardproof.pack import native
 from shardproof.pack.unpack import Packed, unpack, unpack_tensors
-from shardproof.packed import BIAS_DTYPE, MANIFEST, METADATA_KEY, PackedExperts, load, rank_file, read_manifest
+from shardproof.packed import (
+    BIAS_DTYPE,
+    MANIFEST,
+    METADATA_KEY,
+    PackedExperts,
+    load,
+    rank_file,
+    read_manifest,
+    read_plan,
+)  # fmt: skip
 from shardproof.partition import Rank
-from shardproof.plan import Plan
 
 _RANK_FILE = re.compile(r"rank-\d{5}-of-\d{5}\.safetensors", re.ASCII)
 
@@ -46,7 +54,7 @@ class PackedFolder(Checkpoint):
     def __init__(self, folder: Path) -> None:
         manifest = read_manifest(folder)
         self.folder = folder
-        self.plan = Plan.from_dict(manifest["plan"])
+        self.plan = read_plan(manifest, folder / MANIFEST)
         missing = [r.index for r in self.plan.ranks if rank_file(r) not in manifest["ranks"]]
         if missing:
             raise PackedError(

@@ -112,6 +112,9 @@ def test_verify_refuses_a_folder_as_its_own_proof(
             "verify.itself", "a packed folder compared with itself proves nothing",
         )  # fmt: skip
         assert error["next_step"] == f"shardproof verify {packed} --against {checkpoint}"
+    spaced = shutil.copytree(packed, tmp_path / "o u t")
+    error = refused(capsys, "verify", spaced, "--against", spaced)
+    assert error["next_step"] == f"shardproof verify '{spaced}' --against {checkpoint}"
     again = tmp_path / "again"
     assert run(capsys, "pack", packed, again, "--tp", "3", "--backend", "reference")[0] == 0
     assert run(capsys, "verify", again, "--against", packed)[0] == 0  # another packing does prove something
@@ -221,6 +224,21 @@ def test_stale_names_the_difference_and_not_what_was_said(
     ep = ("pack", checkpoint, packed, "--tp", "1", "--ep", "2", *AMD)
     error = refused(capsys, *ep)
     assert (error["found"], error["needed"]) == ("tp 2, ep 1", "tp 1, ep 2")
+
+
+@pytest.mark.parametrize("recipe", [None, [], {"layouts": None}, "gone"])
+def test_a_manifest_whose_record_is_damaged(
+    recipe: object, checkpoint: Path, packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(packed, tmp_path / "damaged")
+    manifest = json.loads((folder / "shardproof.json").read_text())
+    manifest["plan"]["recipe"] = recipe
+    if recipe == "gone":
+        del manifest["plan"]["recipe"]
+    (folder / "shardproof.json").write_text(json.dumps(manifest))
+    assert refused(capsys, "pack", checkpoint, folder, "--tp", "2", *AMD)["code"] == "pack.stale"
+    assert refused(capsys, "inspect", folder)["code"] == "packed.damaged"
+    assert refused(capsys, "verify", folder, "--against", checkpoint)["code"] == "packed.damaged"
 
 
 def test_stale_names_the_first_experts_that_are_elsewhere(

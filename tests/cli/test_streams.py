@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from shardproof.cli import main
+from shardproof.cli.show import print_json
+from shardproof.diagnose import repair
 from shardproof.errors import PackError
 from tests.checkpoints import make
 
@@ -41,6 +43,9 @@ def shell(command: str, **variables: str) -> subprocess.CompletedProcess[str]:
         ("$S inspect $CKPT --json | true", 0, ""),
         ("$S inspect nowhere --json | true", 2, "shardproof: [checkpoint.not_found] no such file or folder"),
         ("$S inspect $CKPT >&-", 0, ""),
+        ("$S inspect nowhere 2>&-", 2, ""),
+        ("$S inspect nowhere >&- 2>&-", 2, ""),
+        ("$S inspect $CKPT <&- >&- 2>&-", 0, ""),
     ],
 )
 def test_a_reader_that_has_enough(command: str, code: int, said: str, checkpoint: Path) -> None:
@@ -86,13 +91,64 @@ def test_what_cannot_be_written_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-@needs_full
-def test_a_repair_that_cannot_be_written(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from shardproof.diagnose import repair
-
+def test_a_repair_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(PackError) as caught:
         repair.write_repaired([], tmp_path / "no" / "such")
     assert caught.value.code == "pack.io"
+
+
+def test_a_repair_takes_no_device_away(tmp_path: Path) -> None:
+    """What is written by renaming would put a file where /dev/null was; behind a link it goes where that leads."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(PackError) as caught:
+        repair.write_repaired([], tmp_path / "pipe")
+    assert (caught.value.code, caught.value.found) == ("pack.io", "not a file")
+    assert (tmp_path / "pipe").is_fifo()
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    repair.write_repaired([], tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "there").is_file()
+
+
+def test_numbers_that_json_does_not_have(capsys: pytest.CaptureFixture[str]) -> None:
+    print_json({"rows": [{"error": float("nan"), "us": 1.5}], "all": (float("inf"), 2)})
+    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {
+        "rows": [{"error": None, "us": 1.5}], "all": [None, 2],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (("pack", "CKPT", "LONG", "--platform", "cpu"), "system.file"),
+        (("diagnose", "LONG", "--against", "CKPT"), "system.file"),
+        (("layouts", "view", "aiter.w16", "-o", "LONG"), "pack.io"),
+    ],
+)
+def test_a_name_that_is_too_long(
+    arguments: tuple[str, ...], code: str, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the operating system refuses before a command can say more has a code as well, and prints JSON."""
+    given = [a.replace("CKPT", str(checkpoint)).replace("LONG", "a" * 300) for a in arguments]
+    assert main([*given]) == 2
+    said = capsys.readouterr().err
+    assert f"shardproof: [{code}] " in said
+    assert "found: File name too long" in said
+    if code == "system.file":
+        assert main([*given, "--json"]) == 2
+        assert json.loads(capsys.readouterr().out)["error"]["code"] == code
+
+
+def test_packing_into_the_folder_one_stands_in(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The finished folder takes the place of `.`, which is then no name for it any more."""
+    here = tmp_path / "em pty"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    assert main(["pack", str(checkpoint), ".", "--platform", "cpu"]) == 0
+    assert f"folder  {here}\n" in capsys.readouterr().out
+    assert (here / "shardproof.json").is_file()
 
 
 def test_demo_looks_at_its_folder_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,8 +15,9 @@ EXIT_INTERRUPTED = 130
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     given = sys.argv[1:] if arguments is None else arguments
-    if sys.stdout is None:  # closed by the caller (`>&-`)
-        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+    for stream in ("stdout", "stderr"):
+        if getattr(sys, stream) is None:  # closed by the caller (`>&-`)
+            setattr(sys, stream, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
     code = EXIT_FINE
     try:
         code = _run(given)
@@ -34,16 +35,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(given: list[str]) -> int:
     from shardproof.cli.app import app
-    from shardproof.cli.show import JSON_VERSION, print_json
 
     try:
         result = app(given, standalone_mode=False, prog_name="shardproof")
     except ShardproofError as error:
-        sys.stderr.write(f"shardproof: {error}\n")
-        if "--json" in given:
-            with contextlib.suppress(BrokenPipeError):
-                print_json({"shardproof": JSON_VERSION, "error": error.to_dict()})
-        return error.exit_code
+        return _refused(error, given)
+    except OSError as reason:
+        if reason.filename is None:  # of a stream
+            raise
+        return _refused(_of_the_system(reason), given)
     except SystemExit:  # typer's answer to a closed pipe, with a code that means something else here
         raise BrokenPipeError from None
     except Exception as error:
@@ -54,6 +54,23 @@ def _run(given: list[str]) -> int:
     if result == EXIT_INTERRUPTED:  # typer's answer to Ctrl-C inside a verb
         return _interrupted(given)
     return result if isinstance(result, int) else EXIT_FINE
+
+
+def _of_the_system(reason: OSError) -> ShardproofError:
+    return ShardproofError(
+        "system.file", "the operating system refused a file or folder", file=reason.filename, found=reason.strerror,
+        next_step="correct the path, or what this user may do there",
+    )  # fmt: skip
+
+
+def _refused(error: ShardproofError, given: list[str]) -> int:
+    from shardproof.cli.show import JSON_VERSION, print_json
+
+    sys.stderr.write(f"shardproof: {error}\n")
+    if "--json" in given:
+        with contextlib.suppress(BrokenPipeError):
+            print_json({"shardproof": JSON_VERSION, "error": error.to_dict()})
+    return error.exit_code
 
 
 def _interrupted(given: list[str]) -> int:

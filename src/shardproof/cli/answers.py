@@ -150,7 +150,7 @@ class BenchRow(TypedDict):
     own: Annotated[bool, "whether it is shardproof's"]
     us: Annotated[float, "median over all rounds, in microseconds"]
     best: Annotated[float, "least over all rounds, in microseconds"]
-    error: Annotated[float, "relative l2 error against the reference"]
+    error: Annotated[float | None, "relative l2 error against the reference; null where that is no number"]
     ok: Annotated[bool, "whether it is within the bound for the dtype of activations"]
     gb_s: Annotated[float, "bytes of the experts in use a second, in 10^9"]
     mode: Annotated[str, "`graph` or `eager`"]
@@ -187,7 +187,7 @@ class Compiled(TypedDict):
 class Speech(TypedDict):
     """What a model said."""
 
-    perplexity: Annotated[float, "a token of the text"]
+    perplexity: Annotated[float | None, "a token of the text; null where it is beyond all numbers"]
     text: Annotated[str, "its greedy answer to the question"]
     seconds: Annotated[float, "that measuring took"]
     tokens_per_second: Annotated[float, "of the greedy answer, its prompt included in the time"]

@@ -68,6 +68,8 @@ def pack(
     A second run returns at once, an interrupted one is taken up. Under torchrun or Slurm, hosts share the ranks and
     processes of one host share the layers.
     """
+    if not out.name:
+        out = out.absolute()  # of `.`, whose place the finished folder takes
     model = open_model(checkpoint, format=format_name)
     size = one_tp(tp)
     decision = select(

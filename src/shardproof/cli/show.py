@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -41,8 +42,17 @@ def emit(as_json: bool, command: str, data: Mapping[str, Any], render: Callable[
 
 
 def print_json(data: Any) -> None:
-    """Print JSON-ready data."""
-    sys.stdout.write(json.dumps(data, indent=1, default=str) + "\n")
+    """Print JSON-ready data; what is not finite becomes null."""
+    sys.stdout.write(json.dumps(_finite(data), indent=1, default=str, allow_nan=False) + "\n")
+
+
+def _finite(data: Any) -> Any:
+    """The same with null for numbers that JSON does not have."""
+    if isinstance(data, Mapping):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def line(text: str = "", style: str | None = None) -> None:
@@ -107,8 +117,11 @@ def writing(path: Path) -> Iterator[None]:
 
     Raises PackError `pack.io`.
     """
-    was_there = path.exists()
-    if not path.absolute().parent.is_dir():
+    try:
+        was_there, place = path.exists(), path.absolute().parent.is_dir()
+    except OSError as reason:  # a name that is too long
+        raise PackError("pack.io", "the output cannot be written", file=path, found=reason.strerror) from reason
+    if not place:
         raise PackError(
             "pack.io", "the output cannot be written", file=path, found=f"no folder {path.parent}",
             next_step="make the folder first, or choose another place",

@@ -51,10 +51,18 @@ def write_repaired(examinations: Sequence[Examination], path: Path) -> None:
             tensors[named] = repaired(examination, held)
             layouts[named] = examination.situation.plan.recipe.layouts[held.slot]
     rank = str(examinations[0].situation.rank) if examinations else ""
+    if path.exists() and not path.is_file():  # `save_file` puts a file in its place, also of /dev/null
+        raise PackError(
+            "pack.io", "the output cannot be written", file=path, found="not a file", needed="a new or regular file",
+            next_step="choose another place",
+        )  # fmt: skip
     try:
-        save_file(tensors, path, metadata={"layouts": json.dumps(layouts), "rank": rank})
+        save_file(tensors, path.resolve(), metadata={"layouts": json.dumps(layouts), "rank": rank})
     except SafetensorError as reason:
-        raise PackError("pack.io", "the output cannot be written", file=path, found=str(reason)) from reason
+        raise PackError(
+            "pack.io", "the output cannot be written", file=path, found=str(reason),
+            next_step="choose another place, or make room",
+        ) from reason  # fmt: skip
 
 
 def repaired(examination: Examination, held: Held) -> Bytes:

@@ -58,13 +58,14 @@ def _stale(folder: Path, plan: Plan, checkpoint: Checkpoint) -> tuple[list[str],
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         then, version = dict(manifest["plan"]), manifest["format_version"]
-    except (OSError, ValueError, KeyError, TypeError):
+        then["recipe"] = {name: value for name, value in then["recipe"].items() if name != "notes"}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return ["a manifest that cannot be read"], ["a packed folder"]
     if version != FORMAT_VERSION:
         return [f"format version {version}"], [f"format version {FORMAT_VERSION}"]
     now = json.loads(json.dumps(plan_record(plan)))
     same_place = then.pop("source", None) == now.pop("source")
-    then.get("recipe", {}).pop("notes", None), now["recipe"].pop("notes")
+    del now["recipe"]["notes"]
     pairs = list(differing(then, now))
     files = {k: list(v) for k, v in checkpoint.stamps.items()}
     if not pairs and same_place:

@@ -19,6 +19,7 @@ int sp_isa_count(void) { return COUNT; }
 const char *sp_isa_name(int isa) { return isa >= 0 && isa < COUNT ? variants[isa]->name : ""; }
 
 int sp_reads_past = 1;
+
 #if defined(__x86_64__)
 __attribute__((constructor)) static void know_vendor(void) {
     __builtin_cpu_init();
