@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from shardproof.checkpoint import Checkpoint
+from shardproof.digest import Digest
 from shardproof.errors import CheckpointError, PackError
 from shardproof.formats import read_experts
 from shardproof.mistakes import find_mistake
@@ -142,6 +143,35 @@ def test_what_other_options_left_is_removed(tmp_path):
     assert set(tmp_path.iterdir()) == {tmp_path / "ckpt", tmp_path / "out", elsewhere}
     pack(made, plan, tmp_path / "right")
     assert contents(tmp_path / "out") == contents(tmp_path / "right")
+
+
+@pytest.mark.parametrize(("name", "other"), [("a", "a.part-z"), ("out*", "out_b"), ("o[1]", "o1")])
+def test_only_its_own_leftovers_are_removed(tmp_path, name, other):
+    """Names that begin alike, or that a shell would read as patterns."""
+    made = model(tmp_path / "ckpt", layers=2)
+    theirs = _leave(made, make_plan(made, RECIPES["hopper"]), tmp_path / other)
+    own = _leave(made, make_plan(made, RECIPES["hopper"]), tmp_path / name)
+    pack(made, make_plan(made, RECIPES["aiter"]), tmp_path / name)
+    assert theirs.is_dir()
+    assert not own.exists()
+
+
+@pytest.mark.parametrize("ranks", [None, [0]])
+def test_another_process_was_quicker(tmp_path, ranks):
+    """The same command twice at once, or one that holds its ranks: what the other has published is the result."""
+    made = model(tmp_path / "ckpt", layers=2)
+    plan = make_plan(made, RECIPES["aiter"], tp=2)
+    quicker: list[dict[int, Digest]] = []
+
+    def other(_: Progress) -> None:
+        if not quicker:
+            quicker.append({})
+            quicker[0] = pack(made, plan, tmp_path / "out")
+
+    found = pack(made, plan, tmp_path / "out", rank_indices=ranks, report=other)
+    assert found == {i: quicker[0][i] for i in ranks or [0, 1]}
+    assert set(tmp_path.iterdir()) == {tmp_path / "ckpt", tmp_path / "out"}
+    assert verify(tmp_path / "out", made).ok
 
 
 @pytest.mark.parametrize("who", ["at work", "another boot", "an earlier version"])

@@ -186,6 +186,18 @@ def test_a_byte_that_the_layout_never_writes(engine, monkeypatch):
     assert f"found: {layout.add - 1}" in str(caught.value)
 
 
+@pytest.mark.parametrize("wrong", ["stride", "dtype", "size", "first", "count"])
+def test_what_is_not_a_packed_tensor_is_refused(wrong):
+    """Large enough for the native engine; refused as `Placed.read` refuses it."""
+    identity, shape = find("aiter.w16")[0].identity(), (4, 256, 512)
+    layout, parameters = find(identity)
+    kernel = layout.place(shape, parameters).pack(np.zeros(shape, dtype=np.uint8))
+    bad = {"stride": np.repeat(kernel, 2)[::2], "dtype": kernel.view(np.int8), "size": kernel[1:]}.get(wrong, kernel)
+    part = {"first": {"first": -1, "count": 1}, "count": {"first": 3, "count": 2}}.get(wrong, {})
+    with pytest.raises(LayoutError, match=r"layout\.(size|shape)"):
+        unpack(identity, shape, bad, **part)
+
+
 def test_a_mapped_file_that_became_shorter(tmp_path: Path):
     """An error, not a crash, and no thread is left behind."""
     layout, parameters = find("aiter.w16")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -46,7 +47,10 @@ def sweep(target: Path, content: str, held: Collection[int]) -> None:
     Left alone: where somebody works, what another machine or an earlier boot left (it may be at work elsewhere), and
     what holds other ranks of the same content: a run for these takes it up.
     """
-    for part in target.parent.glob(part_folder(target, "*").name):
+    of_target = re.compile(re.escape(f".{target.name}.part-") + "[0-9a-f]{12}")
+    for part in target.parent.iterdir():
+        if not of_target.fullmatch(part.name):
+            continue
         about = Journal(part / JOURNAL).about()
         if about.get("boot") != boot() or not {"content", "ranks"} <= about.keys():
             continue

@@ -73,11 +73,17 @@ def pack(
         log.info("%s holds these ranks already", out)
         return {i: held[i] for i in indices}
     output = Output(Path(out), plan, model.checkpoint, missing, variant)
-    with output.begun() as done:
-        run = _Run(model, plan, output, threads or share.threads(default_threads()), report, mistake)
-        run.layers(share.layers(list(plan.layers)), done, reader)
-        model.checkpoint.check_all_unchanged()
-        packed = output.publish()
+    try:
+        with output.begun() as done:
+            run = _Run(model, plan, output, threads or share.threads(default_threads()), report, mistake)
+            run.layers(share.layers(list(plan.layers)), done, reader)
+            model.checkpoint.check_all_unchanged()
+            packed = output.publish()
+    except PackError as reason:
+        packed = output.held()
+        if reason.code != "pack.io" or not packed.keys() >= set(missing):
+            raise
+        log.info("another process has packed these ranks into %s meanwhile", out)  # the part folder went with it
     return {} if packed is None else {i: {**held, **packed}[i] for i in indices}
 
 

@@ -36,13 +36,15 @@ def unpack(identity: str, shape: Shape, kernel: Bytes, *, first: int = 0, count:
     """Canonical bytes uint8 [count, N, K] of experts `first`, `first + 1`, ... (all by default).
 
     As `Placed.read`, several times faster where the native engine is. Raises LayoutError `layout.size`,
-    `layout.part` or `layout.value`, PackError `pack.io` for a mapped file that became shorter.
+    `layout.shape`, `layout.part` or `layout.value`, PackError `pack.io` for a mapped file that became shorter.
     """
     layout, parameters = find(identity)
     placed = layout.place(shape, parameters)
     count = shape[0] - first if count is None else count
+    whole = kernel.shape == (placed.nbytes,) and kernel.dtype == np.uint8 and kernel.flags.c_contiguous
+    fits = whole and 0 <= first <= first + count <= shape[0]  # else NumPy's way says what is wrong
     native_here = native.library() is not None and count * shape[1] * shape[2] >= _SMALL
-    if not native_here or kernel.shape != (placed.nbytes,) or inverse(identity, shape, isa=isa()) is None:
+    if not fits or not native_here or inverse(identity, shape, isa=isa()) is None:
         return placed.read(kernel, first, count)
     part = np.empty((count, *shape[1:]), dtype=np.uint8)
     cuts = np.zeros((shape[0], 1), dtype=native.CUT)
