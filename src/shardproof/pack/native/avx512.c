@@ -122,12 +122,16 @@ int64_t sp_untile_avx512(const uint8_t *src, int64_t step, int64_t count, uint8_
   return whole;
 }
 
-static void run(const uint8_t *src, uint8_t *dst, int64_t bytes, int cached) {
+/* Rows follow one another, but a page may end in between, where the hardware stops reading ahead. */
+static void run(const uint8_t *src, const uint8_t *ahead, uint8_t *dst, int64_t bytes, int cached) {
   if (bytes < 64 || ((uintptr_t)dst & 63) || (bytes & 63) || cached) {
     memcpy(dst, src, (size_t)bytes);
     return;
   }
-  for (int64_t i = 0; i < bytes; i += 64) put(dst + i, get(src + i), 1);
+  for (int64_t i = 0; i < bytes; i += 64) {
+    ASK("t1", ahead + i);
+    put(dst + i, get(src + i), 1);
+  }
 }
 
 /* -- lines: pieces of rows are gathered in a block, and every line of the tile is put together from it ---------------- */
@@ -142,9 +146,64 @@ enum { MOST_TILES = 8 };
     for (int t = 0; t < tiles; t++) memcpy(block + t * p->block + q->dst, src + t * next, sizeof(type));       \
   }
 
+/* Two halves of a register from two places. */
+static inline __m512i halves(const uint8_t *low, const uint8_t *high) {
+  return _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)low)),
+                            _mm256_loadu_si256((const __m256i *)high), 1);
+}
+
+/* Eight pieces of 8 bytes for eight tiles that stand side by side in their rows: 64 bytes a row, turned in registers.
+ * Piece by piece they would be eight loads and eight stores a line, and 64-byte loads of bytes that wait to be stored. */
+static inline void turn(const Program *p, const uint8_t *const *rows, const uint8_t *const *ahead, int64_t column,
+                        uint8_t *block) {
+  const __m512i even = _mm512_setr_epi64(0, 1, 8, 9, 4, 5, 12, 13), odd = _mm512_setr_epi64(2, 3, 10, 11, 6, 7, 14, 15);
+  for (const Part *q = p->piece, *end = q + p->pieces; q < end; q += 8) {
+    const uint8_t *src[8];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) {
+      src[i] = rows[q[i].row] + column + q[i].column;
+      ASK("t1", ahead[q[i].row] + column + q[i].column);
+    }
+#pragma GCC unroll 2
+    for (int h = 0; h < 64; h += 32) {
+      const __m512i a = halves(src[0] + h, src[4] + h), b = halves(src[1] + h, src[5] + h);
+      const __m512i c = halves(src[2] + h, src[6] + h), d = halves(src[3] + h, src[7] + h);
+      const __m512i ab = _mm512_unpacklo_epi64(a, b), AB = _mm512_unpackhi_epi64(a, b);
+      const __m512i cd = _mm512_unpacklo_epi64(c, d), CD = _mm512_unpackhi_epi64(c, d);
+      uint8_t *const to = block + h / 8 * p->block + q->dst;
+      put(to, _mm512_permutex2var_epi64(ab, even, cd), 0);
+      put(to + p->block, _mm512_permutex2var_epi64(AB, even, CD), 0);
+      put(to + 2 * p->block, _mm512_permutex2var_epi64(ab, odd, cd), 0);
+      put(to + 3 * p->block, _mm512_permutex2var_epi64(AB, odd, CD), 0);
+    }
+  }
+}
+
+/* Two pieces of 32 bytes at a time, so that a line of the block is stored at once. */
+static inline void join(const Program *p, const uint8_t *const *rows, const uint8_t *const *ahead, int64_t column,
+                        int64_t next, uint8_t *block, int tiles) {
+  for (const Part *q = p->piece, *end = q + p->pieces; q < end; q += 2) {
+    const int64_t at[2] = {column + q[0].column, column + q[1].column};
+    const uint8_t *const low = rows[q[0].row] + at[0], *const high = rows[q[1].row] + at[1];
+    for (int64_t i = 0; i == 0 || i < tiles * next; i += next > 64 ? next : 64) {
+      ASK("t1", ahead[q[0].row] + at[0] + i);
+      ASK("t1", ahead[q[1].row] + at[1] + i);
+    }
+    for (int t = 0; t < tiles; t++) put(block + t * p->block + q->dst, halves(low + t * next, high + t * next), 0);
+  }
+}
+
 static inline __attribute__((always_inline)) void gather(const Program *p, const uint8_t *const *rows,
                                                          const uint8_t *const *ahead, int64_t column, int64_t next,
                                                          uint8_t *block, int tiles) {
+  if (p->word == 8 && next == 8 && tiles == 8 && !(p->pieces & 7)) {
+    turn(p, rows, ahead, column, block);
+    return;
+  }
+  if (p->word == 32 && !(p->pieces & 1)) {
+    join(p, rows, ahead, column, next, block, tiles);
+    return;
+  }
   switch (p->word) {
     case 1: GATHER(uint8_t) break;
     case 2: GATHER(uint16_t) break;
@@ -225,7 +284,10 @@ static void loop(const Program *p, int32_t level, const uint8_t *const *rows, in
   } else if (p->kernel == TILE16) {
     tile16(p, rows, column, dst, c, w);
   } else if (p->kernel == RUN) {
-    for (int64_t i = 0; i < c->count; i++) run(rows[0] + column + i * c->src, dst + i * c->dst, p->tile_bytes, w->cached);
+    for (int64_t i = 0; i < c->count; i++) {
+      const int64_t at = column + i * c->src;
+      run(rows[0] + at, w->ahead[0] + at, dst + i * c->dst, p->tile_bytes, w->cached);
+    }
   } else {
     assemble(p, rows, column, dst, c, w);
   }
