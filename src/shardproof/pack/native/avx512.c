@@ -141,8 +141,8 @@ enum { MOST_TILES = 8 };
 #define GATHER(type)                                                                                          \
   for (const Part *q = p->piece, *end = q + p->pieces; q < end; q++) {                                         \
     const uint8_t *src = rows[q->row] + column + q->column;                                                    \
-    const uint8_t *const later = ahead[q->row] + column + q->column;                                           \
-    for (int64_t i = 0; i == 0 || i < tiles * next; i += next > 64 ? next : 64) ASK("t1", later + i);          \
+    const uint8_t *const same = ahead[q->row] + column + q->column;                                      \
+    for (int64_t i = 0; i == 0 || i < tiles * next; i += next > 64 ? next : 64) ASK("t1", same + i);           \
     for (int t = 0; t < tiles; t++) memcpy(block + t * p->block + q->dst, src + t * next, sizeof(type));       \
   }
 
@@ -154,8 +154,7 @@ static inline __m512i halves(const uint8_t *low, const uint8_t *high) {
 
 /* Eight pieces of 8 bytes for eight tiles that stand side by side in their rows: 64 bytes a row, turned in registers.
  * Piece by piece they would be eight loads and eight stores a line, and 64-byte loads of bytes that wait to be stored. */
-static inline void turn(const Program *p, const uint8_t *const *rows, const uint8_t *const *ahead, int64_t column,
-                        uint8_t *block) {
+static inline void turn(const Program *p, const uint8_t *const *rows, const uint8_t *const *ahead, int64_t column, uint8_t *block) {
   const __m512i even = _mm512_setr_epi64(0, 1, 8, 9, 4, 5, 12, 13), odd = _mm512_setr_epi64(2, 3, 10, 11, 6, 7, 14, 15);
   for (const Part *q = p->piece, *end = q + p->pieces; q < end; q += 8) {
     const uint8_t *src[8];
@@ -180,15 +179,15 @@ static inline void turn(const Program *p, const uint8_t *const *rows, const uint
 }
 
 /* Two pieces of 32 bytes at a time, so that a line of the block is stored at once. */
-static inline void join(const Program *p, const uint8_t *const *rows, const uint8_t *const *ahead, int64_t column,
-                        int64_t next, uint8_t *block, int tiles) {
+static inline void join(const Program *p, const uint8_t *const *rows, const uint8_t *const *ahead, int64_t column, int64_t next, uint8_t *block,
+                        int tiles) {
   for (const Part *q = p->piece, *end = q + p->pieces; q < end; q += 2) {
     const int64_t at[2] = {column + q[0].column, column + q[1].column};
-    const uint8_t *const low = rows[q[0].row] + at[0], *const high = rows[q[1].row] + at[1];
     for (int64_t i = 0; i == 0 || i < tiles * next; i += next > 64 ? next : 64) {
       ASK("t1", ahead[q[0].row] + at[0] + i);
       ASK("t1", ahead[q[1].row] + at[1] + i);
     }
+    const uint8_t *const low = rows[q[0].row] + at[0], *const high = rows[q[1].row] + at[1];
     for (int t = 0; t < tiles; t++) put(block + t * p->block + q->dst, halves(low + t * next, high + t * next), 0);
   }
 }
@@ -257,12 +256,11 @@ static inline __attribute__((always_inline)) void lines(const Program *p, const 
 static void assemble(const Program *p, const uint8_t *const *rows, int64_t column, uint8_t *dst, const ColumnLoop *c,
                      const Aside *w) {
   uint8_t block[MOST_TILES * MOST_BLOCK] __attribute__((aligned(64)));
-  const uint8_t *const *const ahead = w->ahead;
   const int stream = p->whole_lines && !w->cached && (((uintptr_t)dst | (uintptr_t)c->dst) & 63) == 0;
   int64_t i = 0;
 #define TILES(tiles)                                                                   \
   for (; i + (tiles) <= c->count; i += (tiles)) {                                      \
-    gather(p, rows, ahead, column + i * c->src, c->src, block, tiles);                        \
+    gather(p, rows, w->ahead, column + i * c->src, c->src, block, tiles);                        \
     if (stream)                                                                        \
       lines(p, block, dst + i * c->dst, c->dst, tiles, 1);                             \
     else                                                                               \
