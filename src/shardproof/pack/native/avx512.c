@@ -1,4 +1,4 @@
-/* AVX-512 kernels (VBMI, VNNI): a whole cache line is one register, any byte of two registers reaches any place of it,
+/* AVX-512 kernels (VBMI, VNNI, GFNI): a whole cache line is one register, any byte of two registers reaches any place of it,
  * and row sums of the digest ride along in the registers that the weights pass through. */
 #include <string.h>
 
@@ -7,7 +7,7 @@
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <immintrin.h>
 #pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vnni,avx2")
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vnni,gfni,avx2")
 #include "avx512.h"
 
 static inline void put(uint8_t *dst, __m512i v, int stream) {
@@ -218,7 +218,7 @@ static inline __attribute__((always_inline)) __m512i pick(const uint8_t *from, _
   return wide ? _mm512_permutex2var_epi8(get(from), index, get(from + 64)) : _mm512_permutexvar_epi8(index, get(from));
 }
 
-/* Terms of one line stand together. A plain term brings bytes; one with `control` also moves bits within them. */
+/* Terms of one line stand together. A plain term brings bytes; one with `control` or `matrix` also moves bits. */
 static inline __attribute__((always_inline)) void lines(const Program *p, const uint8_t *block, uint8_t *dst,
                                                         int64_t step, int tiles, int stream) {
   const Term *term = p->term, *const end = term + p->terms;
@@ -229,6 +229,14 @@ static inline __attribute__((always_inline)) void lines(const Program *p, const 
     for (; term < end && term->dst == line->dst; term++) {
       const __m512i index = get(p->masks + 64 * (int64_t)term->index);
       const uint8_t *from = block + term->window;
+      if (term->matrix) {
+        const __m512i matrix = get(p->masks + 64 * (int64_t)term->matrix);
+        for (int t = 0; t < tiles; t++) {
+          const __m512i moved = pick(from + t * p->block, index, term->wide);
+          v[t] = _mm512_xor_si512(v[t], _mm512_gf2p8affine_epi64_epi8(moved, matrix, 0));
+        }
+        continue;
+      }
       if (!term->control) {
         const __mmask64 in = term->in;
         for (int t = 0; t < tiles; t++) {
@@ -242,6 +250,10 @@ static inline __attribute__((always_inline)) void lines(const Program *p, const 
         const __m512i moved = _mm512_multishift_epi64_epi8(control, pick(from + t * p->block, index, term->wide));
         v[t] = _mm512_ternarylogic_epi64(v[t], moved, keep, 0xF8); /* v | (moved & keep) */
       }
+    }
+    if (line->order) {
+      const __m512i order = get(p->masks + 64 * (int64_t)line->order);
+      for (int t = 0; t < tiles; t++) v[t] = _mm512_permutexvar_epi8(order, v[t]);
     }
     for (int t = 0; t < tiles; t++) {
       uint8_t *to = dst + t * step + line->dst;
