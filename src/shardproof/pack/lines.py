@@ -97,7 +97,7 @@ Matrices = dict[tuple[int, int], dict[int, tuple[int, bytes]]]
 
 
 def _matrices(line: Line) -> tuple[Matrices, list[int]] | None:
-    """Terms that multiply, and the order in which they put the bytes together; None where eight do not share matrices."""
+    """Terms that multiply and the order of bytes that they make; None where eight bytes do not share matrices."""
     slots: Matrices = {}
     alike: dict[tuple[tuple[int, int, bytes], ...], list[int]] = {}
     for byte, sources in sorted(line.items()):
