@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -85,7 +86,8 @@ def choose_wide(digits: Sequence[Digit], placed: Placed, bits: int) -> tuple[lis
     Two lines of a tile stand together where they can. More of them would take more rows than the hardware follows, one
     would be written far from the next (benchmarks/notes/pack.md). Other lines need not stand together.
     """
-    inner, outer = choose(digits, placed, bits, enough=_WIDE_BYTES, cut=True)
+    holes = placed.units != math.prod(placed.padded)
+    inner, outer = choose(digits, placed, bits, enough=_WIDE_BLOCK // 4 if holes else _WIDE_BYTES, cut=not holes)
     run, size = 1, 1
     for digit in sorted((d for d in inner if d.along_k), key=lambda d: d.k):
         run *= digit.size if digit.k == run else 1

@@ -21,6 +21,7 @@ from shardproof.pack.tile import Tile
 _WINDOW = 128
 _MOST_BLOCK = 2048  # as engine.h says
 _SHIFT_WORK, _MATRIX_WORK = 3, 3  # instructions a term
+_NOTHING = (0, 0, 0, 0, 0, 0, 0, 0)  # a plain term that brings no byte
 _MOST_TERMS = 256  # so that their tables stay in the first-level cache
 
 Line = dict[int, dict[tuple[int, int], int]]
@@ -36,24 +37,32 @@ def lines(tile: Tile) -> Moves | None:
     pieces = [(number * size, row, column, size, 0, 0, 0) for number, (row, column) in enumerate(cut)]
     place = {(row, column + i): number * size + i for number, (row, column) in enumerate(cut) for i in range(size)}
     vectors: dict[bytes, int] = {bytes(LINE): 0}
-    terms, whole = [], True
+    terms, whole, halves = [], True, False
     for at, line in _cut_in_lines(tile, place):
         if any(_sum(sources.values()) != 255 for sources in line.values()):
             return None
-        store = _sum(1 << byte for byte in line)
-        whole &= len(line) == LINE and at % LINE == 0
+        if tile.span:
+            filled = min(LINE, tile.span - at)
+            store = (1 << filled) - 1
+            whole &= filled in (LINE, LINE // 2)
+            halves |= filled < LINE
+        else:
+            store = _sum(1 << byte for byte in line)
+            whole &= len(line) == LINE and at % LINE == 0
         found = _matrices(line) if tile.bits < 8 else None
-        steps = _steps(line)
+        steps = _steps(line, block)
         if found is not None and _MATRIX_WORK * len(found[0]) + 1 < _SHIFT_WORK * len(steps):
             terms += [(at, *term, store) for term in _matrix_terms(*found, vectors)]
-        else:
+        elif steps:
             terms += [(at, *_term(*step, vectors, plain=tile.bits == 8), store) for step in steps]
+        else:
+            terms.append((at, *_NOTHING, store))
     if len(terms) > _MOST_TERMS:
         return None
     return Moves(
         s.LINES, masks=np.frombuffer(b"".join(vectors), dtype=np.uint8).reshape(-1, LINE),
         pieces=np.array(pieces, dtype=s.PART), terms=np.array(terms, dtype=s.TERM), word=size, block=block,
-        whole_lines=whole,
+        whole_lines=int(whole) + int(whole and halves),
     )  # fmt: skip
 
 
@@ -62,14 +71,19 @@ def _sum(numbers: object) -> int:
 
 
 def _cut_in_lines(tile: Tile, place: dict[tuple[int, int], int]) -> list[tuple[int, Line]]:
-    """The tile's bytes in lines of 64, each starting at the first byte that no earlier line holds."""
+    """The tile's bytes in lines of 64, each starting at the first byte that no earlier line holds.
+
+    With a span all of its lines, one beside the other.
+    """
     per_byte, bits = 8 // tile.bits, tile.bits
     found: list[tuple[int, Line]] = []
+    if tile.span:
+        found = [(at, {}) for at in range(0, tile.span, LINE)]
     for row, source, target in zip(tile.of_row.tolist(), tile.source.tolist(), tile.target.tolist(), strict=True):
         byte = target // per_byte
-        if not found or byte >= found[-1][0] + LINE:
+        if not tile.span and (not found or byte >= found[-1][0] + LINE):
             found.append((byte, {}))
-        at, line = found[-1]
+        at, line = found[byte // LINE if tile.span else -1]
         shift = (target % per_byte - source % per_byte) * bits
         sources = line.setdefault(byte - at, {})
         key = (place[row, source // per_byte], shift)
@@ -81,15 +95,27 @@ Step = tuple[int, list[tuple[int, int, int, int]]]
 """A window and what one term brings from it: (byte, place in the window, shift, bits)."""
 
 
-def _steps(line: Line) -> list[Step]:
+def _steps(line: Line, block: int) -> list[Step]:
+    """Windows of 128 bytes that do not overlap; or, where fewer do, windows of 64 that begin where bytes are needed."""
+    turns: list[list[tuple[int, int, int, int]]] = []
     slots: dict[tuple[int, int], list[tuple[int, int, int, int]]] = {}
     for byte, sources in sorted(line.items()):
         met: dict[int, int] = {}
-        for (at, shift), bits in sorted(sources.items()):
+        for turn, ((at, shift), bits) in enumerate(sorted(sources.items())):
+            turns += [[]] if turn == len(turns) else []
+            turns[turn].append((at, byte, shift, bits))
             window = at // _WINDOW * _WINDOW
-            turn = met[window] = met.get(window, -1) + 1
-            slots.setdefault((window, turn), []).append((byte, at - window, shift, bits))
-    return [(window, slot) for (window, _), slot in sorted(slots.items())]
+            apart = met[window] = met.get(window, -1) + 1
+            slots.setdefault((window, apart), []).append((byte, at - window, shift, bits))
+    own: list[Step] = []
+    for taken in turns:
+        first = min(min(taken)[0], block - LINE)
+        if max(taken)[0] >= first + LINE:
+            break
+        own.append((first, [(byte, at - first, shift, bits) for at, byte, shift, bits in taken]))
+    fixed = [(window, slot) for (window, _), slot in sorted(slots.items())]
+    narrow = all(max(at for _, at, _, _ in slot) < LINE for _, slot in fixed)
+    return own if len(own) == len(turns) and (len(own) < len(fixed) or not narrow) else fixed
 
 
 Matrices = dict[tuple[int, int], dict[int, tuple[int, bytes]]]

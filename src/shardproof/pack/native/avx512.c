@@ -17,6 +17,11 @@ static inline void put(uint8_t *dst, __m512i v, int stream) {
     _mm512_storeu_si512((void *)dst, v);
 }
 
+static inline void put_halves(uint8_t *dst, __m512i v, int both) {
+  _mm256_stream_si256((__m256i *)dst, _mm512_castsi512_si256(v));
+  if (both) _mm256_stream_si256((__m256i *)(dst + 32), _mm512_extracti64x4_epi64(v, 1));
+}
+
 #define ASK(level, line) __asm__ volatile("prefetch" level " %0" : : "m"(*(const uint8_t *)(line)))
 
 /* -- tiles of 16-byte pieces ------------------------------------------------------------------------------------ */
@@ -137,6 +142,7 @@ static void run(const uint8_t *src, const uint8_t *ahead, uint8_t *dst, int64_t 
 /* -- lines: pieces of rows are gathered in a block, and every line of the tile is put together from it ---------------- */
 
 enum { MOST_TILES = 8 };
+enum stores { PLAIN = 0, LINE = 1, HALVES = 2 }; /* where they are; past the caches; the same for tiles of half lines */
 
 #define GATHER(type)                                                                                          \
   for (const Part *q = p->piece, *end = q + p->pieces; q < end; q++) {                                         \
@@ -257,8 +263,10 @@ static inline __attribute__((always_inline)) void lines(const Program *p, const 
     }
     for (int t = 0; t < tiles; t++) {
       uint8_t *to = dst + t * step + line->dst;
-      if (stream)
+      if (stream == LINE)
         put(to, v[t], 1);
+      else if (stream)
+        put_halves(to, v[t], line->store >> 32 != 0);
       else
         _mm512_mask_storeu_epi8(to, line->store, v[t]);
     }
@@ -268,21 +276,30 @@ static inline __attribute__((always_inline)) void lines(const Program *p, const 
 static void assemble(const Program *p, const uint8_t *const *rows, int64_t column, uint8_t *dst, const ColumnLoop *c,
                      const Aside *w) {
   uint8_t block[MOST_TILES * MOST_BLOCK] __attribute__((aligned(64)));
-  const int stream = p->whole_lines && !w->cached && (((uintptr_t)dst | (uintptr_t)c->dst) & 63) == 0;
+  const uintptr_t together = p->whole_lines == HALVES ? 32 : 64;
+  const int fits = (((uintptr_t)dst | (uintptr_t)c->dst) & (together - 1)) == 0;
+  const int64_t stream = fits && !w->cached ? p->whole_lines : PLAIN;
   int64_t i = 0;
-#define TILES(tiles)                                                                   \
-  for (; i + (tiles) <= c->count; i += (tiles)) {                                      \
-    gather(p, rows, w->ahead, column + i * c->src, c->src, block, tiles);                        \
-    if (stream)                                                                        \
-      lines(p, block, dst + i * c->dst, c->dst, tiles, 1);                             \
-    else                                                                               \
-      lines(p, block, dst + i * c->dst, c->dst, tiles, 0);                             \
+#define TILES(tiles, stores)                                                        \
+  for (; i + (tiles) <= c->count; i += (tiles)) {                                   \
+    gather(p, rows, w->ahead, column + i * c->src, c->src, block, tiles);           \
+    lines(p, block, dst + i * c->dst, c->dst, tiles, stores);                       \
   }
-  TILES(8)
+  if (stream == LINE) {
+    TILES(8, LINE)
 
-  TILES(4)
+    TILES(4, LINE)
 
-  TILES(1)
+    TILES(1, LINE)
+  } else if (stream == PLAIN) {
+    TILES(8, PLAIN)
+
+    TILES(4, PLAIN)
+
+    TILES(1, PLAIN)
+  } else { /* the halves of a line follow one another, so that it leaves as a whole */
+    TILES(1, HALVES)
+  }
 #undef TILES
 }
 

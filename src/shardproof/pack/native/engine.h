@@ -50,7 +50,8 @@ typedef struct {
   const uint32_t *tables;
   const Part *piece;
   const Term *term;
-  int64_t pieces, terms, block, whole_lines; /* LINES: counts, bytes of a block, whether every line is stored whole */
+  int64_t pieces, terms, block; /* LINES: counts, bytes of a block */
+  int64_t whole_lines;          /* LINES: 1 where every line is stored whole, 2 where the last one is half a line */
   /* UNPACK: RUN, TILE16 and COPY go from the tile to the rows by the same tables. UNPACK_BLOCK: the moves make of a tile,
    * as of a single row, a block of `back_block` bytes, whose pieces of `back_piece` bytes go to (row, column). */
   int64_t way, bytes; /* of the whole kernel buffer */
