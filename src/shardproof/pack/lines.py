@@ -188,4 +188,5 @@ def _term(
 
 
 def _number(vectors: dict[bytes, int], vector: npt.NDArray[np.uint8]) -> int:
-    return vectors.setdefault(vector.tobytes(), len(vectors))
+    """Where the vector stands among them, in bytes."""
+    return vectors.setdefault(vector.tobytes(), LINE * len(vectors))

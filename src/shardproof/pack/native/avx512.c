@@ -228,37 +228,34 @@ static inline __attribute__((always_inline)) __m512i pick(const uint8_t *from, _
 static inline __attribute__((always_inline)) void lines(const Program *p, const uint8_t *block, uint8_t *dst,
                                                         int64_t step, int tiles, int stream) {
   const Term *term = p->term, *const end = term + p->terms;
+  const uint8_t *const vectors = p->masks;
+  const int64_t pitch = p->block;
   while (term < end) {
     const Term *const line = term;
     __m512i v[MOST_TILES];
     for (int t = 0; t < tiles; t++) v[t] = _mm512_setzero_si512();
     for (; term < end && term->dst == line->dst; term++) {
-      const __m512i index = get(p->masks + 64 * (int64_t)term->index);
+      const __m512i index = get(vectors + term->index);
       const uint8_t *from = block + term->window;
       if (term->matrix) {
-        const __m512i matrix = get(p->masks + 64 * (int64_t)term->matrix);
+        const __m512i matrix = get(vectors + term->matrix);
         for (int t = 0; t < tiles; t++) {
-          const __m512i moved = pick(from + t * p->block, index, term->wide);
+          const __m512i moved = pick(from + t * pitch, index, term->wide);
           v[t] = _mm512_xor_si512(v[t], _mm512_gf2p8affine_epi64_epi8(moved, matrix, 0));
         }
-        continue;
-      }
-      if (!term->control) {
-        const __mmask64 in = term->in;
+      } else if (term->control) {
+        const __m512i control = get(vectors + term->control), keep = get(vectors + term->keep);
         for (int t = 0; t < tiles; t++) {
-          const __m512i moved = pick(from + t * p->block, index, term->wide);
-          v[t] = _mm512_mask_mov_epi8(v[t], in, moved);
+          const __m512i moved = _mm512_multishift_epi64_epi8(control, pick(from + t * pitch, index, term->wide));
+          v[t] = _mm512_ternarylogic_epi64(v[t], moved, keep, 0xF8); /* v | (moved & keep) */
         }
-        continue;
-      }
-      const __m512i control = get(p->masks + 64 * (int64_t)term->control), keep = get(p->masks + 64 * (int64_t)term->keep);
-      for (int t = 0; t < tiles; t++) {
-        const __m512i moved = _mm512_multishift_epi64_epi8(control, pick(from + t * p->block, index, term->wide));
-        v[t] = _mm512_ternarylogic_epi64(v[t], moved, keep, 0xF8); /* v | (moved & keep) */
+      } else {
+        for (int t = 0; t < tiles; t++)
+          v[t] = _mm512_mask_mov_epi8(v[t], term->in, pick(from + t * pitch, index, term->wide));
       }
     }
     if (line->order) {
-      const __m512i order = get(p->masks + 64 * (int64_t)line->order);
+      const __m512i order = get(vectors + line->order);
       for (int t = 0; t < tiles; t++) v[t] = _mm512_permutexvar_epi8(order, v[t]);
     }
     for (int t = 0; t < tiles; t++) {
@@ -297,7 +294,9 @@ static void assemble(const Program *p, const uint8_t *const *rows, int64_t colum
     TILES(4, PLAIN)
 
     TILES(1, PLAIN)
-  } else { /* the halves of a line follow one another, so that it leaves as a whole */
+  } else { /* halves of few lines at a time, so that lines leave as a whole */
+    TILES(2, HALVES)
+
     TILES(1, HALVES)
   }
 #undef TILES

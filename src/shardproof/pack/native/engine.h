@@ -30,8 +30,8 @@ typedef struct { int32_t dst, row, column, size, index, keep, shift; } Part;
 /* LINES: bytes of the block's 64 (or, `wide`, 128) from `window` on go through vector `index` to the line at dst of the
  * tile, where `in` says; or, with `control`, through it as well: each byte takes 8 bits of its 64 from there on, of
  * which vector `keep` stay; or, with `matrix`, each 8 bytes are multiplied by 8 x 8 bits of it and added without carry,
- * and, as all terms of such a line have `order`, the sums go through it at last. `store` are the bytes of the line that
- * are written. */
+ * and, as all terms of such a line have `order`, the sums go through it at last. Vectors are named by where they stand
+ * in `masks`. `store` are the bytes of the line that are written. */
 typedef struct { int32_t dst, window, wide, index, control, keep, matrix, order; uint64_t in, store; } Term;
 
 typedef struct {
