@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from shardproof.errors import LayoutError
 from shardproof.layouts import catalogue, find
 from shardproof.pack import native
+from shardproof.pack.fitting import fit
 from shardproof.pack.native import structs
 from shardproof.pack.native.library import ENGINE, library, why_not
 from shardproof.pack.native.library import isa as best_isa
-from shardproof.pack.program import program
+from shardproof.pack.program import digits_of, program
 from shardproof.plan import make_plan
 from tests.pack.recipes import RECIPES, model, names, packed, recipe
 
@@ -124,6 +125,17 @@ def test_fast_kernels_are_chosen_for_avx512():
     assert {name for name, kinds in held.items() if not kinds & fast} == set()
     lines = ["marlin.weight@1", "triton_kernels.hopper_value@2", "aiter.e8@1", "gguf.mxfp4_weight@1", "marlin.scale@1"]
     assert all(structs.LINES in held[name] for name in lines)
+
+
+def test_bits_that_part_ways_are_multiplied():
+    """Hopper's words take four products a line and one step more, where shifts and masks would take seven."""
+    placed = find("triton_kernels.hopper_value")[0].place((1, 64, 256))
+    found = fit(digits_of(placed), placed, structs.AVX512)
+    assert found is not None
+    terms = found[1].terms
+    assert len(terms) == 4 * len(np.unique(terms["dst"]))
+    assert (terms["matrix"] > 0).all()
+    assert (terms["order"] > 0).all()
 
 
 def test_holes_are_written_with_the_rest():

@@ -158,65 +158,63 @@ static inline __m512i halves(const uint8_t *low, const uint8_t *high) {
                             _mm256_loadu_si256((const __m256i *)high), 1);
 }
 
+/* Pieces of 8 bytes and more: where they are for the first tile, and where those of the next group are. */
+enum { MOST_PIECES = MOST_BLOCK / 8 };
+typedef struct { const uint8_t *of[MOST_PIECES], *ahead[MOST_PIECES]; } Pieces;
+
 /* Eight pieces of 8 bytes for eight tiles that stand side by side in their rows: 64 bytes a row, turned in registers.
  * Piece by piece they would be eight loads and eight stores a line, and 64-byte loads of bytes that wait to be stored. */
-static inline void turn(const Program *p, const uint8_t *const *rows, const uint8_t *const *ahead, int64_t column, uint8_t *block) {
+static inline void turn(const Pieces *found, int64_t pieces, int64_t at, uint8_t *block, int64_t pitch) {
   const __m512i even = _mm512_setr_epi64(0, 1, 8, 9, 4, 5, 12, 13), odd = _mm512_setr_epi64(2, 3, 10, 11, 6, 7, 14, 15);
-  for (const Part *q = p->piece, *end = q + p->pieces; q < end; q += 8) {
-    const uint8_t *src[8];
+  for (int64_t q = 0; q < pieces; q += 8) {
+    const uint8_t *const *const src = found->of + q;
 #pragma GCC unroll 8
-    for (int i = 0; i < 8; i++) {
-      src[i] = rows[q[i].row] + column + q[i].column;
-      ASK("t1", ahead[q[i].row] + column + q[i].column);
-    }
+    for (int i = 0; i < 8; i++) ASK("t1", found->ahead[q + i] + at);
 #pragma GCC unroll 2
-    for (int h = 0; h < 64; h += 32) {
+    for (int64_t h = at; h < at + 64; h += 32) {
       const __m512i a = halves(src[0] + h, src[4] + h), b = halves(src[1] + h, src[5] + h);
       const __m512i c = halves(src[2] + h, src[6] + h), d = halves(src[3] + h, src[7] + h);
       const __m512i ab = _mm512_unpacklo_epi64(a, b), AB = _mm512_unpackhi_epi64(a, b);
       const __m512i cd = _mm512_unpacklo_epi64(c, d), CD = _mm512_unpackhi_epi64(c, d);
-      uint8_t *const to = block + h / 8 * p->block + q->dst;
+      uint8_t *const to = block + (h - at) / 8 * pitch + 8 * q;
       put(to, _mm512_permutex2var_epi64(ab, even, cd), 0);
-      put(to + p->block, _mm512_permutex2var_epi64(AB, even, CD), 0);
-      put(to + 2 * p->block, _mm512_permutex2var_epi64(ab, odd, cd), 0);
-      put(to + 3 * p->block, _mm512_permutex2var_epi64(AB, odd, CD), 0);
+      put(to + pitch, _mm512_permutex2var_epi64(AB, even, CD), 0);
+      put(to + 2 * pitch, _mm512_permutex2var_epi64(ab, odd, cd), 0);
+      put(to + 3 * pitch, _mm512_permutex2var_epi64(AB, odd, CD), 0);
     }
   }
 }
 
-/* Two pieces of 32 bytes at a time, so that a line of the block is stored at once. */
-static inline void join(const Program *p, const uint8_t *const *rows, const uint8_t *const *ahead, int64_t column, int64_t next, uint8_t *block,
-                        int tiles) {
-  for (const Part *q = p->piece, *end = q + p->pieces; q < end; q += 2) {
-    const int64_t at[2] = {column + q[0].column, column + q[1].column};
-    for (int64_t i = 0; i == 0 || i < tiles * next; i += next > 64 ? next : 64) {
-      ASK("t1", ahead[q[0].row] + at[0] + i);
-      ASK("t1", ahead[q[1].row] + at[1] + i);
-    }
-    const uint8_t *const low = rows[q[0].row] + at[0], *const high = rows[q[1].row] + at[1];
-    for (int t = 0; t < tiles; t++) put(block + t * p->block + q->dst, halves(low + t * next, high + t * next), 0);
-  }
+/* Pieces of at least 32 bytes: a line of the block is stored at once. */
+static inline __attribute__((always_inline)) void join(const Pieces *found, int64_t pieces, int64_t word, int64_t at,
+                                                       int64_t next, uint8_t *block, int64_t pitch, int tiles) {
+  for (int64_t q = 0; q < pieces; q++)
+    for (int64_t i = 0; i == 0 || i < tiles * next; i += next > 64 ? next : 64) ASK("t1", found->ahead[q] + at + i);
+  for (int t = 0; t < tiles; t++, at += next, block += pitch)
+    for (int64_t q = 0, dst = 0; q < pieces; dst += 64, q += word == 32 ? 2 : 1)
+      put(block + dst, word == 32 ? halves(found->of[q] + at, found->of[q + 1] + at) : get(found->of[q] + at), 0);
 }
 
 static inline __attribute__((always_inline)) void gather(const Program *p, const uint8_t *const *rows,
-                                                         const uint8_t *const *ahead, int64_t column, int64_t next,
-                                                         uint8_t *block, int tiles) {
+                                                         const uint8_t *const *ahead, const Pieces *found,
+                                                         int64_t column, int64_t at, int64_t next, uint8_t *block,
+                                                         int tiles) {
   if (p->word == 8 && next == 8 && tiles == 8 && !(p->pieces & 7)) {
-    turn(p, rows, ahead, column, block);
+    turn(found, p->pieces, at, block, p->block);
     return;
   }
-  if (p->word == 32 && !(p->pieces & 1)) {
-    join(p, rows, ahead, column, next, block, tiles);
+  if (p->word == 64 || (p->word == 32 && !(p->pieces & 1))) {
+    join(found, p->pieces, p->word, at, next, block, p->block, tiles);
     return;
   }
+  column += at;
   switch (p->word) {
     case 1: GATHER(uint8_t) break;
     case 2: GATHER(uint16_t) break;
     case 4: GATHER(uint32_t) break;
     case 8: GATHER(uint64_t) break;
     case 16: GATHER(__m128i) break;
-    case 32: GATHER(__m256i) break;
-    default: GATHER(__m512i)
+    default: GATHER(__m256i)
   }
 }
 
@@ -276,10 +274,16 @@ static void assemble(const Program *p, const uint8_t *const *rows, int64_t colum
   const uintptr_t together = p->whole_lines == HALVES ? 32 : 64;
   const int fits = (((uintptr_t)dst | (uintptr_t)c->dst) & (together - 1)) == 0;
   const int64_t stream = fits && !w->cached ? p->whole_lines : PLAIN;
+  Pieces found;
+  for (int64_t q = 0; q < p->pieces && p->word >= 8; q++) {
+    const Part *piece = p->piece + q;
+    found.of[q] = rows[piece->row] + column + piece->column;
+    found.ahead[q] = w->ahead[piece->row] + column + piece->column;
+  }
   int64_t i = 0;
 #define TILES(tiles, stores)                                                        \
   for (; i + (tiles) <= c->count; i += (tiles)) {                                   \
-    gather(p, rows, w->ahead, column + i * c->src, c->src, block, tiles);           \
+    gather(p, rows, w->ahead, &found, column, i * c->src, c->src, block, tiles);    \
     lines(p, block, dst + i * c->dst, c->dst, tiles, stores);                       \
   }
   if (stream == LINE) {
