@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -10,7 +9,7 @@ from shardproof.layouts import Placed
 
 LINE = 64
 _TILE_BYTES, _TILE_ROWS, _LONG_RUN = 256, 128, 32
-_WIDE_BYTES, _WIDE_RUN, _WIDE_BLOCK = 128, 8, 2048
+_TWO_LINES, _WIDE_BYTES, _WIDE_RUN, _WIDE_BLOCK = 128, 512, 8, 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +79,16 @@ def choose(
     return inner, _ordered(outer)
 
 
-def choose_wide(digits: Sequence[Digit], placed: Placed, bits: int) -> tuple[list[Digit], list[Digit]]:
+def choose_wide(
+    digits: Sequence[Digit], placed: Placed, bits: int, *, few_rows: bool
+) -> tuple[list[Digit], list[Digit]]:
     """As `choose`, for kernels that gather pieces of rows, which are made up to 8 bytes long here.
 
-    Two lines of a tile stand together where they can. More of them would take more rows than the hardware follows, one
-    would be written far from the next (benchmarks/notes/pack.md). Other lines need not stand together.
+    With `few_rows` two lines of a tile stand together where they can: more of them would take more rows than the
+    hardware follows, one would be written far from the next (benchmarks/notes/pack.md). Else there are about eight.
+    Other lines of the tile need not stand together.
     """
-    holes = placed.units != math.prod(placed.padded)
-    inner, outer = choose(digits, placed, bits, enough=_WIDE_BLOCK // 4 if holes else _WIDE_BYTES, cut=not holes)
+    inner, outer = choose(digits, placed, bits, enough=_TWO_LINES if few_rows else _WIDE_BYTES, cut=few_rows)
     run, size = 1, 1
     for digit in sorted((d for d in inner if d.along_k), key=lambda d: d.k):
         run *= digit.size if digit.k == run else 1

@@ -29,9 +29,10 @@ def fit(digits: Sequence[Digit], placed: Placed, isa: int) -> tuple[Tile, Moves,
     tile = enumerate_tile(inner, placed, bits)
     moves = _simple(tile, [d for d in outer if d.along_k], isa)
     if moves is None and isa == s.AVX512:
-        more, rest = choose_wide(digits, placed, bits)
+        holes = has_holes(placed)
+        more, rest = choose_wide(digits, placed, bits, few_rows=not holes)
         wide = enumerate_tile(more, placed, bits)
-        if has_holes(placed) and placed.pad_value == 0:
+        if holes and placed.pad_value == 0:
             wide = wide.with_holes(rest, placed)
         if len(wide.row) <= _MOST_ROWS and (found := lines(wide)) is not None:
             return wide, found, rest
@@ -58,7 +59,7 @@ def fit_back(digits: Sequence[Digit], placed: Placed, isa: int) -> tuple[Tile, B
     if plain is not None and (isa == s.PORTABLE or int(plain.parts["size"].min()) >= _LONG_PIECE):
         return tile, Back(plain), outer
     if isa == s.AVX512:
-        more, rest = choose_wide(digits, placed, bits)
+        more, rest = choose_wide(digits, placed, bits, few_rows=False)
         wide = enumerate_tile(more, placed, bits)
         if (back := _through_block(wide, isa)) is not None:
             return wide, back, rest
