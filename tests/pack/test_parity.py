@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from shardproof.errors import LayoutError
 from shardproof.layouts import catalogue, find
 from shardproof.pack import native
+from shardproof.pack.fitting import fit
 from shardproof.pack.native import structs
 from shardproof.pack.native.library import ENGINE, library, why_not
 from shardproof.pack.native.library import isa as best_isa
-from shardproof.pack.program import program
+from shardproof.pack.program import digits_of, program
 from shardproof.plan import make_plan
 from tests.pack.recipes import RECIPES, model, names, packed, recipe
 
@@ -44,8 +45,11 @@ def test_the_engine_is_built():
     assert library() is not None
 
 
-def _run(identity: str, shape: tuple[int, int, int], source: np.ndarray, *, isa: int, at: int = 0, fresh: bool = False):
-    """Canonical bytes through the engine, from a source that starts `at` bytes into its buffer; with a canary behind."""
+def _run(
+    identity: str, shape: tuple[int, int, int], source: np.ndarray, *, isa: int, at: int = 0, to: int = 0,
+    fresh: bool = False,
+):  # fmt: skip
+    """Canonical bytes through the engine, from `at` bytes into a buffer to `to` bytes into a line, between canaries."""
     layout, parameters = find(identity)
     placed = layout.place(shape, parameters)
     made = program(identity, shape, 127 if layout.field == "scale" else 0, isa=isa)
@@ -53,9 +57,11 @@ def _run(identity: str, shape: tuple[int, int, int], source: np.ndarray, *, isa:
     experts, rows, width = shape
     held = np.empty(source.size + at, dtype=np.uint8)
     held[at:] = source.reshape(-1)
-    out = np.full(placed.nbytes + 64, 0x77, dtype=np.uint8)
+    room = np.full(placed.nbytes + 192, 0x77, dtype=np.uint8)
+    begin = -room.ctypes.data % 64 + to
+    out = room[begin : begin + placed.nbytes]
     if made.holes:
-        out[: placed.nbytes] = placed.pad_value
+        out[...] = placed.pad_value
     cuts = np.zeros(experts, dtype=native.CUT)
     for e in range(experts):
         cuts[e] = (held.ctypes.data + at + e * rows * width, width, rows, width, 0, 0, 0, 0, (0, 0), 0)
@@ -64,8 +70,9 @@ def _run(identity: str, shape: tuple[int, int, int], source: np.ndarray, *, isa:
         jobs[g] = (made.address, cuts.ctypes.data, out.ctypes.data, g, g + 1, 1, structs.FIELDS["bias"], 0, 0)
     result = native.run(jobs, totals=1, columns=width, scratch=made.scratch, threads=2, isa=isa, fresh=fresh)
     assert result.fault is None
-    assert (out[placed.nbytes :] == 0x77).all(), "wrote beyond the tensor"
-    return out[: placed.nbytes], placed.pack(source), made.struct.kernel
+    assert (room[:begin] == 0x77).all(), "wrote before the tensor"
+    assert (room[begin + placed.nbytes :] == 0x77).all(), "wrote beyond the tensor"
+    return out, placed.pack(source), made.struct.kernel
 
 
 @pytest.mark.parametrize("isa", HERE.values(), ids=HERE)
@@ -82,9 +89,10 @@ def test_every_layout_of_the_catalogue(identity, isa):
         except LayoutError:
             continue
         source = rng.integers(0, highest + 1, shape, dtype=np.uint8)
-        for fresh in (False, True):  # where memory was not touched yet, lines may be stored in another way
-            found, wanted, _ = _run(identity, shape, source, isa=isa, at=3, fresh=fresh)
-            np.testing.assert_array_equal(found, wanted, err_msg=f"{identity} {shape} {fresh=}")
+        # How lines are stored hangs on where they are and on whether memory was touched before.
+        for fresh, to in ((False, 0), (True, 0), (False, 32), (False, 3)):
+            found, wanted, _ = _run(identity, shape, source, isa=isa, at=3, to=to, fresh=fresh)
+            np.testing.assert_array_equal(found, wanted, err_msg=f"{identity} {shape} {fresh=} {to=}")
         held += 1
     assert held, "no shape of this test fits the layout: add one"
 
@@ -117,6 +125,26 @@ def test_fast_kernels_are_chosen_for_avx512():
     assert {name for name, kinds in held.items() if not kinds & fast} == set()
     lines = ["marlin.weight@1", "triton_kernels.hopper_value@2", "aiter.e8@1", "gguf.mxfp4_weight@1", "marlin.scale@1"]
     assert all(structs.LINES in held[name] for name in lines)
+
+
+def test_bits_that_part_ways_are_multiplied():
+    """Hopper's words take four products a line and one step more, where shifts and masks would take seven."""
+    placed = find("triton_kernels.hopper_value")[0].place((1, 64, 256))
+    found = fit(digits_of(placed), placed, structs.AVX512)
+    assert found is not None
+    terms = found[1].terms
+    assert len(terms) == 4 * len(np.unique(terms["dst"]))
+    assert (terms["matrix"] > 0).all()
+    assert (terms["order"] > 0).all()
+
+
+def test_holes_are_written_with_the_rest():
+    """With AVX-512 nothing is left to fill beforehand; the other kernels leave holes alone."""
+    for identity in ("gguf.mxfp4_weight", "gguf.mxfp4_scale"):
+        for isa, holes in ((structs.AVX512, False), (structs.AVX2, True), (structs.PORTABLE, True)):
+            made = program(identity, (2, 24, 48), 0, isa=isa)
+            assert made is not None
+            assert made.holes == holes, (identity, isa)
 
 
 @pytest.mark.parametrize("name", RECIPES)

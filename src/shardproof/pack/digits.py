@@ -9,7 +9,7 @@ from shardproof.layouts import Placed
 
 LINE = 64
 _TILE_BYTES, _TILE_ROWS, _LONG_RUN = 256, 128, 32
-_WIDE_BYTES, _WIDE_RUN, _WIDE_BLOCK = 512, 8, 2048
+_TWO_LINES, _WIDE_BYTES, _WIDE_RUN, _WIDE_BLOCK = 128, 512, 8, 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +35,12 @@ class Digit:
 
 
 def choose(
-    digits: Sequence[Digit], placed: Placed, bits: int, *, enough: int = _TILE_BYTES
+    digits: Sequence[Digit], placed: Placed, bits: int, *, enough: int = _TILE_BYTES, cut: bool = False
 ) -> tuple[list[Digit], list[Digit]]:
-    """Split digits into those of the tile and the outer ones (outermost first); tiles grow to `enough` bytes."""
+    """Split digits into those of the tile and the outer ones (outermost first); tiles grow to `enough` bytes.
+
+    With `cut` they do so by a part of a digit where all of it would be more; else they stay whole lines below that.
+    """
     per_byte = 8 // bits
     inner: list[Digit] = []
     free: list[Digit] = []
@@ -58,7 +61,7 @@ def choose(
     outer: list[Digit] = []
     for place, digit in enumerate(free):
         bytes_ = covered // per_byte
-        if bytes_ >= LINE and bytes_ % LINE == 0 and (bytes_ >= enough or digit.size * bytes_ > enough):
+        if bytes_ >= LINE and bytes_ % LINE == 0 and (bytes_ >= enough or (not cut and digit.size * bytes_ > enough)):
             outer += free[place:]
             break
         part = _fitting(digit, bytes_, rows, enough)
@@ -76,12 +79,16 @@ def choose(
     return inner, _ordered(outer)
 
 
-def choose_wide(digits: Sequence[Digit], placed: Placed, bits: int) -> tuple[list[Digit], list[Digit]]:
-    """As `choose`, for kernels that gather pieces of rows: larger tiles, whose pieces are made up to 8 bytes long.
+def choose_wide(
+    digits: Sequence[Digit], placed: Placed, bits: int, *, few_rows: bool
+) -> tuple[list[Digit], list[Digit]]:
+    """As `choose`, for kernels that gather pieces of rows, which are made up to 8 bytes long here.
 
-    The lines of such a tile need not stand together.
+    With `few_rows` two lines of a tile stand together where they can: more of them would take more rows than the
+    hardware follows, one would be written far from the next (benchmarks/notes/pack.md). Else there are about eight.
+    Other lines of the tile need not stand together.
     """
-    inner, outer = choose(digits, placed, bits, enough=_WIDE_BYTES)
+    inner, outer = choose(digits, placed, bits, enough=_TWO_LINES if few_rows else _WIDE_BYTES, cut=few_rows)
     run, size = 1, 1
     for digit in sorted((d for d in inner if d.along_k), key=lambda d: d.k):
         run *= digit.size if digit.k == run else 1

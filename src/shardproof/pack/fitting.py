@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -28,8 +29,11 @@ def fit(digits: Sequence[Digit], placed: Placed, isa: int) -> tuple[Tile, Moves,
     tile = enumerate_tile(inner, placed, bits)
     moves = _simple(tile, [d for d in outer if d.along_k], isa)
     if moves is None and isa == s.AVX512:
-        more, rest = choose_wide(digits, placed, bits)
+        holes = has_holes(placed)
+        more, rest = choose_wide(digits, placed, bits, few_rows=not holes)
         wide = enumerate_tile(more, placed, bits)
+        if holes and placed.pad_value == 0:
+            wide = wide.with_holes(rest, placed)
         if len(wide.row) <= _MOST_ROWS and (found := lines(wide)) is not None:
             return wide, found, rest
     if moves is None and isa != s.PORTABLE:
@@ -37,6 +41,11 @@ def fit(digits: Sequence[Digit], placed: Placed, isa: int) -> tuple[Tile, Moves,
     if moves is None:
         moves = copies(tile) if bits == 8 else words(tile)
     return None if moves is None or len(tile.row) > _MOST_ROWS else (tile, moves, outer)
+
+
+def has_holes(placed: Placed) -> bool:
+    """Whether the kernel's buffer has bytes between those of the layout, besides padding."""
+    return placed.units != math.prod(placed.padded)
 
 
 def fit_back(digits: Sequence[Digit], placed: Placed, isa: int) -> tuple[Tile, Back, list[Digit]] | None:
@@ -50,7 +59,7 @@ def fit_back(digits: Sequence[Digit], placed: Placed, isa: int) -> tuple[Tile, B
     if plain is not None and (isa == s.PORTABLE or int(plain.parts["size"].min()) >= _LONG_PIECE):
         return tile, Back(plain), outer
     if isa == s.AVX512:
-        more, rest = choose_wide(digits, placed, bits)
+        more, rest = choose_wide(digits, placed, bits, few_rows=False)
         wide = enumerate_tile(more, placed, bits)
         if (back := _through_block(wide, isa)) is not None:
             return wide, back, rest
@@ -76,7 +85,7 @@ def _through_block(tile: Tile, isa: int) -> Back | None:
         return None
     word = 1 if moves.kernel == s.SHUFFLE else moves.word  # a block is not stored past the caches
     parts = [(number * size, row, column, size, 0, 0, 0) for number, (row, column) in enumerate(pieces)]
-    return Back(replace(moves, word=word, whole_lines=False), np.array(parts, dtype=s.PART), size, block)
+    return Back(replace(moves, word=word, whole_lines=0), np.array(parts, dtype=s.PART), size, block)
 
 
 def _simple(tile: Tile, columns: Sequence[Digit], isa: int) -> Moves | None:

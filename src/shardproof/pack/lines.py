@@ -1,7 +1,9 @@
 """Moves of a tile for AVX-512: pieces of rows are gathered in a block, and whole lines are put together from it.
 
 A register of 64 bytes is one line. A *term* brings any bytes of 128 bytes of the block to any places of the line; for
-units below a byte it also takes, for each byte, 8 bits from any bit of its 64 on, of which a mask keeps some.
+units below a byte it also takes, for each byte, 8 bits from any bit of its 64 on, of which a mask keeps some. Where
+bits of one byte go different ways, it multiplies each byte by an 8 x 8 matrix of bits instead; eight bytes share one,
+so such a line is put together in an order of its own, and one more step brings its bytes to their places.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from shardproof.pack.tile import Tile
 
 _WINDOW = 128
 _MOST_BLOCK = 2048  # as engine.h says
+_SHIFT_WORK, _MATRIX_WORK = 3, 3  # instructions a term
+_NOTHING = (0, 0, 0, 0, 0, 0, 0, 0)  # a plain term that brings no byte
 _MOST_TERMS = 256  # so that their tables stay in the first-level cache
 
 Line = dict[int, dict[tuple[int, int], int]]
@@ -33,19 +37,32 @@ def lines(tile: Tile) -> Moves | None:
     pieces = [(number * size, row, column, size, 0, 0, 0) for number, (row, column) in enumerate(cut)]
     place = {(row, column + i): number * size + i for number, (row, column) in enumerate(cut) for i in range(size)}
     vectors: dict[bytes, int] = {bytes(LINE): 0}
-    terms, whole = [], True
+    terms, whole, halves = [], True, False
     for at, line in _cut_in_lines(tile, place):
         if any(_sum(sources.values()) != 255 for sources in line.values()):
             return None
-        store = _sum(1 << byte for byte in line)
-        whole &= len(line) == LINE and at % LINE == 0
-        terms += [(at, *term, store) for term in _terms(line, vectors, plain=tile.bits == 8)]
+        if tile.span:
+            filled = min(LINE, tile.span - at)
+            store = (1 << filled) - 1
+            whole &= filled in (LINE, LINE // 2)
+            halves |= filled < LINE
+        else:
+            store = _sum(1 << byte for byte in line)
+            whole &= len(line) == LINE and at % LINE == 0
+        found = _matrices(line) if tile.bits < 8 else None
+        steps = _steps(line, block)
+        if found is not None and _MATRIX_WORK * len(found[0]) + 1 < _SHIFT_WORK * len(steps):
+            terms += [(at, *term, store) for term in _matrix_terms(*found, vectors)]
+        elif steps:
+            terms += [(at, *_term(*step, vectors, plain=tile.bits == 8), store) for step in steps]
+        else:
+            terms.append((at, *_NOTHING, store))
     if len(terms) > _MOST_TERMS:
         return None
     return Moves(
         s.LINES, masks=np.frombuffer(b"".join(vectors), dtype=np.uint8).reshape(-1, LINE),
         pieces=np.array(pieces, dtype=s.PART), terms=np.array(terms, dtype=s.TERM), word=size, block=block,
-        whole_lines=whole,
+        whole_lines=int(whole) + int(whole and halves),
     )  # fmt: skip
 
 
@@ -54,14 +71,19 @@ def _sum(numbers: object) -> int:
 
 
 def _cut_in_lines(tile: Tile, place: dict[tuple[int, int], int]) -> list[tuple[int, Line]]:
-    """The tile's bytes in lines of 64, each starting at the first byte that no earlier line holds."""
+    """The tile's bytes in lines of 64, each starting at the first byte that no earlier line holds.
+
+    With a span all of its lines, one beside the other.
+    """
     per_byte, bits = 8 // tile.bits, tile.bits
     found: list[tuple[int, Line]] = []
+    if tile.span:
+        found = [(at, {}) for at in range(0, tile.span, LINE)]
     for row, source, target in zip(tile.of_row.tolist(), tile.source.tolist(), tile.target.tolist(), strict=True):
         byte = target // per_byte
-        if not found or byte >= found[-1][0] + LINE:
+        if not tile.span and (not found or byte >= found[-1][0] + LINE):
             found.append((byte, {}))
-        at, line = found[-1]
+        at, line = found[byte // LINE if tile.span else -1]
         shift = (target % per_byte - source % per_byte) * bits
         sources = line.setdefault(byte - at, {})
         key = (place[row, source // per_byte], shift)
@@ -69,24 +91,91 @@ def _cut_in_lines(tile: Tile, place: dict[tuple[int, int], int]) -> list[tuple[i
     return found
 
 
-def _terms(line: Line, vectors: dict[bytes, int], *, plain: bool) -> list[tuple[int, int, int, int, int, int]]:
-    """(window, wide, index, control, keep, in) of every term; vectors are numbered as they are met."""
+Step = tuple[int, list[tuple[int, int, int, int]]]
+"""A window and what one term brings from it: (byte, place in the window, shift, bits)."""
+
+
+def _steps(line: Line, block: int) -> list[Step]:
+    """Windows of 128 bytes that do not overlap; or, where fewer do, windows of 64 that begin where bytes are needed."""
+    turns: list[list[tuple[int, int, int, int]]] = []
     slots: dict[tuple[int, int], list[tuple[int, int, int, int]]] = {}
     for byte, sources in sorted(line.items()):
         met: dict[int, int] = {}
-        for (at, shift), bits in sorted(sources.items()):
+        for turn, ((at, shift), bits) in enumerate(sorted(sources.items())):
+            turns += [[]] if turn == len(turns) else []
+            turns[turn].append((at, byte, shift, bits))
+            window = at // _WINDOW * _WINDOW
+            apart = met[window] = met.get(window, -1) + 1
+            slots.setdefault((window, apart), []).append((byte, at - window, shift, bits))
+    own: list[Step] = []
+    for taken in turns:
+        first = min(min(taken)[0], block - LINE)
+        if max(taken)[0] >= first + LINE:
+            break
+        own.append((first, [(byte, at - first, shift, bits) for at, byte, shift, bits in taken]))
+    fixed = [(window, slot) for (window, _), slot in sorted(slots.items())]
+    narrow = all(max(at for _, at, _, _ in slot) < LINE for _, slot in fixed)
+    return own if len(own) == len(turns) and (len(own) < len(fixed) or not narrow) else fixed
+
+
+Matrices = dict[tuple[int, int], dict[int, tuple[int, bytes]]]
+"""Of each term (window, turn): of each byte of the line its place in the window and its matrix."""
+
+
+def _matrices(line: Line) -> tuple[Matrices, list[int]] | None:
+    """Terms that multiply and the order of bytes that they make; None where eight bytes do not share matrices."""
+    slots: Matrices = {}
+    alike: dict[tuple[tuple[int, int, bytes], ...], list[int]] = {}
+    for byte, sources in sorted(line.items()):
+        rows: dict[int, bytearray] = {}
+        for (at, shift), bits in sources.items():
+            matrix = rows.setdefault(at, bytearray(8))
+            for bit in range(8):
+                if bits >> bit & 1:
+                    matrix[7 - bit] |= 1 << bit - shift  # the instruction's rows stand from the highest bit down
+        met: dict[int, int] = {}
+        held = []
+        for at, matrix in sorted(rows.items()):
             window = at // _WINDOW * _WINDOW
             turn = met[window] = met.get(window, -1) + 1
-            slots.setdefault((window, turn), []).append((byte, at - window, shift, bits))
-    return [_term(window, slot, vectors, plain=plain) for (window, _), slot in sorted(slots.items())]
+            slots.setdefault((window, turn), {})[byte] = (at - window, bytes(matrix))
+            held.append((window, turn, bytes(matrix)))
+        alike.setdefault(tuple(held), []).append(byte)
+    if any(len(together) % 8 for together in alike.values()):
+        return None
+    return slots, [byte for together in alike.values() for byte in together]
+
+
+def _matrix_terms(
+    slots: Matrices, order: Sequence[int], vectors: dict[bytes, int]
+) -> list[tuple[int, int, int, int, int, int, int, int]]:
+    places = np.zeros(LINE, dtype=np.uint8)
+    places[list(order)] = np.arange(len(order))
+    terms = []
+    for (window, _), taken in sorted(slots.items()):
+        wide, skip = _reach([at for at, _ in taken.values()])
+        index, matrices = np.zeros(LINE, dtype=np.uint8), np.zeros((LINE // 8, 8), dtype=np.uint8)
+        for place, byte in enumerate(order):
+            if byte in taken:
+                index[place] = taken[byte][0] - skip
+                matrices[place // 8] = np.frombuffer(taken[byte][1], dtype=np.uint8)
+        numbers = (_number(vectors, v) for v in (index, matrices, places))
+        picked, matrix, ordered = numbers
+        terms.append((window + skip, int(wide), picked, 0, 0, matrix, ordered, 0))
+    return terms
+
+
+def _reach(places: Sequence[int]) -> tuple[bool, int]:
+    """Whether places in a window need both its registers, and where the one that they need begins."""
+    wide = min(places) < LINE <= max(places)
+    return wide, LINE if min(places) >= LINE else 0
 
 
 def _term(
     window: int, slot: Sequence[tuple[int, int, int, int]], vectors: dict[bytes, int], *, plain: bool
-) -> tuple[int, int, int, int, int, int]:
-    lowest, highest = min(at for _, at, _, _ in slot), max(at for _, at, _, _ in slot)
-    wide = lowest < LINE <= highest
-    skip = LINE if lowest >= LINE else 0
+) -> tuple[int, int, int, int, int, int, int, int]:
+    """(window, wide, index, control, keep, matrix, order, in) of a term; vectors are numbered as they are met."""
+    wide, skip = _reach([at for _, at, _, _ in slot])
     index, keep = np.zeros(LINE, dtype=np.uint8), np.zeros(LINE, dtype=np.uint8)
     control = np.ones(LINE, dtype=np.uint8)  # never all zero: vector 0 means none
     inside = 0
@@ -95,8 +184,9 @@ def _term(
         control[byte] = (byte % 8 * 8 - shift) % 64
         inside |= 1 << byte
     number, taken, kept = (_number(vectors, v) for v in (index, control, keep))
-    return window + skip, int(wide), number, 0 if plain else taken, 0 if plain else kept, inside
+    return window + skip, int(wide), number, 0 if plain else taken, 0 if plain else kept, 0, 0, inside
 
 
 def _number(vectors: dict[bytes, int], vector: npt.NDArray[np.uint8]) -> int:
-    return vectors.setdefault(vector.tobytes(), len(vectors))
+    """Where the vector stands among them, in bytes."""
+    return vectors.setdefault(vector.tobytes(), LINE * len(vectors))

@@ -28,7 +28,7 @@ class Moves:
     terms: Records = field(default_factory=lambda: np.zeros(0, dtype=s.TERM))
     word: int = 1
     block: int = 0
-    whole_lines: bool = False
+    whole_lines: int = 0
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from shardproof.layouts import Placed, find
 from shardproof.layouts.moves import BITS
 from shardproof.mxfp4 import PAD_SCALE, PAD_WEIGHT
 from shardproof.pack.digits import Digit
-from shardproof.pack.fitting import fit, fit_back
+from shardproof.pack.fitting import fit, fit_back, has_holes
 from shardproof.pack.moves import Back
 from shardproof.pack.native import structs as s
 from shardproof.pack.tile import Tile
@@ -36,7 +36,8 @@ _LONG_ROW, _ROWS_TOGETHER = 1024, 16  # long enough that the hardware reads ahea
 class Program:
     """A compiled layout: the C struct and the arrays that it points into.
 
-    `groups` is how many groups of rows there are in all, `group_bytes` what one group writes.
+    `groups` is how many groups of rows there are in all, `group_bytes` what one group writes; with `holes` some bytes
+    of the buffer are not written.
     """
 
     struct: s.ProgramStruct
@@ -126,13 +127,13 @@ def _program(
         moves.kernel, len(tile.row), len(row_loops), len(column_loops), len(moves.parts), moves.word, int(near),
         pad, placed.pad_value, change[0], change[1],
         placed.extents[-2], matrix_rows, experts * matrix_rows, width, padded, tile.size, offset + tile.start,
-        *(a.ctypes.data for a in arrays), len(moves.pieces), len(moves.terms), moves.block, int(moves.whole_lines),
+        *(a.ctypes.data for a in arrays), len(moves.pieces), len(moves.terms), moves.block, moves.whole_lines,
         way, placed.nbytes, back.pieces.ctypes.data, len(back.pieces), back.piece, back.block,
     )  # fmt: skip
     groups = math.prod(int(n) for n in row_loops["count"])
     return Program(
         struct, groups, -(-placed.nbytes // groups), (len(tile.row), ((padded + 64) | 63) + 1),
-        placed.units != math.prod(placed.padded), (*arrays, back.pieces),
+        has_holes(placed) and not tile.span, (*arrays, back.pieces),
     )  # fmt: skip
 
 

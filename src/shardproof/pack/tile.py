@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -22,6 +23,7 @@ class Tile:
     """An enumerated tile: row `row[i]`, `base[i]` of its group, and for every unit its row, source and address.
 
     `source` and `target` count units from the tile's first column and lowest address; `start` is that address in bytes.
+    With `span` the tile is that many bytes from `start` on, holes among them (`with_holes`).
     """
 
     row: Ints
@@ -32,11 +34,25 @@ class Tile:
     start: int
     bits: int
     padded_bytes: int
+    span: int = 0
 
     @cached_property
     def size(self) -> int:
         """From the first byte that the tile writes to the last."""
         return int(self.target.max()) * self.bits // 8 + 1
+
+    def with_holes(self, outer: Sequence[Digit], placed: Placed) -> Tile:
+        """The tile with the holes around its bytes, where such tiles are all of the buffer; else the tile."""
+        inside = placed.nbytes // math.prod(d.size for d in outer)
+        lead = placed.strides.offset * self.bits // 8 + self.start
+        following = inside
+        for digit in sorted(outer, key=lambda d: d.stride):
+            if digit.stride * self.bits != following * 8:
+                return self
+            following *= digit.size
+        if following != placed.nbytes or not 0 <= lead <= inside - self.size:
+            return self
+        return replace(self, start=self.start - lead, target=self.target + lead * 8 // self.bits, span=inside)
 
     def runs(self) -> list[tuple[int, int, int]]:
         """What the tile takes of its rows: (row, first byte, bytes), every byte once, row by row."""

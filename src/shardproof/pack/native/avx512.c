@@ -1,4 +1,4 @@
-/* AVX-512 kernels (VBMI, VNNI): a whole cache line is one register, any byte of two registers reaches any place of it,
+/* AVX-512 kernels (VBMI, VNNI, GFNI): a whole cache line is one register, any byte of two registers reaches any place of it,
  * and row sums of the digest ride along in the registers that the weights pass through. */
 #include <string.h>
 
@@ -7,7 +7,7 @@
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <immintrin.h>
 #pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vnni,avx2")
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vnni,gfni,avx2")
 #include "avx512.h"
 
 static inline void put(uint8_t *dst, __m512i v, int stream) {
@@ -15,6 +15,11 @@ static inline void put(uint8_t *dst, __m512i v, int stream) {
     _mm512_stream_si512((void *)dst, v);
   else
     _mm512_storeu_si512((void *)dst, v);
+}
+
+static inline void put_halves(uint8_t *dst, __m512i v, int both) {
+  _mm256_stream_si256((__m256i *)dst, _mm512_castsi512_si256(v));
+  if (both) _mm256_stream_si256((__m256i *)(dst + 32), _mm512_extracti64x4_epi64(v, 1));
 }
 
 #define ASK(level, line) __asm__ volatile("prefetch" level " %0" : : "m"(*(const uint8_t *)(line)))
@@ -122,37 +127,94 @@ int64_t sp_untile_avx512(const uint8_t *src, int64_t step, int64_t count, uint8_
   return whole;
 }
 
-static void run(const uint8_t *src, uint8_t *dst, int64_t bytes, int cached) {
+/* Rows follow one another, but a page may end in between, where the hardware stops reading ahead. */
+static void run(const uint8_t *src, const uint8_t *ahead, uint8_t *dst, int64_t bytes, int cached) {
   if (bytes < 64 || ((uintptr_t)dst & 63) || (bytes & 63) || cached) {
     memcpy(dst, src, (size_t)bytes);
     return;
   }
-  for (int64_t i = 0; i < bytes; i += 64) put(dst + i, get(src + i), 1);
+  for (int64_t i = 0; i < bytes; i += 64) {
+    ASK("t1", ahead + i);
+    put(dst + i, get(src + i), 1);
+  }
 }
 
 /* -- lines: pieces of rows are gathered in a block, and every line of the tile is put together from it ---------------- */
 
 enum { MOST_TILES = 8 };
+enum stores { PLAIN = 0, LINE = 1, HALVES = 2 }; /* where they are; past the caches; the same for tiles of half lines */
 
 #define GATHER(type)                                                                                          \
   for (const Part *q = p->piece, *end = q + p->pieces; q < end; q++) {                                         \
     const uint8_t *src = rows[q->row] + column + q->column;                                                    \
-    const uint8_t *const later = ahead[q->row] + column + q->column;                                           \
-    for (int64_t i = 0; i == 0 || i < tiles * next; i += next > 64 ? next : 64) ASK("t1", later + i);          \
+    const uint8_t *const same = ahead[q->row] + column + q->column;                                      \
+    for (int64_t i = 0; i == 0 || i < tiles * next; i += next > 64 ? next : 64) ASK("t1", same + i);           \
     for (int t = 0; t < tiles; t++) memcpy(block + t * p->block + q->dst, src + t * next, sizeof(type));       \
   }
 
+/* Two halves of a register from two places. */
+static inline __m512i halves(const uint8_t *low, const uint8_t *high) {
+  return _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)low)),
+                            _mm256_loadu_si256((const __m256i *)high), 1);
+}
+
+/* Pieces of 8 bytes and more: where they are for the first tile, and where those of the next group are. */
+enum { MOST_PIECES = MOST_BLOCK / 8 };
+typedef struct { const uint8_t *of[MOST_PIECES], *ahead[MOST_PIECES]; } Pieces;
+
+/* Eight pieces of 8 bytes for eight tiles that stand side by side in their rows: 64 bytes a row, turned in registers.
+ * Piece by piece they would be eight loads and eight stores a line, and 64-byte loads of bytes that wait to be stored. */
+static inline void turn(const Pieces *found, int64_t pieces, int64_t at, uint8_t *block, int64_t pitch) {
+  const __m512i even = _mm512_setr_epi64(0, 1, 8, 9, 4, 5, 12, 13), odd = _mm512_setr_epi64(2, 3, 10, 11, 6, 7, 14, 15);
+  for (int64_t q = 0; q < pieces; q += 8) {
+    const uint8_t *const *const src = found->of + q;
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) ASK("t1", found->ahead[q + i] + at);
+#pragma GCC unroll 2
+    for (int64_t h = at; h < at + 64; h += 32) {
+      const __m512i a = halves(src[0] + h, src[4] + h), b = halves(src[1] + h, src[5] + h);
+      const __m512i c = halves(src[2] + h, src[6] + h), d = halves(src[3] + h, src[7] + h);
+      const __m512i ab = _mm512_unpacklo_epi64(a, b), AB = _mm512_unpackhi_epi64(a, b);
+      const __m512i cd = _mm512_unpacklo_epi64(c, d), CD = _mm512_unpackhi_epi64(c, d);
+      uint8_t *const to = block + (h - at) / 8 * pitch + 8 * q;
+      put(to, _mm512_permutex2var_epi64(ab, even, cd), 0);
+      put(to + pitch, _mm512_permutex2var_epi64(AB, even, CD), 0);
+      put(to + 2 * pitch, _mm512_permutex2var_epi64(ab, odd, cd), 0);
+      put(to + 3 * pitch, _mm512_permutex2var_epi64(AB, odd, CD), 0);
+    }
+  }
+}
+
+/* Pieces of at least 32 bytes: a line of the block is stored at once. */
+static inline __attribute__((always_inline)) void join(const Pieces *found, int64_t pieces, int64_t word, int64_t at,
+                                                       int64_t next, uint8_t *block, int64_t pitch, int tiles) {
+  for (int64_t q = 0; q < pieces; q++)
+    for (int64_t i = 0; i == 0 || i < tiles * next; i += next > 64 ? next : 64) ASK("t1", found->ahead[q] + at + i);
+  for (int t = 0; t < tiles; t++, at += next, block += pitch)
+    for (int64_t q = 0, dst = 0; q < pieces; dst += 64, q += word == 32 ? 2 : 1)
+      put(block + dst, word == 32 ? halves(found->of[q] + at, found->of[q + 1] + at) : get(found->of[q] + at), 0);
+}
+
 static inline __attribute__((always_inline)) void gather(const Program *p, const uint8_t *const *rows,
-                                                         const uint8_t *const *ahead, int64_t column, int64_t next,
-                                                         uint8_t *block, int tiles) {
+                                                         const uint8_t *const *ahead, const Pieces *found,
+                                                         int64_t column, int64_t at, int64_t next, uint8_t *block,
+                                                         int tiles) {
+  if (p->word == 8 && next == 8 && tiles == 8 && !(p->pieces & 7)) {
+    turn(found, p->pieces, at, block, p->block);
+    return;
+  }
+  if (p->word == 64 || (p->word == 32 && !(p->pieces & 1))) {
+    join(found, p->pieces, p->word, at, next, block, p->block, tiles);
+    return;
+  }
+  column += at;
   switch (p->word) {
     case 1: GATHER(uint8_t) break;
     case 2: GATHER(uint16_t) break;
     case 4: GATHER(uint32_t) break;
     case 8: GATHER(uint64_t) break;
     case 16: GATHER(__m128i) break;
-    case 32: GATHER(__m256i) break;
-    default: GATHER(__m512i)
+    default: GATHER(__m256i)
   }
 }
 
@@ -160,35 +222,46 @@ static inline __attribute__((always_inline)) __m512i pick(const uint8_t *from, _
   return wide ? _mm512_permutex2var_epi8(get(from), index, get(from + 64)) : _mm512_permutexvar_epi8(index, get(from));
 }
 
-/* Terms of one line stand together. A plain term brings bytes; one with `control` also moves bits within them. */
+/* Terms of one line stand together. A plain term brings bytes; one with `control` or `matrix` also moves bits. */
 static inline __attribute__((always_inline)) void lines(const Program *p, const uint8_t *block, uint8_t *dst,
                                                         int64_t step, int tiles, int stream) {
   const Term *term = p->term, *const end = term + p->terms;
+  const uint8_t *const vectors = p->masks;
+  const int64_t pitch = p->block;
   while (term < end) {
     const Term *const line = term;
     __m512i v[MOST_TILES];
     for (int t = 0; t < tiles; t++) v[t] = _mm512_setzero_si512();
     for (; term < end && term->dst == line->dst; term++) {
-      const __m512i index = get(p->masks + 64 * (int64_t)term->index);
+      const __m512i index = get(vectors + term->index);
       const uint8_t *from = block + term->window;
-      if (!term->control) {
-        const __mmask64 in = term->in;
+      if (term->matrix) {
+        const __m512i matrix = get(vectors + term->matrix);
         for (int t = 0; t < tiles; t++) {
-          const __m512i moved = pick(from + t * p->block, index, term->wide);
-          v[t] = _mm512_mask_mov_epi8(v[t], in, moved);
+          const __m512i moved = pick(from + t * pitch, index, term->wide);
+          v[t] = _mm512_xor_si512(v[t], _mm512_gf2p8affine_epi64_epi8(moved, matrix, 0));
         }
-        continue;
+      } else if (term->control) {
+        const __m512i control = get(vectors + term->control), keep = get(vectors + term->keep);
+        for (int t = 0; t < tiles; t++) {
+          const __m512i moved = _mm512_multishift_epi64_epi8(control, pick(from + t * pitch, index, term->wide));
+          v[t] = _mm512_ternarylogic_epi64(v[t], moved, keep, 0xF8); /* v | (moved & keep) */
+        }
+      } else {
+        for (int t = 0; t < tiles; t++)
+          v[t] = _mm512_mask_mov_epi8(v[t], term->in, pick(from + t * pitch, index, term->wide));
       }
-      const __m512i control = get(p->masks + 64 * (int64_t)term->control), keep = get(p->masks + 64 * (int64_t)term->keep);
-      for (int t = 0; t < tiles; t++) {
-        const __m512i moved = _mm512_multishift_epi64_epi8(control, pick(from + t * p->block, index, term->wide));
-        v[t] = _mm512_ternarylogic_epi64(v[t], moved, keep, 0xF8); /* v | (moved & keep) */
-      }
+    }
+    if (line->order) {
+      const __m512i order = get(vectors + line->order);
+      for (int t = 0; t < tiles; t++) v[t] = _mm512_permutexvar_epi8(order, v[t]);
     }
     for (int t = 0; t < tiles; t++) {
       uint8_t *to = dst + t * step + line->dst;
-      if (stream)
+      if (stream == LINE)
         put(to, v[t], 1);
+      else if (stream)
+        put_halves(to, v[t], line->store >> 32 != 0);
       else
         _mm512_mask_storeu_epi8(to, line->store, v[t]);
     }
@@ -198,22 +271,38 @@ static inline __attribute__((always_inline)) void lines(const Program *p, const 
 static void assemble(const Program *p, const uint8_t *const *rows, int64_t column, uint8_t *dst, const ColumnLoop *c,
                      const Aside *w) {
   uint8_t block[MOST_TILES * MOST_BLOCK] __attribute__((aligned(64)));
-  const uint8_t *const *const ahead = w->ahead;
-  const int stream = p->whole_lines && !w->cached && (((uintptr_t)dst | (uintptr_t)c->dst) & 63) == 0;
-  int64_t i = 0;
-#define TILES(tiles)                                                                   \
-  for (; i + (tiles) <= c->count; i += (tiles)) {                                      \
-    gather(p, rows, ahead, column + i * c->src, c->src, block, tiles);                        \
-    if (stream)                                                                        \
-      lines(p, block, dst + i * c->dst, c->dst, tiles, 1);                             \
-    else                                                                               \
-      lines(p, block, dst + i * c->dst, c->dst, tiles, 0);                             \
+  const uintptr_t together = p->whole_lines == HALVES ? 32 : 64;
+  const int fits = (((uintptr_t)dst | (uintptr_t)c->dst) & (together - 1)) == 0;
+  const int64_t stream = fits && !w->cached ? p->whole_lines : PLAIN;
+  Pieces found;
+  for (int64_t q = 0; q < p->pieces && p->word >= 8; q++) {
+    const Part *piece = p->piece + q;
+    found.of[q] = rows[piece->row] + column + piece->column;
+    found.ahead[q] = w->ahead[piece->row] + column + piece->column;
   }
-  TILES(8)
+  int64_t i = 0;
+#define TILES(tiles, stores)                                                        \
+  for (; i + (tiles) <= c->count; i += (tiles)) {                                   \
+    gather(p, rows, w->ahead, &found, column, i * c->src, c->src, block, tiles);    \
+    lines(p, block, dst + i * c->dst, c->dst, tiles, stores);                       \
+  }
+  if (stream == LINE) {
+    TILES(8, LINE)
 
-  TILES(4)
+    TILES(4, LINE)
 
-  TILES(1)
+    TILES(1, LINE)
+  } else if (stream == PLAIN) {
+    TILES(8, PLAIN)
+
+    TILES(4, PLAIN)
+
+    TILES(1, PLAIN)
+  } else { /* halves of few lines at a time, so that lines leave as a whole */
+    TILES(2, HALVES)
+
+    TILES(1, HALVES)
+  }
 #undef TILES
 }
 
@@ -225,7 +314,10 @@ static void loop(const Program *p, int32_t level, const uint8_t *const *rows, in
   } else if (p->kernel == TILE16) {
     tile16(p, rows, column, dst, c, w);
   } else if (p->kernel == RUN) {
-    for (int64_t i = 0; i < c->count; i++) run(rows[0] + column + i * c->src, dst + i * c->dst, p->tile_bytes, w->cached);
+    for (int64_t i = 0; i < c->count; i++) {
+      const int64_t at = column + i * c->src;
+      run(rows[0] + at, w->ahead[0] + at, dst + i * c->dst, p->tile_bytes, w->cached);
+    }
   } else {
     assemble(p, rows, column, dst, c, w);
   }

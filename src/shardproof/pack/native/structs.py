@@ -22,7 +22,8 @@ JOB = np.dtype(
 )
 
 TERM = np.dtype(
-    [(name, "i4") for name in ("dst", "window", "wide", "index", "control", "keep")] + [("in", "u8"), ("store", "u8")]
+    [(name, "i4") for name in ("dst", "window", "wide", "index", "control", "keep", "matrix", "order")]
+    + [("in", "u8"), ("store", "u8")]
 )
 
 RUN, TILE16, SHUFFLE, COPY, WORDS, LINES = range(6)

@@ -180,7 +180,8 @@ int sp_isa(void) {
   if (!__builtin_cpu_supports("avx2")) return PORTABLE;
   const int wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                    __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-                   __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni");
+                   __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni") &&
+                   __builtin_cpu_supports("gfni");
   return wide ? AVX512 : AVX2;
 #else
   return PORTABLE;
