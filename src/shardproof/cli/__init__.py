@@ -33,9 +33,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(given: list[str]) -> int:
-    from shardproof.cli.app import app
+    from shardproof.cli.app import VERBS, application
     from shardproof.cli.show import JSON_VERSION, print_json
 
+    app = application([verb for verb in VERBS if given[:1] == [verb]] or VERBS)
     try:
         result = app(given, standalone_mode=False, prog_name="shardproof")
     except ShardproofError as error:
