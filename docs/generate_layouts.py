@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from shardproof.layouts import find
-from shardproof.layouts.describe import renewed
-from shardproof.layouts.picture import svg
+from shardproof.layouts.shown.describe import renewed
+from shardproof.layouts.shown.picture import svg
 
 HERE = Path(__file__).parent
 PICTURES = {

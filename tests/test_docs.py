@@ -11,7 +11,7 @@ import pytest
 import typer
 
 import shardproof
-from shardproof.cli.app import app
+from shardproof.cli.app import application
 from shardproof.mistakes import museum
 from tests.test_errors import CODE, explained
 
@@ -65,7 +65,7 @@ def options(command: object) -> set[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_options_exist(page: Path) -> None:
-    known = options(typer.main.get_command(app)) | {"--help"}
+    known = options(typer.main.get_command(application())) | {"--help"}
     others = {"--nproc-per-node", "--cpu-time", "--ik", "--shape", "--check", "--inplace", "--strict", "--revision"}
     lines = [line for line in text_of(page).splitlines() if "benchmarks/" not in line and "pip " not in line]
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", "\n".join(lines)))

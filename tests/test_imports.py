@@ -72,6 +72,21 @@ def test_a_room_below_the_kernels_needs_no_torch(room):
     assert not {name.partition(".")[0] for name in loaded} & set(HEAVY)
 
 
+def test_a_verb_loads_what_it_needs_and_no_more():
+    """What a first `shardproof pack` waits for: no other verb, no mail, no HTML, no numpy.ma for `np.unique`."""
+    code = "import sys; from shardproof.cli import main; main(['pack', '--help']); print(*sys.modules)"
+    loaded = set(run(code).splitlines()[-1].split())
+    assert "shardproof.cli.pack" in loaded
+    assert not loaded & {"shardproof.cli.verify", "shardproof.diagnose", "shardproof.demo"}
+    code = (
+        "import sys, shardproof.api, shardproof.pack\n"
+        "from shardproof.pack.program import program\n"
+        "for name in ('aiter.e8', 'marlin.weight'): program(name, (2, 64, 64), 0, isa=2)\n"
+        "print(*sys.modules)"
+    )
+    assert not set(run(code).split()) & {"importlib.metadata", "email", "numpy.ma", "html"}
+
+
 def test_everything_public_works_without_torch_installed():
     names = ("torch", "transformers", "triton", "huggingface_hub")
     code = BLOCKER.format(names=names) + (

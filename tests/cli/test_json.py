@@ -12,7 +12,7 @@ import typer
 
 from shardproof.cli import main
 from shardproof.cli.answers import ANSWERS, Benched, Compiled, Demonstrated, Refusal, Tuned
-from shardproof.cli.app import app
+from shardproof.cli.app import application
 from tests.answers import Seen, check, check_answer, fields_of
 from tests.checkpoints import make
 
@@ -23,7 +23,7 @@ ELSEWHERE = [Benched, Tuned, Compiled, Demonstrated]  # tests/bench, kernels/cud
 
 def commands() -> set[str]:
     """Every command that has --json."""
-    verbs = typer.main.get_command(app)
+    verbs = typer.main.get_command(application())
     found = {(name,): verb for name, verb in verbs.commands.items()}  # type: ignore[attr-defined]
     found |= {("layouts", name): verb for name, verb in found.pop(("layouts",)).commands.items()}
     return {" ".join(name) for name, verb in found.items() if any("--json" in p.opts for p in verb.params)}

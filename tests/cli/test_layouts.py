@@ -13,9 +13,9 @@ import pytest
 from shardproof.cli import main
 from shardproof.cli.layout_page import MOST_UNITS
 from shardproof.layouts import find
-from shardproof.layouts.picture import example_shape, svg
 from shardproof.layouts.registry import everything
-from shardproof.layouts.trace import canonical_shape, element_bits, elements_at, locate
+from shardproof.layouts.shown.picture import example_shape, svg
+from shardproof.layouts.shown.trace import canonical_shape, element_bits, elements_at, locate
 
 EVERY = everything()
 IDS = [f"{layout.name}@{layout.version}" for layout in EVERY]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from shardproof.cli.app import app
+from shardproof.cli.app import application
 from shardproof.errors import KernelError
 from shardproof.experts import Activation
 from shardproof.moe import PreparedLayer, moe
@@ -61,10 +61,10 @@ def test_ranks_add_up_to_the_judge(tmp_path, platform, name, kind, spec, tp, ep,
 def test_from_a_checkpoint_to_the_result(tmp_path, kind):
     made = make(tmp_path / "ckpt", kind, hidden=192, intermediate=160)
     out = tmp_path / "packed"
-    run = CliRunner().invoke(app, ["pack", str(made.folder), str(out), "--backend", "shardproof_gpu"])
+    run = CliRunner().invoke(application(), ["pack", str(made.folder), str(out), "--backend", "shardproof_gpu"])
     assert run.exit_code == 0, run.output
     assert is_packed(out)
-    proof = CliRunner().invoke(app, ["verify", str(out), "--against", str(made.folder)])
+    proof = CliRunner().invoke(application(), ["verify", str(out), "--against", str(made.folder)])
     assert proof.exit_code == 0, proof.output
     layer = load(out, 0).layers["layers.0"]
     prepared = PreparedLayer(layer, device="cuda")

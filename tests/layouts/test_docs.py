@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 import shardproof
-from shardproof.layouts.describe import renewed
 from shardproof.layouts.registry import everything
+from shardproof.layouts.shown.describe import renewed
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import re
 from dataclasses import dataclass
-from importlib import metadata
 from typing import Literal, TypeAlias
 
 from shardproof.backends.backend import Check, Request
@@ -159,6 +158,8 @@ def _release(version: str) -> tuple[int, ...]:
 
 
 def _installed(distribution: str) -> str | None:
+    from importlib import metadata  # loads the parsers of mail and URLs, which most uses never need
+
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:

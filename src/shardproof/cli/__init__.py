@@ -34,8 +34,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(given: list[str]) -> int:
-    from shardproof.cli.app import app
+    from shardproof.cli.app import VERBS, application
 
+    app = application([verb for verb in VERBS if given[:1] == [verb]] or VERBS)
     try:
         result = app(given, standalone_mode=False, prog_name="shardproof")
     except ShardproofError as error:

@@ -15,10 +15,10 @@ from shardproof.cli.options import Json
 from shardproof.diagnose.foreign import NOT_NUMPY
 from shardproof.errors import EXIT_FINDING, LayoutError
 from shardproof.layouts import Layout, Placed, find
-from shardproof.layouts.describe import facts, to_dict
-from shardproof.layouts.picture import example_shape
 from shardproof.layouts.registry import everything
-from shardproof.layouts.trace import Shape, canonical_shape, elements_at, locate
+from shardproof.layouts.shown.describe import facts, to_dict
+from shardproof.layouts.shown.picture import example_shape
+from shardproof.layouts.shown.trace import Shape, canonical_shape, elements_at, locate
 from shardproof.mxfp4 import SCALE_NAN, Bytes
 
 app = typer.Typer(help="The catalogue of byte orders that kernels read.", no_args_is_help=True, rich_markup_mode=None)

@@ -45,11 +45,11 @@ def _read(
     length = (count - 1) * source.row_stride + source.row_bytes if count else 0
     found = np.empty((len(experts), count, source.row_bytes), dtype=np.uint8)
     begins = source.start[experts] + rows[0] * source.row_stride
-    for file in np.unique(source.file[experts]) if count else ():
+    for file in sorted(set(source.file[experts].tolist())) if count else ():
         of = np.flatnonzero(source.file[experts] == file)
         first, stop = int(begins[of].min()), int(begins[of].max()) + length
         together = stop - first <= _SPARSE * length * len(of)
-        data = model.checkpoint.read(int(file), first, stop) if together else None
+        data = model.checkpoint.read(file, first, stop) if together else None
         for i in of.tolist():
             at = int(begins[i])
             part = model.checkpoint.read(int(file), at, at + length) if data is None else data[at - first :]

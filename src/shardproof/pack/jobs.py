@@ -77,7 +77,7 @@ def _starts(made: Program, experts: int) -> npt.NDArray[np.int64]:
     a_job = max(1, _JOB_BYTES // max(made.group_bytes, 1))
     bounds = np.arange(experts + 1, dtype=np.int64) * made.groups // experts
     within = np.arange(0, made.groups, a_job, dtype=np.int64) if a_job < made.groups // experts else bounds[:0]
-    return np.unique(np.concatenate((bounds, within)))
+    return np.array(sorted({*bounds.tolist(), *within.tolist()}), dtype=np.int64)
 
 
 def cuts_of(plan: Plan, layer: LayerExperts, rank: Rank, slot: Slot, where: Where) -> npt.NDArray[np.void]:

@@ -25,7 +25,7 @@ def words(tile: Tile, *, wide: bool = True) -> Moves | None:
     """Table look-ups, one for every source byte that a word takes bits from; words of 4 bytes if `wide`."""
     per_byte = 8 // tile.bits
     touched = np.bincount(tile.target // per_byte)
-    if set(np.unique(touched)) - {0, per_byte}:
+    if ((touched != 0) & (touched != per_byte)).any():
         return None
     whole = not (touched == 0).any() and len(touched) % 4 == 0
     word = 4 if wide and whole and tile.start % 4 == 0 else 1

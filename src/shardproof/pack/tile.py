@@ -57,10 +57,10 @@ class Tile:
     def runs(self) -> list[tuple[int, int, int]]:
         """What the tile takes of its rows: (row, first byte, bytes), every byte once, row by row."""
         per_byte = 8 // self.bits
-        taken = np.unique(np.stack((self.of_row, self.source // per_byte), axis=1), axis=0)
-        first = np.flatnonzero(np.any(np.diff(taken, axis=0, prepend=-2) != [0, 1], axis=1))
+        taken = np.array(sorted(set(((self.of_row << 32) + self.source // per_byte).tolist())))
+        first = np.flatnonzero(np.diff(taken, prepend=-2) != 1)
         sizes = np.diff(np.concatenate((first, [len(taken)])))
-        return [(int(r), int(c), int(n)) for (r, c), n in zip(taken[first].tolist(), sizes.tolist(), strict=True)]
+        return [(at >> 32, at & 0xFFFFFFFF, n) for at, n in zip(taken[first].tolist(), sizes.tolist(), strict=True)]
 
     def pieces(self) -> tuple[int, list[tuple[int, int]]]:
         """`runs` in pieces of one length, a power of two: that length, and of each (row, first byte)."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from importlib.metadata import PackageNotFoundError, version
 from typing import ClassVar, NoReturn
 
 from shardproof.checkpoint.checkpoint import Checkpoint
@@ -86,9 +85,11 @@ class StreamedReader(ABC):
         ) from reason  # fmt: skip
 
     def _missing(self, reason: Exception) -> CheckpointError:
+        from importlib import metadata  # slow to load, and needed for this sentence only
+
         try:
-            found = f"{self.package} {version(self.package)}, which lacks what is used here: {reason}"
-        except PackageNotFoundError:
+            found = f"{self.package} {metadata.version(self.package)}, which lacks what is used here: {reason}"
+        except metadata.PackageNotFoundError:
             found = "it is not installed"
         return CheckpointError(
             "checkpoint.reader_missing", f"the reader {self.name} needs the package {self.package}", found=found,
