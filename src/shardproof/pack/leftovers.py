@@ -25,15 +25,24 @@ def part_folder(target: Path, tag: str) -> Path:
 
 
 @contextlib.contextmanager
-def working(part: Path) -> Iterator[None]:
-    """Say that this process works in a part folder; several may. Without locks on that file system nothing is said."""
-    descriptor = os.open(part / _WORKING, os.O_RDWR | os.O_CREAT, 0o644)
+def _locked(path: Path, flags: int, how: int) -> Iterator[None]:
+    descriptor = os.open(path, flags, 0o644)
     try:
         with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            fcntl.flock(descriptor, how)
         yield
     finally:
         os.close(descriptor)
+
+
+def alone(folder: Path) -> contextlib.AbstractContextManager[None]:
+    """One process at a time; a file system without locks is trusted to have one process."""
+    return _locked(folder, os.O_RDONLY | os.O_DIRECTORY, fcntl.LOCK_EX)
+
+
+def working(part: Path) -> contextlib.AbstractContextManager[None]:
+    """Say that this process works in a part folder; several may. Without locks on that file system nothing is said."""
+    return _locked(part / _WORKING, os.O_RDWR | os.O_CREAT, fcntl.LOCK_SH)
 
 
 def end_work(part: Path) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import mmap
 import os
@@ -27,7 +26,7 @@ from shardproof.errors import PackedError, PackError
 from shardproof.experts import Field, Stack
 from shardproof.mxfp4 import Bytes
 from shardproof.pack.journal import Journal, Unit
-from shardproof.pack.leftovers import JOURNAL, end_work, part_folder, sweep, working
+from shardproof.pack.leftovers import JOURNAL, alone, end_work, part_folder, sweep, working
 from shardproof.packed import (
     MANIFEST,
     header,
@@ -81,11 +80,11 @@ class Output:
         with _coded(self.target):
             self.target.parent.mkdir(parents=True, exist_ok=True)
             with contextlib.ExitStack() as stack:
-                with _lock(self.target.parent):  # whoever removes leftovers holds it as well
+                with alone(self.target.parent):  # whoever removes leftovers holds it as well
                     self.part.mkdir(exist_ok=True)
                     stack.enter_context(working(self.part))
                 try:
-                    with _lock(self.part):
+                    with alone(self.part):
                         self._journal.begin()
                         self._create_files()
                     yield self._journal.done()
@@ -124,7 +123,7 @@ class Output:
 
     def publish(self) -> dict[int, Digest] | None:
         """Make the output visible if every unit of every asked rank is complete; None if other processes still work."""
-        with _lock(self.target.parent):
+        with alone(self.target.parent):
             already = self.held()
             if all(i in already for i in self.indices):  # of another run, whoever made them
                 shutil.rmtree(self.part, ignore_errors=True)
@@ -207,18 +206,6 @@ class RankMap:
     def _range(self, key: str, slot: tuple[Stack, Field]) -> tuple[int, int]:
         start, stop = self._offsets[tensor_name(key, *slot)]
         return self._start + start, self._start + stop
-
-
-@contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """One process at a time; a file system without locks is trusted to have one process."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager
