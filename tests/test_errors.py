@@ -6,6 +6,7 @@ import ast
 import json
 import pickle
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,14 @@ def test_exit_codes():
 # -- codes --------------------------------------------------------------------------------------------------------------
 
 
+def errors_made() -> Iterator[tuple[str, ast.Call]]:
+    """Every call of an exception class in the source, with the place where it stands."""
+    for path in SOURCE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in CLASSES and node.args:
+                yield f"{path.relative_to(SOURCE)}:{node.lineno}", node
+
+
 def strings() -> dict[str, set[str]]:
     """Every string constant of the source that reads like a code, with the files it stands in."""
     found: dict[str, set[str]] = {}
@@ -151,15 +160,20 @@ def test_codes_are_written_out_so_that_they_can_be_found():
     }  # fmt: skip
     assert set(own) == set(CLASSES) - {"ShardproofError"}
     raised = 0
-    for path in SOURCE.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if not (
-                isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in own and node.args
-            ):
-                continue
-            code = node.args[0]
-            assert not isinstance(code, ast.JoinedStr), f"{path.name}:{node.lineno}"
-            if isinstance(code, ast.Constant):
-                raised += 1
-                assert code.value.partition(".")[0] in own[node.func.id], f"{path.name}:{node.lineno}: {code.value}"
+    for place, node in errors_made():
+        code = node.args[0]
+        assert not isinstance(code, ast.JoinedStr), place
+        if isinstance(code, ast.Constant) and node.func.id in own:
+            raised += 1
+            assert code.value.partition(".")[0] in own[node.func.id], f"{place}: {code.value}"
     assert raised > 80
+
+
+def test_every_error_says_the_next_step():
+    without = []
+    for place, node in errors_made():
+        steps = [keyword.value for keyword in node.keywords if keyword.arg == "next_step"]
+        parts = [part for step in steps for part in ast.walk(step)]
+        if not steps or any(isinstance(part, ast.Constant) and part.value is None for part in parts):
+            without.append(place)
+    assert not [place for place in without if not place.startswith("kernels/cuda/")]

@@ -56,4 +56,9 @@ def main_spec(model: ExpertModel) -> ExpertSpec:
     """The spec of the model's first MoE layer. Raises FormatError `format.none` for a model without one."""
     for layer in check_model(model).layers.values():
         return layer.spec
-    raise FormatError("format.none", "the checkpoint has no MoE layer", file=model.checkpoint.root)
+    raise FormatError(
+        "format.none",
+        "the checkpoint has no MoE layer",
+        file=model.checkpoint.root,
+        next_step=f"`shardproof inspect {model.checkpoint.root}` shows what it holds",
+    )

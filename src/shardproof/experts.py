@@ -68,9 +68,16 @@ class ExpertSpec:
                     f"the {name} size is not a whole number of 32-value blocks",
                     found=size,
                     needed=f"a positive multiple of {BLOCK}",
+                    next_step="correct the size; a model with such a size cannot be stored in MXFP4",
                 )
         if self.experts <= 0:
-            raise FormatError("format.experts", "a layer needs at least one expert", found=self.experts, needed=">= 1")
+            raise FormatError(
+                "format.experts",
+                "a layer needs at least one expert",
+                found=self.experts,
+                needed=">= 1",
+                next_step="give the number of experts of the layer",
+            )
 
     @property
     def blocks(self) -> int:

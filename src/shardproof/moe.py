@@ -86,7 +86,12 @@ def moe(
         for rank in ranks
     ]
     if not prepared:
-        raise KernelError("kernel.ranks", "no rank was given", needed="one packed layer a rank")
+        raise KernelError(
+            "kernel.ranks",
+            "no rank was given",
+            needed="one packed layer a rank",
+            next_step="load them: [shardproof.load(FOLDER, r) for r in range(RANKS)]",
+        )
     if len(prepared) > 1:
         check_ranks([rank.layer for rank in prepared])
     if len(prepared) == 1:
@@ -110,6 +115,7 @@ def choose(layer: PackedLayer, device: torch.device, name: str | None = None) ->
             raise KernelError(
                 "kernel.implementation", "no such implementation", found=name,
                 needed=", ".join(i.name for i in implementations()),
+                next_step="choose one of those, or leave it to shardproof",
             )  # fmt: skip
     reasons = []
     for candidate in known:
@@ -157,6 +163,7 @@ def check_ranks(layers: Sequence[PackedLayer]) -> None:
                 "kernel.ranks", "the ranks were not packed by one plan", rank=layer.rank, layer=layer.key,
                 found=f"{layer.key} of tp {layer.plan.tp} x ep {layer.plan.ep}",
                 needed=f"{first.key} of tp {first.plan.tp} x ep {first.plan.ep}",
+                next_step="give all ranks of one packed folder",
             )  # fmt: skip
 
 
@@ -179,6 +186,7 @@ def check_inputs(layer: PackedLayer, device: torch.device, x: Tensor, topk_ids: 
             raise KernelError(
                 "kernel.shape", f"{name} does not fit x", tensor=name, layer=layer.key, found=tuple(tensor.shape),
                 needed=f"[{x.shape[0]}, k], the same k in topk_ids and topk_weights",
+                next_step="give k expert ids and k weights for each row of x",
             )  # fmt: skip
     for name, tensor in (("x", x), ("topk_ids", topk_ids), ("topk_weights", topk_weights)):
         if tensor.device.type != device.type:
@@ -192,7 +200,7 @@ def _check_dtype(name: str, tensor: Tensor, allowed: tuple[torch.dtype, ...]) ->
     if tensor.dtype not in allowed:
         raise KernelError(
             "kernel.dtype", f"{name} has a dtype that the layer does not take", tensor=name, found=tensor.dtype,
-            needed=", ".join(str(dtype) for dtype in allowed),
+            needed=", ".join(str(dtype) for dtype in allowed), next_step=f"convert {name} with .to({allowed[0]})",
         )  # fmt: skip
 
 

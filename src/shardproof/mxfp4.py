@@ -62,6 +62,7 @@ def decode(weight: Bytes, scale: Bytes) -> Floats:
             "weight and scale do not describe the same matrix",
             found=f"weight {weight.shape}, scale {scale.shape}",
             needed="weight [..., N, K/2] with scale [..., N, K/32]",
+            next_step="give the scale of this very weight, not transposed",
         )
     values = E2M1[unpack_codes(weight)]
     blocks = values.reshape(*scale.shape, BLOCK)
@@ -88,9 +89,15 @@ def encode(values: npt.ArrayLike, rule: ScaleRule = "ceil") -> tuple[Bytes, Byte
             "K is not a whole number of blocks",
             found=x.shape,
             needed=f"last axis % {BLOCK} == 0",
+            next_step=f"pad the last axis to a multiple of {BLOCK}",
         )
     if not np.isfinite(x).all():
-        raise FormatError("format.not_finite", "a value to encode is NaN or infinite", needed="finite values")
+        raise FormatError(
+            "format.not_finite",
+            "a value to encode is NaN or infinite",
+            needed="finite values",
+            next_step="repair the values first: MXFP4 has no NaN but in its scales, and no infinity",
+        )
     blocks = x.reshape(*x.shape[:-1], x.shape[-1] // BLOCK, BLOCK)
     largest = np.abs(blocks).max(axis=-1)
     exponent = np.where(largest > 0, _scale_exponent(largest, rule), 0).clip(-127, 127)
@@ -109,7 +116,11 @@ def _scale_exponent(largest: npt.NDArray[np.float64], rule: ScaleRule) -> npt.ND
         power = exponent - 3 + (mantissa >= 0.875)
     else:
         raise FormatError(
-            "format.scale_rule", "unknown scale rule", found=repr(rule), needed="'floor', 'ceil' or 'even'"
+            "format.scale_rule",
+            "unknown scale rule",
+            found=repr(rule),
+            needed="'floor', 'ceil' or 'even'",
+            next_step="choose one of the three",
         )
     return power.astype(np.int64)
 

@@ -51,7 +51,9 @@ def ranks(tp: int, ep: int) -> list[Rank]:
 
 def _check_size(name: str, size: int) -> None:
     if size < 1:
-        raise PartitionError("partition.size", f"{name} must be at least 1", found=size, needed=">= 1")
+        raise PartitionError(
+            "partition.size", f"{name} must be at least 1", found=size, needed=">= 1", next_step="ask for at least 1"
+        )
 
 
 def block_intervals(
@@ -73,7 +75,13 @@ def block_intervals(
         run = -(-blocks // tp)
         stops = [min(blocks, run * (r + 1)) for r in range(tp)]
     else:
-        raise PartitionError("partition.policy", "unknown policy", found=repr(policy), needed=" or ".join(POLICIES))
+        raise PartitionError(
+            "partition.policy",
+            "unknown policy",
+            found=repr(policy),
+            needed=" or ".join(POLICIES),
+            next_step="choose one of the two",
+        )
     intervals = list(zip([0, *stops[:-1]], stops, strict=True))
     empty = [r for r, (start, stop) in enumerate(intervals) if start == stop]
     if empty and not allow_empty:
@@ -118,7 +126,11 @@ def _named_placement(experts: int, ep: int, placement: str) -> list[tuple[int, .
     if placement == "round_robin":
         return [tuple(range(r, experts, ep)) for r in range(ep)]
     raise PartitionError(
-        "partition.placement", "unknown expert placement", found=repr(placement), needed=" or ".join(PLACEMENTS)
+        "partition.placement",
+        "unknown expert placement",
+        found=repr(placement),
+        needed=" or ".join(PLACEMENTS),
+        next_step="choose one of the two, or give an explicit map: the expert ids of each rank",
     )
 
 
@@ -130,6 +142,7 @@ def _rows(ep: int, placement: Mapping[int, Sequence[int]] | Sequence[Sequence[in
         raise PartitionError(
             "partition.cover", "the expert map names a rank that does not exist",
             rank=", ".join(strange), needed=f"0..{ep - 1}",
+            next_step="number the ranks of the map from 0, one row a rank",
         )  # fmt: skip
     return [placement.get(rank, ()) for rank in range(ep)]
 
@@ -137,7 +150,12 @@ def _rows(ep: int, placement: Mapping[int, Sequence[int]] | Sequence[Sequence[in
 def _expert_id(found: object, rank: int) -> int:
     if not isinstance(found, SupportsIndex):
         raise PartitionError(
-            "partition.expert_id", "an expert id is not a whole number", rank=rank, found=repr(found), needed="integers"
+            "partition.expert_id",
+            "an expert id is not a whole number",
+            rank=rank,
+            found=repr(found),
+            needed="integers",
+            next_step="write the expert ids as integers",
         )
     return operator.index(found)
 
@@ -145,7 +163,11 @@ def _expert_id(found: object, rank: int) -> int:
 def _check_owners(experts: int, ep: int, owners: Sequence[tuple[int, ...]]) -> None:
     if len(owners) != ep:
         raise PartitionError(
-            "partition.cover", "the expert map does not have one row a rank", found=len(owners), needed=ep
+            "partition.cover",
+            "the expert map does not have one row a rank",
+            found=len(owners),
+            needed=ep,
+            next_step="give one list of expert ids for each expert-parallel rank",
         )
     for rank, row in enumerate(owners):
         outside = [e for e in row if not 0 <= e < experts]
@@ -157,6 +179,7 @@ def _check_owners(experts: int, ep: int, owners: Sequence[tuple[int, ...]]) -> N
                 expert=outside[0],
                 found=outside[0],
                 needed=f"0..{experts - 1}",
+                next_step="correct the id, or remove it from the map",
             )
         if len(set(row)) != len(row):
             twice = next(e for e in row if row.count(e) > 1)
@@ -167,6 +190,7 @@ def _check_owners(experts: int, ep: int, owners: Sequence[tuple[int, ...]]) -> N
                 expert=twice,
                 found=f"{row.count(twice)} copies",
                 needed="at most one copy a rank",
+                next_step="keep one copy a rank; replicas stand on different ranks",
             )
         if not row:
             raise PartitionError(

@@ -87,7 +87,7 @@ def register(name: str, package: Package) -> None:
     Raises BackendError `backend.duplicate` for another one of that name.
     """
     if PACKAGES.setdefault(name, package) != package:
-        raise BackendError("backend.duplicate", "two packages share a name", found=name)
+        raise BackendError("backend.duplicate", "two packages share a name", found=name, next_step="rename one of them")
 
 
 def check_names(platform: Platform) -> None:

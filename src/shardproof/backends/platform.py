@@ -54,6 +54,7 @@ def describe(text: str, packages: str | Iterable[str] = ()) -> Platform:
             "cannot read the platform",
             found=text,
             needed="cpu, cuda:sm90, rocm:gfx950, xpu:NAME",
+            next_step="write one of these, or leave it out to take this machine",
         )
     return Platform(kind, arch, _read_packages(packages), described=True)
 
@@ -87,6 +88,12 @@ def _read_packages(packages: str | Iterable[str]) -> dict[str, str]:
     for text in [packages] if isinstance(packages, str) else packages:
         name, equals, version = text.partition("=")
         if not (name and equals and re.fullmatch(r"[\w.+\-]+", version)):
-            raise BackendError("backend.platform", "cannot read a package version", found=text, needed="NAME=VERSION")
+            raise BackendError(
+                "backend.platform",
+                "cannot read a package version",
+                found=text,
+                needed="NAME=VERSION",
+                next_step="for example --with aiter=0.1.15",
+            )
         named[name] = version
     return named

@@ -24,7 +24,9 @@ def _backends() -> dict[str, Backend]:
     named: dict[str, Backend] = {}
     for kind in (kind for module in modules for kind in _declared(module)):
         if named.setdefault(kind.name, instance := kind()) is not instance:
-            raise BackendError("backend.duplicate", "two backends share a name", found=kind.name)
+            raise BackendError(
+                "backend.duplicate", "two backends share a name", found=kind.name, next_step="rename one of them"
+            )
     return dict(sorted(named.items()))
 
 

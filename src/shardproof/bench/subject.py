@@ -85,6 +85,7 @@ class Subject:
             raise PackedError(
                 "packed.layer", "the packed folder has no such layer", file=folder, found=key,
                 needed=", ".join(list(held.layers)[:6]),
+                next_step="choose one of those, or leave it out to take the first",
             )  # fmt: skip
         layer = held.layers[key or next(iter(held.layers))]
         valid, hidden = layer.valid, layer.spec.hidden

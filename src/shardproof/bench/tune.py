@@ -54,6 +54,7 @@ def tune(
         raise KernelError(
             "kernel.implementation", "there is nothing to tune: the Hopper kernels cannot run here",
             found="; ".join(reasons) or "none of them was asked for", needed="an NVIDIA Hopper GPU (sm90)",
+            next_step="run this on a machine with such a GPU",
         )  # fmt: skip
     return {torch.cuda.get_device_name(): table}, seen
 

@@ -37,7 +37,13 @@ def check_device(device: str) -> None:
     import torch
 
     if device.partition(":")[0] not in ("cpu", "cuda"):
-        raise KernelError("kernel.device", "no such device", found=device, needed="cpu, cuda or cuda:N")
+        raise KernelError(
+            "kernel.device",
+            "no such device",
+            found=device,
+            needed="cpu, cuda or cuda:N",
+            next_step="write one of these",
+        )
     if device != "cpu" and not torch.cuda.is_available():
         raise KernelError(
             "kernel.device", "there is no GPU here that torch can use", found=f"torch {torch.__version__}",
@@ -61,7 +67,13 @@ def ways(
     known = {i.name: i for i in implementations() if i.backend or i.name == "reference"}
     unknown = [name for name in names or () if name not in known]
     if unknown:
-        raise KernelError("kernel.implementation", "no such implementation", found=unknown[0], needed=", ".join(known))
+        raise KernelError(
+            "kernel.implementation",
+            "no such implementation",
+            found=unknown[0],
+            needed=", ".join(known),
+            next_step="choose one of those",
+        )
     packed: dict[str, PackedLayer] = {}
     asked = names or [name for name in known if name != "reference"]
     where = detect(packages) if device != "cpu" else Platform("cpu")

@@ -176,11 +176,13 @@ class Checkpoint:
                 yield CheckpointError(
                     "checkpoint.index_tensor", "the index sends a tensor to the wrong file",
                     file=index, tensor=name, found=file, needed=self.paths[info.file].name,
+                    next_step="download index and files again, of one revision",
                 )  # fmt: skip
         for name in self.tensors.keys() - files.weight_map.keys():
             yield CheckpointError(
                 "checkpoint.index_tensor", "a file holds a tensor that the index does not name",
                 file=self.paths[self.tensors[name].file], tensor=name, needed="an entry in the index",
+                next_step="download index and files again, of one revision",
             )  # fmt: skip
 
     def __enter__(self) -> Self:

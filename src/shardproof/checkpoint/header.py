@@ -26,6 +26,7 @@ DTYPE_BITS = {
 }  # fmt: skip
 
 
+_AGAIN = "download the file again"
 _MOST = 1 << 63
 _KINDS = {stat.S_IFDIR: "a directory", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
 
@@ -60,7 +61,9 @@ def read_header(path: Path, file: int = 0, problems: list[CheckpointError] | Non
     entries = _parse(path, raw)
     metadata = entries.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise CheckpointError("checkpoint.header_json", "__metadata__ is not a map of strings", file=path)
+        raise CheckpointError(
+            "checkpoint.header_json", "__metadata__ is not a map of strings", file=path, next_step=_AGAIN
+        )
     data_start = 8 + len(raw)
     tensors = []
     for name, entry in entries.items():
@@ -83,7 +86,7 @@ def _read_raw(path: Path) -> tuple[bytes, int]:
     except OSError as reason:
         raise CheckpointError(
             "checkpoint.not_a_file", "the file cannot be opened", file=path, found=reason.strerror,
-            needed="a safetensors file that this user may read",
+            needed="a safetensors file that this user may read", next_step="correct the path or the file's permissions",
         ) from None  # fmt: skip
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
@@ -91,26 +94,28 @@ def _read_raw(path: Path) -> tuple[bytes, int]:
         raise CheckpointError(
             "checkpoint.not_a_file", "not a regular file", file=path,
             found=_KINDS.get(stat.S_IFMT(status.st_mode), "a device"), needed="a safetensors file",
+            next_step="correct the path: give the file itself",
         )  # fmt: skip
     with os.fdopen(descriptor, "rb") as stream:
         size = status.st_size
         if size < 8:
             raise CheckpointError(
                 "checkpoint.empty", "the file is too short to hold a header",
-                file=path, found=f"{size} bytes", needed=">= 8 bytes", next_step="download the file again",
+                file=path, found=f"{size} bytes", needed=">= 8 bytes", next_step=_AGAIN,
             )  # fmt: skip
         length = int.from_bytes(stream.read(8), "little")
         if not 2 <= length <= min(HEADER_LIMIT, size - 8):
             raise CheckpointError(
                 "checkpoint.header_length", "the header's length cannot be right: not a safetensors file, or cut off",
                 file=path, found=f"{length} bytes of header in a file of {size}",
-                needed=f"2 to {min(HEADER_LIMIT, size - 8)} bytes", next_step="download the file again",
+                needed=f"2 to {min(HEADER_LIMIT, size - 8)} bytes", next_step=_AGAIN,
             )  # fmt: skip
         raw = stream.read(length)
         if len(raw) != length:
             raise CheckpointError(
                 "checkpoint.truncated", "the file became shorter while its header was read",
                 file=path, found=f"{len(raw)} bytes of header", needed=f"{length} bytes",
+                next_step="run again when nothing writes to the file",
             )  # fmt: skip
         return raw, size
 
@@ -125,16 +130,24 @@ def _parse(path: Path, raw: bytes) -> dict[str, Any]:
     except (UnicodeDecodeError, ValueError, RecursionError) as reason:
         raise CheckpointError(
             "checkpoint.header_json", "the header is not JSON", file=path, found=str(reason)[:120],
-            next_step="download the file again",
+            next_step=_AGAIN,
         ) from None  # fmt: skip
     if not isinstance(header, _Object):
         raise CheckpointError(
-            "checkpoint.header_json", "the header is not a JSON object", file=path, found=type(header).__name__
+            "checkpoint.header_json",
+            "the header is not a JSON object",
+            file=path,
+            found=type(header).__name__,
+            next_step=_AGAIN,
         )
     for name, entry in header.items():
         if not _is_text(name):
             raise CheckpointError(
-                "checkpoint.header_json", "a tensor's name is not text", file=path, tensor=ascii(name)
+                "checkpoint.header_json",
+                "a tensor's name is not text",
+                file=path,
+                tensor=ascii(name),
+                next_step=_AGAIN,
             )
         twice = header.twice if header.twice is not None else getattr(entry, "twice", None)
         if twice is not None:
@@ -143,6 +156,7 @@ def _parse(path: Path, raw: bytes) -> dict[str, Any]:
                 "checkpoint.duplicate_key",
                 "a tensor is named twice in one header" if whole else f"a tensor's entry has two values for {twice!r}",
                 file=path, tensor=twice if whole else name, needed="each name once",
+                next_step="write the file again: what wrote it is broken",
             )  # fmt: skip
     return header
 
@@ -194,27 +208,30 @@ def _bad_entry(path: Path, name: str, entry: Any) -> CheckpointError:
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
         return CheckpointError(
             "checkpoint.header_json", "a tensor's entry is incomplete",
-            file=path, tensor=name, found=str(entry)[:80], needed="dtype, shape, data_offsets",
+            file=path, tensor=name, found=str(entry)[:80], needed="dtype, shape, data_offsets", next_step=_AGAIN,
         )  # fmt: skip
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     bits = DTYPE_BITS.get(dtype) if isinstance(dtype, str) else None
     if bits is None:
         return CheckpointError(
             "checkpoint.dtype", "unknown dtype", file=path, tensor=name, found=ascii(dtype)[:80],
-            needed=", ".join(DTYPE_BITS),
+            needed=", ".join(DTYPE_BITS), next_step="download the file again, or report the dtype",
         )  # fmt: skip
     if not isinstance(shape, list) or not all(type(s) is int and s >= 0 for s in shape):
-        return CheckpointError("checkpoint.shape", "not a shape", file=path, tensor=name, found=str(shape)[:80])
+        return CheckpointError(
+            "checkpoint.shape", "not a shape", file=path, tensor=name, found=str(shape)[:80], next_step=_AGAIN
+        )
     if not isinstance(offsets, list) or [type(o) for o in offsets] != [int, int] or not 0 <= offsets[0] <= offsets[1]:
         return CheckpointError(
             "checkpoint.offsets", "not a byte range",
             file=path, tensor=name, found=str(offsets)[:80], needed="[start, stop] with start <= stop",
+            next_step=_AGAIN,
         )  # fmt: skip
     start, stop = offsets
     return CheckpointError(
         "checkpoint.byte_count", "the byte range does not fit dtype and shape",
         file=path, tensor=name, found=f"{_number((stop - start) * 8)} bytes",
-        needed=f"{_number(_bits(shape, bits))} bytes for {dtype} {str(shape)[:80]}",
+        needed=f"{_number(_bits(shape, bits))} bytes for {dtype} {str(shape)[:80]}", next_step=_AGAIN,
     )  # fmt: skip
 
 
@@ -241,7 +258,7 @@ def _placement(path: Path, tensors: list[TensorInfo], data_start: int, size: int
             yield CheckpointError(
                 "checkpoint.truncated", "the file ends before this tensor does", file=path, tensor=tensor.name,
                 found=f"{size} bytes", needed=f"at least {_number(tensor.stop * 8)} bytes",
-                next_step="download the file again",
+                next_step=_AGAIN,
             )  # fmt: skip
         if tensor.start != position:
             overlaps = tensor.start < position
@@ -250,11 +267,11 @@ def _placement(path: Path, tensors: list[TensorInfo], data_start: int, size: int
                 f"the tensor's bytes overlap those of {previous}"
                 if overlaps else f"bytes after {previous} belong to no tensor",
                 file=path, tensor=tensor.name, found=f"starts at byte {_number(tensor.start * 8)}",
-                needed=f"byte {_number(position * 8)}",
+                needed=f"byte {_number(position * 8)}", next_step="do not use the file: download or write it again",
             )  # fmt: skip
         position, previous = max(position, tensor.stop), tensor.name
     if size > position:
         yield CheckpointError(
             "checkpoint.trailing", "the file goes on after its last tensor",
-            file=path, found=f"{size} bytes", needed=f"{position} bytes", next_step="download the file again",
+            file=path, found=f"{size} bytes", needed=f"{position} bytes", next_step=_AGAIN,
         )  # fmt: skip

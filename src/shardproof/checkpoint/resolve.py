@@ -126,7 +126,9 @@ def _missing(folder: Path, listed: list[str], present: list[str], who: str) -> t
 def _weight_map(path: Path, index: dict[str, Any]) -> dict[str, str]:
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError("checkpoint.index", "the index has no weight_map", file=path)
+        raise CheckpointError(
+            "checkpoint.index", "the index has no weight_map", file=path, next_step="download the index again"
+        )
     good: set[Any] = set()
     for tensor, name in weight_map.items():
         if isinstance(name, str) and name in good:
@@ -137,6 +139,7 @@ def _weight_map(path: Path, index: dict[str, Any]) -> dict[str, str]:
             raise CheckpointError(
                 "checkpoint.index", "the index leads out of the checkpoint's folder",
                 file=path, tensor=tensor, found=name, needed="a .safetensors file name without a path",
+                next_step="download the index again",
             )  # fmt: skip
     return weight_map
 
@@ -147,9 +150,15 @@ def _json(path: Path, code: str) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as reason:
-        raise CheckpointError(code, "the file cannot be read as JSON", file=path, found=str(reason)[:120]) from None
+        raise CheckpointError(
+            code,
+            "the file cannot be read as JSON",
+            file=path,
+            found=str(reason)[:120],
+            next_step="correct its permissions, or download it again",
+        ) from None
     if not isinstance(data, dict):
-        raise CheckpointError(code, "the file is not a JSON object", file=path)
+        raise CheckpointError(code, "the file is not a JSON object", file=path, next_step="download it again")
     return data
 
 

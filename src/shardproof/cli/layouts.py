@@ -129,11 +129,22 @@ def apply(
     layout, given = find(name)
     if not inverse:
         if data.ndim != 3:
-            raise LayoutError("layout.shape", "not a canonical array", found=data.shape, needed="uint8 [E, N, K bytes]")
+            raise LayoutError(
+                "layout.shape",
+                "not a canonical array",
+                found=data.shape,
+                needed="uint8 [E, N, K bytes]",
+                next_step="reshape it to [E, N, K/2] weight bytes or [E, N, K/32] scale bytes",
+            )
         _save(out, layout.place(data.shape, {**given, **_parameters(param)}).pack(data))
         return
     if shape is None:
-        raise LayoutError("layout.shape", "the inverse needs the shape", needed="--shape E,N,K")
+        raise LayoutError(
+            "layout.shape",
+            "the inverse needs the shape",
+            needed="--shape E,N,K",
+            next_step="add --shape E,N,K: the shape of the canonical array, K in values",
+        )
     layout, placed, _ = _placed(name, shape, param)
     kernel = data.reshape(-1)
     _save(out, placed.unpack(kernel))
@@ -189,7 +200,11 @@ def _three(text: str, option: str) -> Shape:
         e, n, k = (int(part) for part in text.split(","))
     except ValueError:
         raise LayoutError(
-            "layout.range", f"cannot read {option}", found=text, needed="three numbers: 2,64,128"
+            "layout.range",
+            f"cannot read {option}",
+            found=text,
+            needed="three numbers: 2,64,128",
+            next_step=f"{option} 2,64,128, for example",
         ) from None
     return e, n, k
 
@@ -199,7 +214,13 @@ def _parameters(param: list[str] | None) -> dict[str, int]:
     for text in param or []:
         name, equals, value = text.partition("=")
         if not (equals and value.isdecimal()):
-            raise LayoutError("layout.parameter", "cannot read --param", found=text, needed="NAME=NUMBER")
+            raise LayoutError(
+                "layout.parameter",
+                "cannot read --param",
+                found=text,
+                needed="NAME=NUMBER",
+                next_step=f"--param {text.partition('=')[0] or 'NAME'}=8, for example",
+            )
         pairs[name.strip()] = int(value)
     return pairs
 
@@ -209,10 +230,24 @@ def _load(path: Path) -> Bytes:
         data = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as problem:
         found = problem.strerror if isinstance(problem, OSError) else NOT_NUMPY
-        raise LayoutError("layout.file", "cannot read the array", file=path, found=found, needed=".npy") from None
+        raise LayoutError(
+            "layout.file",
+            "cannot read the array",
+            file=path,
+            found=found,
+            needed=".npy",
+            next_step="save it with np.save(PATH, array)",
+        ) from None
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8:
         found = getattr(data, "dtype", type(data).__name__)
-        raise LayoutError("layout.file", "not an array of bytes", file=path, found=found, needed="uint8")
+        raise LayoutError(
+            "layout.file",
+            "not an array of bytes",
+            file=path,
+            found=found,
+            needed="uint8",
+            next_step="save the bytes themselves: array.view(np.uint8)",
+        )
     return data
 
 

@@ -71,10 +71,20 @@ def read_range(text: str, what: str, *, least: int | None = None) -> list[int]:
         numbers = []
     if not numbers:
         raise PartitionError(
-            "partition.range", f"cannot read {what}", found=text or "nothing", needed="8, 1..16, 0-7 or 0,2,5"
+            "partition.range",
+            f"cannot read {what}",
+            found=text or "nothing",
+            needed="8, 1..16, 0-7 or 0,2,5",
+            next_step=f"{what} 8, for example",
         )
     if least is not None and min(numbers) < least:
-        raise PartitionError("partition.range", f"{what} is too small", found=text, needed=f"numbers from {least} up")
+        raise PartitionError(
+            "partition.range",
+            f"{what} is too small",
+            found=text,
+            needed=f"numbers from {least} up",
+            next_step=f"leave out what is below {least}",
+        )
     return numbers
 
 
@@ -94,13 +104,25 @@ def read_policy(text: str) -> Policy:
     for policy in POLICIES:
         if text == policy:
             return policy
-    raise PartitionError("partition.policy", "unknown policy", found=text, needed=" or ".join(POLICIES))
+    raise PartitionError(
+        "partition.policy",
+        "unknown policy",
+        found=text,
+        needed=" or ".join(POLICIES),
+        next_step="choose one of the two",
+    )
 
 
 def read_gate_mode(text: str | None) -> GateMode | None:
     """A gate mode by name. Raises BackendError `backend.gate_mode`."""
     if text not in (None, "separated", "interleaved"):
-        raise BackendError("backend.gate_mode", "unknown gate mode", found=text, needed="separated or interleaved")
+        raise BackendError(
+            "backend.gate_mode",
+            "unknown gate mode",
+            found=text,
+            needed="separated or interleaved",
+            next_step="choose one of the two, or leave it to the backend",
+        )
     return cast("GateMode | None", text)
 
 
@@ -117,6 +139,7 @@ def read_placement(text: str) -> ExpertMap:
         raise PartitionError(
             "partition.placement", "unknown expert placement", found=f"{text}{why}",
             needed=f"{', '.join(PLACEMENTS)}, or a JSON file with one list of expert ids a rank",
+            next_step="choose one of the two, or correct the file",
         ) from None  # fmt: skip
 
 

@@ -120,7 +120,13 @@ def writing(path: Path) -> Iterator[None]:
     try:
         was_there, place = path.exists(), path.absolute().parent.is_dir()
     except OSError as reason:  # a name that is too long
-        raise PackError("pack.io", "the output cannot be written", file=path, found=reason.strerror) from reason
+        raise PackError(
+            "pack.io",
+            "the output cannot be written",
+            file=path,
+            found=reason.strerror,
+            next_step="choose a shorter name, or another place",
+        ) from reason
     if not place:
         raise PackError(
             "pack.io", "the output cannot be written", file=path, found=f"no folder {path.parent}",

@@ -39,6 +39,7 @@ def write_checkpoint(model: nn.Module, folder: Path, experts: int, files: int = 
         raise FormatError(
             "format.block", "the FFN cannot be cut into that many experts of whole blocks", found=experts,
             needed=f"a power of two that leaves a multiple of {BLOCK} of {config.intermediate_size}",
+            next_step="choose another number of experts",
         )  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     weight_map: dict[str, str] = {}
@@ -83,7 +84,12 @@ def _slice(weight: Bytes, scale: Bytes, projection: str, expert: int, experts: i
     raise_by = experts.bit_length() - 1
     chosen = scale[:, expert * blocks : (expert + 1) * blocks]
     if int(chosen.max()) + raise_by >= SCALE_NAN:
-        raise FormatError("format.scale_range", "a scale of w2 is too large to be multiplied", found=int(chosen.max()))
+        raise FormatError(
+            "format.scale_range",
+            "a scale of w2 is too large to be multiplied",
+            found=int(chosen.max()),
+            next_step="choose fewer experts",
+        )
     return weight[:, columns], chosen + np.uint8(raise_by)
 
 
@@ -140,5 +146,11 @@ def load_moe(folder: Path) -> Any:
     model.model.rotary_emb = type(model.model.rotary_emb)(made)  # its buffers are in no checkpoint
     left = [name for name, tensor in model.state_dict().items() if tensor.is_meta and ".experts." not in name]
     if left:
-        raise FormatError("format.missing", "the checkpoint lacks a tensor of the model", file=folder, tensor=left[0])
+        raise FormatError(
+            "format.missing",
+            "the checkpoint lacks a tensor of the model",
+            file=folder,
+            tensor=left[0],
+            next_step="finish the download, or write the demo's checkpoint again",
+        )
     return model.eval()

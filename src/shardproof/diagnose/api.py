@@ -85,6 +85,7 @@ def _by_layer(tensors: Sequence[Foreign], hints: Hints) -> list[list[Foreign]]:
         raise DiagnoseError(
             "diagnose.layer", "the dump does not hold this layer", layer=hints.layer,
             found=", ".join(sorted(str(k) for k in groups)), needed=hints.layer,
+            next_step="choose one of the layers found, or leave the layer open",
         )  # fmt: skip
     return list(chosen.values())
 

@@ -93,7 +93,13 @@ def _read(checkpoint: Checkpoint, format: str | None) -> ExpertModel:  # noqa: A
     known = formats()
     if format is not None:
         if format not in known:
-            raise FormatError("format.unknown", "no such format", found=format, needed=", ".join(known))
+            raise FormatError(
+                "format.unknown",
+                "no such format",
+                found=format,
+                needed=", ".join(known),
+                next_step="choose one of those, or leave it out to have it recognised",
+            )
         return known[format].read(checkpoint, (Evidence(True, "asked for", format),))
     evidence = {name: _evidence(dialect, checkpoint) for name, dialect in known.items()}
     by_tensors = [n for n, (_, tensors) in evidence.items() if tensors is not None and tensors.speaks_for]

@@ -70,11 +70,13 @@ class GptOss(Format):
                     raise FormatError(
                         "format.duplicate", "two tensors claim to be the same matrices of one layer", tensor=name,
                         layer=f"layers.{match[1]}", found=other.name, needed="one name",
+                        next_step="remove one of the two",
                     )  # fmt: skip
             elif ".experts." in name:
                 raise FormatError(
                     "format.extra", "an expert tensor is unknown to format gpt_oss", tensor=name,
                     needed="gate_up_proj or down_proj with _blocks, _scales or _bias",
+                    next_step="remove the tensor, or add its name to the format",
                 )  # fmt: skip
         if not found:
             raise no_experts(checkpoint, self.name)
@@ -92,12 +94,13 @@ def _layer(key: str, tensors: dict[tuple[str, Field], TensorInfo], family: Famil
                 raise FormatError(
                     _MISSING[name], f"{stack} has no {name}", layer=key, tensor=f"{key}.mlp.experts.{stack}_*",
                     needed="blocks and scales of both projections, and both biases or none",
+                    next_step="finish the download; what is missing would be loaded as zeros",
                 )  # fmt: skip
     gate_up = tensors["gate_up_proj", "weight"]
     if len(gate_up.shape) != 4:
         raise FormatError(
             "format.shape", "the fused weight has the wrong shape", layer=key, tensor=gate_up.name, found=gate_up.shape,
-            needed="[E, 2I, H/32, 16]",
+            needed="[E, 2I, H/32, 16]", next_step="take the original checkpoint",
         )  # fmt: skip
     experts, rows, blocks, _ = gate_up.shape
     check_sizes(key, family, (blocks * BLOCK, gate_up.name), (rows // 2, gate_up.name))
@@ -107,6 +110,7 @@ def _layer(key: str, tensors: dict[tuple[str, Field], TensorInfo], family: Famil
             "format.missing_expert" if experts < family.experts else "format.expert_id",
             "config and tensors do not agree on the number of experts", layer=key, tensor=gate_up.name,
             expert=min(experts, family.experts), found=experts, needed=f"{family.experts} (config)",
+            next_step="finish the download, or correct num_local_experts in config.json",
         )  # fmt: skip
     for (stack, name), tensor in tensors.items():
         _check(key, stack, name, tensor, spec)
@@ -131,7 +135,7 @@ def _check(key: str, stack: str, name: Field, tensor: TensorInfo, spec: ExpertSp
         raise FormatError(
             "format.dtype", f"a {name} has the wrong dtype", layer=key, tensor=tensor.name, found=tensor.dtype,
             needed=" or ".join(_DTYPES[name]),
-            next_step="scales are E8M0 bytes and are never cast" if name == "scale" else None,
+            next_step="take the original checkpoint" + (": scales are bytes, never cast" if name == "scale" else ""),
         )  # fmt: skip
     if tensor.shape != wanted:
         transposed = tensor.shape[:1] + tensor.shape[:0:-1] == wanted
@@ -139,6 +143,7 @@ def _check(key: str, stack: str, name: Field, tensor: TensorInfo, spec: ExpertSp
             "format.transposed" if transposed else "format.shape",
             f"a {name} is transposed" if transposed else f"a {name} has the wrong shape", layer=key, tensor=tensor.name,
             found=tensor.shape, needed=wanted,
+            next_step=f"store it as {list(wanted)}" if transposed else "take the original checkpoint",
         )  # fmt: skip
 
 

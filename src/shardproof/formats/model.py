@@ -95,7 +95,13 @@ def layer_spec(
         )  # fmt: skip
     except FormatError as reason:
         raise FormatError(
-            reason.code, reason.what, layer=key, tensor=tensor.name, found=reason.found, needed=reason.needed
+            reason.code,
+            reason.what,
+            layer=key,
+            tensor=tensor.name,
+            found=reason.found,
+            needed=reason.needed,
+            next_step=reason.next_step,
         ) from None
 
 
@@ -107,6 +113,7 @@ def check_sizes(key: str, family: Family, hidden: tuple[int, str], intermediate:
             raise FormatError(
                 "format.size", f"config and tensors do not agree on the {what} size", layer=key, tensor=tensor,
                 found=found, needed=f"{configured} (config)",
+                next_step="config.json and tensors belong to different models: download both again, of one revision",
             )  # fmt: skip
 
 
@@ -158,7 +165,13 @@ class ExpertModel:
         """One layer. Raises FormatError `format.layer` with the keys there are."""
         if key not in self.layers:
             needed = layer_span(list(self.layers))
-            raise FormatError("format.layer", "the model has no such MoE layer", layer=key, needed=needed)
+            raise FormatError(
+                "format.layer",
+                "the model has no such MoE layer",
+                layer=key,
+                needed=needed,
+                next_step="choose one of those",
+            )
         return self.layers[key]
 
 

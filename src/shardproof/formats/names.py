@@ -90,6 +90,7 @@ def _take(layer: NamedLayer, slot: Slot, expert: int, tensor: TensorInfo) -> Non
         raise FormatError(
             "format.duplicate", "two tensors claim to be the same matrix of one expert",
             tensor=tensor.name, layer=layer.path, expert=expert, found=other.name, needed="one name",
+            next_step="remove one of the two",
         )  # fmt: skip
 
 

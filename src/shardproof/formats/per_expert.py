@@ -78,6 +78,7 @@ def _expert_count(key: str, layer: NamedLayer, family: Family) -> int:
         raise FormatError(
             "format.expert_id", "an expert id is out of range", tensor=slot[outside[0]].name, layer=key,
             expert=outside[0], found=outside[0], needed=f"0..{expected - 1} (the config has {expected} experts)",
+            next_step="correct the config, or remove the tensors of experts it does not have",
         )  # fmt: skip
     return expected
 
@@ -110,6 +111,7 @@ def _check_complete(key: str, layer: NamedLayer, experts: int) -> None:
             "format.missing_bias", "some experts have a bias and some have none", layer=key,
             found=", ".join(f"{p}: {len(b)}" for p, b in with_bias.items()),
             needed=f"none, or {experts} of each projection",
+            next_step="finish the download; a missing bias would be loaded as zeros",
         )  # fmt: skip
 
 
@@ -163,6 +165,7 @@ def _check_matrices(
             "format.transposed" if transposed else "format.shape",
             f"a {name} is transposed" if transposed else f"a {name} has the wrong shape",
             tensor=tensor.name, layer=key, expert=expert, found=tensor.shape, needed=wanted,
+            next_step=f"store it as {list(wanted)}" if transposed else "take the original checkpoint",
         )  # fmt: skip
 
 

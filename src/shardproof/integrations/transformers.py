@@ -63,7 +63,12 @@ def replace_experts(
     """
     packed = [ranks] if isinstance(ranks, PackedExperts) else list(ranks)
     if not packed:
-        raise KernelError("kernel.ranks", "no rank was given", needed="all ranks of a plan, or one rank a process")
+        raise KernelError(
+            "kernel.ranks",
+            "no rank was given",
+            needed="all ranks of a plan, or one rank a process",
+            next_step="load them: [shardproof.load(FOLDER, r) for r in range(RANKS)]",
+        )
     found = {match[1]: name for name, _ in model.named_modules() if (match := _EXPERTS.search(name))}
     _check_layers(found, packed[0])
     alone = len(packed) == 1 and packed[0].rank.world > 1

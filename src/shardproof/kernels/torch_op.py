@@ -48,7 +48,7 @@ def _(x: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor, handl
         raise KernelError(
             "kernel.shape", "x, topk_ids or topk_weights has the wrong shape",
             found=f"x {list(x.shape)}, topk_ids {list(topk_ids.shape)}, topk_weights {list(topk_weights.shape)}",
-            needed="[M, H], [M, k] and [M, k]",
+            needed="[M, H], [M, k] and [M, k]", next_step="flatten batch and sequence into M",
         )  # fmt: skip
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 

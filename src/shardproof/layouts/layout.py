@@ -65,15 +65,24 @@ class Layout:
         known = set(self.parameters)
         for digit in (d for axis in self.parsed.digits for d in axis):
             if isinstance(digit.size, str) and digit.size not in known:
-                raise LayoutError("layout.parameter", f"layout {self.name} has no parameter {digit.size!r}")
+                raise LayoutError(
+                    "layout.parameter",
+                    f"layout {self.name} has no parameter {digit.size!r}",
+                    next_step="add it to the layout's parameters, or write a number into the pattern",
+                )
         if self.field == "scale" and self.filler == SCALE_NAN:
             raise LayoutError(
-                "layout.pad_value", f"layout {self.name} pads scales with NaN", found=255, needed="0..254"
+                "layout.pad_value",
+                f"layout {self.name} pads scales with NaN",
+                found=255,
+                needed="0..254",
+                next_step="declare another pad_value: 127 is a scale of 1",
             )
         if self.unit != "byte" and self.filler:
             raise LayoutError(
                 "layout.pad_value",
                 f"layout {self.name} moves {self.unit}s and pads with another value than 0",
+                next_step="leave pad_value out of the declaration",
             )
         if "h" in self.parsed.axes and self.stacks != ("w13",):
             object.__setattr__(self, "stacks", ("w13",))
@@ -113,9 +122,13 @@ class Layout:
                 f"layout {self.name} has no parameter {min(unknown)!r}",
                 found=", ".join(sorted(unknown)),
                 needed=", ".join(self.parameters) or "no parameters",
+                next_step="leave it out, or choose one of those needed" if self.parameters else "leave it out",
             )
         if any(value < 1 for value in given.values()):
             raise LayoutError(
-                "layout.parameter", f"a parameter of layout {self.name} is not positive", found=dict(given)
+                "layout.parameter",
+                f"a parameter of layout {self.name} is not positive",
+                found=dict(given),
+                next_step="give whole numbers from 1 up",
             )
         return {**self.parameters, **given}

@@ -27,7 +27,12 @@ class Mover:
         self._per_byte = 8 // BITS[unit]
         self._lead = strides.steps[0]
         if self._lead.group is not None or self._lead.stride % self._per_byte:
-            raise LayoutError("layout.pattern", "the first digit must move whole bytes", found=strides.pattern.text)
+            raise LayoutError(
+                "layout.pattern",
+                "the first digit must move whole bytes",
+                found=strides.pattern.text,
+                next_step="put a digit of at least a byte first; see layouts/notation.py",
+            )
         self._inner = (*padded[1:-1], padded[-1] // self._per_byte)
 
     def write(self, part: Bytes, kernel: Bytes, first: int) -> None:

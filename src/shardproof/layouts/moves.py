@@ -193,7 +193,13 @@ def _view(
     low = start + sum(min(0, (n - 1) * s) for n, s in zip(shape, steps, strict=True))
     high = start + sum(max(0, (n - 1) * s) for n, s in zip(shape, steps, strict=True)) + kind.itemsize
     if low < 0 or high > data.size:
-        raise LayoutError("layout.pattern", "a move leaves its buffer", found=(low, high), needed=data.size)
+        raise LayoutError(
+            "layout.pattern",
+            "a move leaves its buffer",
+            found=(low, high),
+            needed=data.size,
+            next_step="give a buffer of the whole size",
+        )
     whole: npt.NDArray[np.unsignedinteger] = np.ndarray(shape, kind, data.data, start, steps)
     return whole
 

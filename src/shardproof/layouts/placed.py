@@ -128,6 +128,7 @@ class Placed:
                 "not the number of bytes this layout takes",
                 found=f"{out.size} ({out.dtype} {out.shape})",
                 needed=f"{self.nbytes} (uint8, contiguous)",
+                next_step="give the whole buffer, flat, as uint8",
             )
 
     def _check_part(self, part: Bytes, first: int) -> Bytes:
@@ -145,6 +146,7 @@ class Placed:
                 "experts that share a tile must be written together",
                 found=f"rows {begin}..{end} of the stack",
                 needed=f"whole tiles of {self._lead.weight} rows",
+                next_step="give these experts together with their neighbours, or all at once",
             )
         return part.reshape(end - begin, self.shape[2])
 
@@ -169,6 +171,7 @@ class Placed:
                     f"coordinate {name} is outside the shape",
                     found=worst,
                     needed=f"0..{size - 1}",
+                    next_step="stay within the shape",
                 )
         e, n, k = parts
         if len(self.extents) == 2:
@@ -187,7 +190,9 @@ class Placed:
         if ((at < 0) | (at >= self.units)).any():
             worst = at.min() if (at < 0).any() else at.max()
             needed = f"0..{self.units - 1} ({self.unit}s)"
-            raise LayoutError("layout.range", "no such address", found=worst, needed=needed)
+            raise LayoutError(
+                "layout.range", "no such address", found=worst, needed=needed, next_step="stay within the buffer"
+            )
         parts, hole = self.strides.coordinates(at)
         for part, extent in zip(parts, self.extents, strict=True):
             hole |= part >= extent
@@ -212,4 +217,5 @@ def _require(holds: bool, found: Bytes, needed: str) -> None:
             "not the shape this layout was placed on",
             found=f"{found.dtype} {found.shape}",
             needed=needed,
+            next_step="give the canonical bytes in this shape, or place the layout on another one",
         )

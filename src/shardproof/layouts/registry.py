@@ -20,7 +20,12 @@ def register(layout: Layout) -> Layout:
     """Add a layout to the catalogue. Raises LayoutError `layout.duplicate` for another one of that name and version."""
     versions = _LAYOUTS.setdefault(layout.name, {})
     if versions.setdefault(layout.version, layout) != layout:
-        raise LayoutError("layout.duplicate", "two layouts share a name and version", found=layout.identity())
+        raise LayoutError(
+            "layout.duplicate",
+            "two layouts share a name and version",
+            found=layout.identity(),
+            next_step="give the new one another version",
+        )
     return layout
 
 
@@ -71,6 +76,11 @@ def find(identity: str) -> tuple[Layout, dict[str, int]]:
         pairs = [pair.split("=") for pair in (match["parameters"] or "").split(",") if pair]
         parameters = {name.strip(): int(value) for name, value in pairs}
     except ValueError:
-        raise LayoutError("layout.parameter", "cannot read the parameters of a layout id", found=identity) from None
+        raise LayoutError(
+            "layout.parameter",
+            "cannot read the parameters of a layout id",
+            found=identity,
+            next_step="write NAME@VERSION(PARAMETER=NUMBER,...)",
+        ) from None
     versions[version].identity(parameters)  # refuses parameters that the layout does not have
     return versions[version], parameters

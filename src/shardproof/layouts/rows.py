@@ -75,10 +75,15 @@ def in_rows(
     )
 
 
+def _refused(what: str, **where: object) -> LayoutError:
+    step = "give the kernel's own row order as a pattern with the axes e h n k; see layouts/notation.py"
+    return LayoutError("layout.compose", what, next_step=step, **where)
+
+
 def _half(layout: Layout, size: Size) -> Size:
     first, *rest = [size] if isinstance(size, int) else size.split("*")
     if int(first) % 2:
-        raise LayoutError("layout.compose", "half of an odd number of rows", found=f"{layout.name}: {size}")
+        raise _refused("half of an odd number of rows", found=f"{layout.name}: {size}")
     return int(first) // 2 if not rest else "*".join([str(int(first) // 2), *rest])
 
 
@@ -89,7 +94,7 @@ def compose(order: RowOrder, pattern: str) -> str:
     """
     inner = parse(pattern)
     if inner.axes != ("e", "n", "k"):
-        raise LayoutError("layout.compose", "only a layout with the axes e n k can take a row order", found=pattern)
+        raise _refused("only a layout with the axes e n k can take a row order", found=pattern)
     used = {d.name for axis in inner.digits for d in axis}
     half, low = [name for name in "hijlouvxyz" if name not in used][:2]
     cut, parts = _cut(inner.digits[1], BLOCK_ROWS[order], low, pattern)
@@ -106,22 +111,22 @@ def _cut(rows: Sequence[Digit], block: int | None, low: str, pattern: str) -> tu
     """The row digit in which the half's digit stands, and what is left of it above and below."""
     if block is None:
         if rows[0].size is not None:
-            raise LayoutError("layout.compose", "the rows need a first digit without a size", found=pattern)
+            raise _refused("the rows need a first digit without a size", found=pattern)
         return rows[0].name, (rows[0],)
     weight = 1
     for digit in reversed(rows):
         size = digit.size
         if isinstance(size, str):
-            raise LayoutError("layout.compose", "the halves would meet inside a parameter", found=pattern)
+            raise _refused("the halves would meet inside a parameter", found=pattern)
         inside, odd = divmod(block, weight)
         if size is None or block < weight * size:
             if odd or (size is not None and size % (2 * inside)):
-                raise LayoutError("layout.compose", "the row order cuts through a digit", found=pattern, needed=block)
+                raise _refused("the row order cuts through a digit", found=pattern, needed=block)
             above = Digit(digit.name, None if size is None else size // (2 * inside))
             parts = [above] if above.size != 1 else []
             return digit.name, tuple([*parts, Digit(low, inside)] if inside > 1 else parts)
         weight *= size
-    raise LayoutError("layout.compose", "the layout's rows are fewer than one block", found=pattern, needed=block)
+    raise _refused("the layout's rows are fewer than one block", found=pattern, needed=block)
 
 
 def _group(digits: Sequence[Digit]) -> str:
@@ -137,6 +142,6 @@ def _places(places: Sequence[Place | Slot], cut: str, replaced: str) -> str:
             continue
         names = " ".join(replaced if name == cut else name for name in place.digits)
         if cut in place.digits and place.reverse:
-            raise LayoutError("layout.compose", "the halves would meet inside a reversed digit", found=cut)
+            raise _refused("the halves would meet inside a reversed digit", found=cut)
         texts.append(f"{place.table}[{names}]" if place.table else f"{'~' if place.reverse else ''}{names}")
     return " ".join(texts)

@@ -49,6 +49,7 @@ def place(layout: Layout, shape: tuple[int, int, int], parameters: Mapping[str, 
             f"layout {layout.name} needs a canonical shape",
             found=shape,
             needed="(E, N, K bytes), all > 0",
+            next_step="give three numbers above 0",
         )
     return _place(_Key(layout), sizes, tuple(sorted(parameters.items())))
 

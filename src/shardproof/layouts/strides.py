@@ -55,7 +55,12 @@ class Strides:
         for place in reversed(places):
             if isinstance(place, Slot):
                 if self._assign(place.inside, stride) > (place.pitch - place.offset) * stride:
-                    raise LayoutError("layout.pattern", "a slot is smaller than its digits", found=self.pattern.text)
+                    raise LayoutError(
+                        "layout.pattern",
+                        "a slot is smaller than its digits",
+                        found=self.pattern.text,
+                        next_step="make the slot's pitch at least what its digits take; see layouts/notation.py",
+                    )
                 self.offset += place.offset * stride
                 stride *= place.pitch
                 continue
@@ -79,6 +84,7 @@ class Strides:
                 f"table {place.table!r} of pattern {self.pattern.text!r} is not a permutation of its digits",
                 found="no such table" if table is None else f"{len(table)} entries",
                 needed=f"each of 0..{size - 1} once",
+                next_step="correct the layout's tables",
             )
         for name in place.digits:
             self._in_group[name] = len(self.groups)

@@ -26,6 +26,7 @@ class ValueChange:
                 f"this layout adds {self.add} to every byte and cannot hold one of the checkpoint's",
                 found=f"{int(data.max())} at {tuple(int(i) for i in at)}",
                 needed=f"at most {self.highest}",
+                next_step="this checkpoint cannot be packed for this kernel: choose another backend",
             )
         return np.asarray(data + np.uint8(self.add), dtype=np.uint8)
 
@@ -37,5 +38,6 @@ class ValueChange:
                 f"this layout adds {self.add} to every byte; a smaller one was not written by it",
                 found=int(data.min()),
                 needed=f"at least {self.add}",
+                next_step="the bytes are of another layout: `shardproof diagnose` says which",
             )
         return np.asarray(data - np.uint8(self.add), dtype=np.uint8)

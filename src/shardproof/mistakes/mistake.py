@@ -110,5 +110,11 @@ def find_mistake(name: str) -> Mistake:
     """One mistake by name. Raises DiagnoseError `diagnose.unknown_mistake`."""
     _load()
     if name not in _MISTAKES:
-        raise DiagnoseError("diagnose.unknown_mistake", "no such mistake", found=name, needed=", ".join(_MISTAKES))
+        raise DiagnoseError(
+            "diagnose.unknown_mistake",
+            "no such mistake",
+            found=name,
+            needed=", ".join(_MISTAKES),
+            next_step="choose one of those",
+        )
     return _MISTAKES[name]

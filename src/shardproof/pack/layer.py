@@ -93,6 +93,7 @@ def _check_buffer(plan: Plan, key: str, rank: Rank, slot: Slot, out: Bytes) -> N
         raise PackError(
             "pack.buffer", "a destination is not what this tensor needs", layer=key, rank=rank,
             tensor=".".join(slot), found=f"{out.dtype} {out.shape}", needed=f"uint8 ({needed},), contiguous, writable",
+            next_step=f"np.empty({needed}, dtype=np.uint8)",
         )  # fmt: skip
 
 

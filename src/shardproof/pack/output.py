@@ -217,7 +217,13 @@ def _coded(target: Path) -> Iterator[None]:
             raise _disk_full(target, None) from None
         if reason.errno == errno.ENOTEMPTY:  # somebody else wrote there meanwhile
             raise _not_empty(target) from None
-        raise PackError("pack.io", "the output cannot be written", file=target, found=reason.strerror) from reason
+        raise PackError(
+            "pack.io",
+            "the output cannot be written",
+            file=target,
+            found=reason.strerror,
+            next_step="remove the cause, or choose another place; the same command goes on with what is written",
+        ) from reason
 
 
 def _not_empty(target: Path) -> PackError:

@@ -31,6 +31,7 @@ class Worker:
             raise PackError(
                 "pack.worker", "the environment describes no possible process", found=f"{self}",
                 needed="0 <= host < hosts and 0 <= local process < processes of the host",
+                next_step="start with torchrun or srun, or unset their variables",
             )  # fmt: skip
 
     @classmethod
@@ -51,6 +52,7 @@ class Worker:
             raise PackError(
                 "pack.worker", "the variables of torchrun or Slurm cannot be read", found=repr(reason),
                 needed="RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, or SLURM_PROCID, _NODEID, _NNODES, _LOCALID",
+                next_step="start with torchrun or srun, or unset their variables",
             ) from None  # fmt: skip
         return cls()
 

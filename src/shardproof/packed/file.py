@@ -118,7 +118,11 @@ def load_file(path: Path) -> PackedExperts:
     except CheckpointError as reason:
         code = "packed.not_found" if reason.code == "checkpoint.not_a_file" else "packed.damaged"
         raise PackedError(
-            code, f"the rank file cannot be read: {reason.what}", file=path, found=reason.found
+            code,
+            f"the rank file cannot be read: {reason.what}",
+            file=path,
+            found=reason.found,
+            next_step="pack the rank again (shardproof pack)",
         ) from reason
     try:
         record = json.loads(found.metadata[METADATA_KEY])
@@ -130,6 +134,7 @@ def load_file(path: Path) -> PackedExperts:
         raise PackedError(
             "packed.damaged", "the rank file does not say how it was packed", file=path, found=repr(reason)[:120],
             needed=f"metadata {METADATA_KEY!r} as `shardproof pack` writes it",
+            next_step="give a rank's file that shardproof packed, or pack again",
         ) from None  # fmt: skip
     memory = _mapped(path)
     tensors = {t.name: t for t in found.tensors}
@@ -158,7 +163,7 @@ def _layer(
             found = "nothing" if info is None else f"{info.stop - info.start} bytes"
             raise PackedError(
                 "packed.damaged", "a packed tensor is missing or has the wrong size", file=path, tensor=named,
-                rank=rank, found=found, needed=f"{needed} bytes",
+                rank=rank, found=found, needed=f"{needed} bytes", next_step="pack again",
             )  # fmt: skip
         held[stack, name] = memory[info.start : info.stop]
     return PackedLayer(key, rank, plan, held)

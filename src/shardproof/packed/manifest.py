@@ -55,10 +55,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             next_step="shardproof pack CKPT OUT",
         ) from None
     except (ValueError, RecursionError) as reason:
-        raise PackedError("packed.damaged", "the manifest is not JSON", file=path, found=str(reason)[:120]) from None
+        raise PackedError(
+            "packed.damaged", "the manifest is not JSON", file=path, found=str(reason)[:120], next_step="pack again"
+        ) from None
     check_version(data, path)
     if not isinstance(data.get("ranks"), dict):
-        raise PackedError("packed.damaged", "the manifest does not say which ranks there are", file=path)
+        raise PackedError(
+            "packed.damaged", "the manifest does not say which ranks there are", file=path, next_step="pack again"
+        )
     return dict(data)
 
 

@@ -50,9 +50,7 @@ def _owners(shape: LayerShape) -> str:
     if held != there:
         wrong = min(there ^ held)
         what = "an expert is on no rank" if wrong in there else "a rank holds an expert that does not exist"
-        raise PartitionError(
-            "plan.cover", what, expert=wrong, needed=f"0..{shape.spec.experts - 1}, each at least once"
-        )
+        raise uncovered(what, expert=wrong, needed=f"0..{shape.spec.experts - 1}, each at least once")
     copies = sum(map(len, shape.owners)) - shape.spec.experts
     if copies:
         return f"at least one rank ({copies} replicas)"
@@ -86,23 +84,27 @@ def _in_blocks(cut: Cut, unit: int) -> tuple[object, ...]:
     return cut.projection, cut.rows, cut.at_row, tuple(divmod(c, unit) for c in columns)
 
 
+def uncovered(what: str, **where: object) -> PartitionError:
+    """The refusal of a plan that is none; `where` holds an error's fields."""
+    step = "report it with the model and the sizes; a plan that was read from a file: pack again"
+    return PartitionError("plan.cover", what, next_step=step, **where)
+
+
 def _disagree(what: str, rank: Rank, found: object) -> PartitionError:
-    return PartitionError(
-        "plan.cover", what, rank=rank, found=found, needed="one interval of blocks for all fields of a rank"
-    )
+    return uncovered(what, rank=rank, found=found, needed="one interval of blocks for all fields of a rank")
 
 
 def _cover(cuts: Sequence[Cut], rows: int, width: int, what: str) -> None:
     """Exact cover: the rectangles lie inside, do not overlap, and their areas sum to the whole."""
     for i, a in enumerate(cuts):
         if not (0 <= a.rows[0] < a.rows[1] <= rows and 0 <= a.columns[0] < a.columns[1] <= width):
-            raise PartitionError("plan.cover", f"a cut of {what} lies outside the checkpoint", found=a)
+            raise uncovered(f"a cut of {what} lies outside the checkpoint", found=a)
         for b in cuts[:i]:
             if _meet(a.rows, b.rows) and _meet(a.columns, b.columns):
-                raise PartitionError("plan.cover", f"two ranks take the same bytes of {what}", found=f"{a} and {b}")
+                raise uncovered(f"two ranks take the same bytes of {what}", found=f"{a} and {b}")
     area = sum(c.area for c in cuts)
     if area != rows * width:
-        raise PartitionError("plan.cover", f"bytes of {what} are taken by no rank", found=area, needed=rows * width)
+        raise uncovered(f"bytes of {what} are taken by no rank", found=area, needed=rows * width)
 
 
 def _destinations(cuts: Sequence[Cut], inside: tuple[int, int], rank: Rank, what: str) -> None:
@@ -111,11 +113,9 @@ def _destinations(cuts: Sequence[Cut], inside: tuple[int, int], rank: Rank, what
         rows = (cut.at_row, cut.at_row + cut.rows[1] - cut.rows[0])
         columns = (cut.at_column, cut.at_column + cut.columns[1] - cut.columns[0])
         if min(cut.at_row, cut.at_column) < 0 or rows[1] > inside[0] or columns[1] > inside[1]:
-            raise PartitionError(
-                "plan.cover", f"a cut of {what} does not fit its rank", rank=rank, found=cut, needed=inside
-            )
+            raise uncovered(f"a cut of {what} does not fit its rank", rank=rank, found=cut, needed=inside)
         if any(_meet(rows, r) and _meet(columns, c) for r, c in landed):
-            raise PartitionError("plan.cover", f"two cuts of {what} land on the same bytes", rank=rank, found=cut)
+            raise uncovered(f"two cuts of {what} land on the same bytes", rank=rank, found=cut)
         landed.append((rows, columns))
 
 

@@ -18,7 +18,7 @@ from shardproof.formats import ExpertModel, check_model, layer_span
 from shardproof.layouts import Placed, find
 from shardproof.mxfp4 import BLOCK
 from shardproof.partition import Placement, Policy, Rank, block_intervals, expert_owners, ranks
-from shardproof.plan.cover import prove_cover
+from shardproof.plan.cover import prove_cover, uncovered
 from shardproof.plan.shape import Cut, LayerShape
 
 BIAS_ITEM = {"float32": 4, "bfloat16": 2}
@@ -128,6 +128,7 @@ class Plan:
             raise PartitionError(
                 "plan.layer", "the plan has no such layer", layer=unknown[0] if unknown else None,
                 found=", ".join(wanted) or "no layer", needed=layer_span(list(self.layers)),
+                next_step="choose layers of the plan",
             )  # fmt: skip
         return replace(self, layers={key: self.layers[key] for key in self.layers if key in set(wanted)})
 
@@ -138,13 +139,12 @@ class Plan:
         """
         for shape in self.shapes:
             if (len(shape.intervals), len(shape.owners)) != (self.tp, self.ep):
-                raise PartitionError(
-                    "plan.cover", "a layer is not dealt to the plan's ranks",
-                    found=f"tp {len(shape.intervals)}, ep {len(shape.owners)}", needed=f"tp {self.tp}, ep {self.ep}",
-                )  # fmt: skip
+                found = f"tp {len(shape.intervals)}, ep {len(shape.owners)}"
+                needed = f"tp {self.tp}, ep {self.ep}"
+                raise uncovered("a layer is not dealt to the plan's ranks", found=found, needed=needed)
         strange = [key for key, index in self.layers.items() if not 0 <= index < len(self.shapes)]
         if strange or not self.layers:
-            raise PartitionError("plan.cover", "a layer has no shape", layer=", ".join(strange[:4]) or "none at all")
+            raise uncovered("a layer has no shape", layer=", ".join(strange[:4]) or "none at all")
         group = [rank for rank in self.ranks if rank.ep_rank == 0]
         return [sentence for shape in self.shapes for sentence in prove_cover(shape, group, self.bias_item)]
 

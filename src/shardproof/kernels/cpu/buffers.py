@@ -92,6 +92,7 @@ def view(tensor: object, name: str) -> Buffer:
                 "strides must be whole elements, in native byte order",
                 tensor=name,
                 found=f"strides {tensor.strides} of {tensor.dtype.str}",
+                next_step="copy it with np.ascontiguousarray, in native byte order",
             )
         return Buffer(tensor.ctypes.data, dtype, tensor.shape, strides, item, tensor)
     raise KernelError(
@@ -100,6 +101,7 @@ def view(tensor: object, name: str) -> Buffer:
         tensor=name,
         found=type(tensor).__name__,
         needed="a NumPy array or a torch CPU tensor",
+        next_step="convert it, for instance with numpy.asarray or torch.as_tensor",
     )
 
 
@@ -134,6 +136,7 @@ def _expect(buffer: Buffer, name: str, dtypes: tuple[str, ...]) -> None:
             tensor=name,
             found=buffer.dtype,
             needed=" or ".join(dtypes),
+            next_step="convert the tensor; a scale or weight is never cast: view its bytes as uint8",
         )
 
 
@@ -180,6 +183,7 @@ def activations(tensor: Tensor, name: str, hidden: int, tokens: int | None = Non
             tensor=name,
             found=list(buffer.shape),
             needed=f"[{'M' if tokens is None else tokens}, {hidden}]",
+            next_step="give one row a token, of the layer's own H",
         )
     rows_overlap = name == "out" and buffer.shape[0] > 1 and abs(buffer.strides[0]) < hidden
     if buffer.size and (buffer.strides[1] != 1 or rows_overlap):
@@ -218,6 +222,7 @@ def _expect_of_tokens(buffer: Buffer, name: str, tokens: int, ids: Buffer) -> No
             tensor=name,
             found=list(buffer.shape),
             needed=f"[{tokens}, k], the same for ids and weights",
+            next_step="give k expert ids and k weights for each row of x",
         )
     expect_contiguous(buffer, name)
 

@@ -158,17 +158,34 @@ def raise_failure(code: int, call: CallStruct, topk_ids: Tensor, known: int, isa
             tensor="topk_ids",
             found=int(topk_ids[token, slot]),
             needed=f"0 to {known - 1}, or -1 to skip",
+            next_step="ids are global, not local to an expert-parallel rank; -1 skips a slot",
         )
     if code == NO_MEMORY:
-        raise KernelError("kernel.memory", "no memory for the activations of one pass", found=call.tokens)
+        raise KernelError(
+            "kernel.memory",
+            "no memory for the activations of one pass",
+            found=call.tokens,
+            next_step="give fewer tokens at a time",
+        )
     name = library().sp_isa_name(isa).decode()
-    raise KernelError("kernel.isa", "this CPU cannot run the chosen variant", found=name)
+    raise KernelError(
+        "kernel.isa",
+        "this CPU cannot run the chosen variant",
+        found=name,
+        next_step="leave the choice to shardproof: give no isa",
+    )
 
 
 def check_precision(precision: str) -> None:
     """Raises KernelError `kernel.precision`."""
     if precision not in PRECISIONS:
-        raise KernelError("kernel.precision", "no such precision mode", found=precision, needed=" or ".join(PRECISIONS))
+        raise KernelError(
+            "kernel.precision",
+            "no such precision mode",
+            found=precision,
+            needed=" or ".join(PRECISIONS),
+            next_step="choose one of those",
+        )
 
 
 def check_sizes(experts: int, sizes: dict[str, tuple[int, int]]) -> None:
@@ -183,7 +200,13 @@ def check_sizes(experts: int, sizes: dict[str, tuple[int, int]]) -> None:
                 next_step="pad with weight 0 and scale 127 when packing",
             )
     if experts <= 0 or experts > sys.maxsize >> 32:
-        raise KernelError("kernel.shape", "a layer needs at least one expert", found=experts, needed=">= 1")
+        raise KernelError(
+            "kernel.shape",
+            "a layer needs at least one expert",
+            found=experts,
+            needed=">= 1",
+            next_step="give the number of experts of the layer",
+        )
 
 
 def check_map(mapped: Buffer, experts: int) -> None:
@@ -198,4 +221,5 @@ def check_map(mapped: Buffer, experts: int) -> None:
             expert=int(wrong[0]),
             found=int(values[wrong[0]]),
             needed=f"-1 to {experts - 1}",
+            next_step="map each global id to the row of a local expert, or to -1",
         )

@@ -118,6 +118,7 @@ class ExpertMatrix:
                 tensor="out",
                 found=list(target.shape),
                 needed=list(shape),
+                next_step="allocate it with this shape, or leave it out",
             )
         expect_contiguous(target, "out")
         return activations(out.reshape(-1, self.rows), "out", self.rows)

@@ -70,5 +70,6 @@ def _(x: torch.Tensor, topk_ids: torch.Tensor, *_: object) -> torch.Tensor:
             "x or topk_ids has the wrong number of dimensions",
             found=f"x {list(x.shape)}, topk_ids {list(topk_ids.shape)}",
             needed="[M, H] and [M, k]",
+            next_step="flatten batch and sequence into M",
         )
     return torch.empty_like(x, memory_format=torch.contiguous_format)

@@ -92,6 +92,7 @@ def _check(placed: Placed, target: torch.Tensor, key: str, rank: Rank, slot: Slo
         raise PackError(
             "pack.buffer", "a destination is not what this tensor needs", layer=key, rank=rank, tensor=".".join(slot),
             found=found, needed=f"torch.uint8 ({placed.nbytes},), contiguous",
+            next_step=f"torch.empty({placed.nbytes}, dtype=torch.uint8, device=DEVICE)",
         )  # fmt: skip
 
 

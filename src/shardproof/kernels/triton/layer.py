@@ -90,6 +90,7 @@ class TritonExperts:
                     tensor=name,
                     found=f"{t.dtype} {tuple(t.shape)}",
                     needed=f"contiguous uint8 {shape}",
+                    next_step="pack the layer for the backend of this kernel",
                 )
         self.tensors = (w13_weight, w13_scale, w2_weight, w2_scale)
         self.biases = tuple(None if b is None else b.float().contiguous() for b in (w13_bias, w2_bias))

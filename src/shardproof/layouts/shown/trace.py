@@ -54,7 +54,13 @@ def canonical_shape(layout: Layout, shape: Shape) -> Shape:
     e, n, k = shape
     if layout.field == "weight":
         if k % 2:
-            raise LayoutError("layout.shape", "two values of a weight share a byte", found=f"K {k}", needed="an even K")
+            raise LayoutError(
+                "layout.shape",
+                "two values of a weight share a byte",
+                found=f"K {k}",
+                needed="an even K",
+                next_step="give K in values, not in bytes",
+            )
         return e, n, k // 2
     return e, n, k
 
@@ -69,7 +75,11 @@ def locate(layout: Layout, placed: Placed, element: Element) -> tuple[list[Run],
     for part, limit, axis in zip(element, limits, "enk", strict=True):
         if not 0 <= part < limit:
             raise LayoutError(
-                "layout.range", f"coordinate {axis} is outside the shape", found=part, needed=f"0..{limit - 1}"
+                "layout.range",
+                f"coordinate {axis} is outside the shape",
+                found=part,
+                needed=f"0..{limit - 1}",
+                next_step="stay within the shape",
             )
     e, n, k = element
     bits = k * size + np.arange(size)  # along the row
@@ -98,7 +108,13 @@ def elements_at(layout: Layout, placed: Placed, byte: int) -> list[tuple[Element
     Raises LayoutError `layout.range` for a byte outside the buffer.
     """
     if not 0 <= byte < placed.nbytes:
-        raise LayoutError("layout.range", "no such byte", found=byte, needed=f"0..{placed.nbytes - 1}")
+        raise LayoutError(
+            "layout.range",
+            "no such byte",
+            found=byte,
+            needed=f"0..{placed.nbytes - 1}",
+            next_step="stay within the buffer",
+        )
     size, unit = element_bits(layout, placed), BITS[placed.unit]
     found: list[tuple[Element | None, Run]] = []
     for at in range(8):
