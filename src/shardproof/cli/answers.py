@@ -114,8 +114,8 @@ LayerFound = TypedDict(
     "LayerFound",
     {
         "layer": Annotated[str, "its key"],
-        "rank": Annotated[str, "`6 of 8 (tp 6/8, ep 0/1)`"],
-        "tp": Annotated[int, "tensor-parallel ranks"],
+        "rank": Annotated[str, "`6 of 8 (tp 6/8, ep 0/1)`; `not known` where only padding is held"],
+        "tp": NotRequired[Annotated[int, "tensor-parallel ranks"]],
         "ep": NotRequired[Annotated[int, "expert-parallel ranks"]],
         "policy": NotRequired[Annotated[str, "how blocks are dealt"]],
         "intermediate": Annotated[str, "slice of I, and its padded size"],
@@ -128,7 +128,10 @@ LayerFound = TypedDict(
         "notes": Annotated[list[str], "what else a reader must know"],
     },
 )
-LayerFound.__doc__ = "What was found out about one layer of a dump; what is left out is not known of dequantised dumps."
+LayerFound.__doc__ = (
+    "What was found out about one layer of a dump; what is left out is not known of dequantised dumps, nor of those "
+    "that hold padding only."
+)
 
 
 class Diagnosed(TypedDict):

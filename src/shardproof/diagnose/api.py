@@ -13,6 +13,7 @@ from shardproof.checkpoint import Checkpoint
 from shardproof.diagnose.examine import Examination
 from shardproof.diagnose.foreign import Foreign, read_dump
 from shardproof.diagnose.numbers import Activations
+from shardproof.diagnose.padding import only_padding
 from shardproof.diagnose.report import Diagnosis
 from shardproof.diagnose.slices import Hints
 from shardproof.errors import DiagnoseError
@@ -61,9 +62,20 @@ def diagnose(
         )  # fmt: skip
     hints = Hints(layer=named, rank=rank, tp=tp, ep=ep, policy=policy, placement=placement)
     tensors = read_dump(dump)
-    examinations = [Examination(model, group, hints, recipe, most=most) for group in _by_layer(tensors, hints)]
-    reports = tuple(e.report(activations) for e in examinations)
+    groups = _by_layer(tensors, hints)
+    padding = [only_padding(model, group, hints, recipe) for group in groups]
+    examinations = [
+        Examination(model, group, hints, recipe, most=most)
+        for group, padded in zip(groups, padding, strict=True) if padded is None
+    ]  # fmt: skip
+    examined = iter(examinations)
+    reports = tuple(padded or next(examined).report(activations) for padded in padding)
     if repair is not None:
+        if len(examinations) < len(groups):
+            raise DiagnoseError(
+                "diagnose.repair_lost", "there is nothing to repair: the tensors hold padding only",
+                needed="tensors that hold blocks of the checkpoint", next_step="pack the rank from the checkpoint",
+            )  # fmt: skip
         from shardproof.diagnose.repair import write_repaired
 
         write_repaired(examinations, Path(repair))

@@ -67,7 +67,7 @@ class Row:
 
 @dataclass(frozen=True)
 class LayerReport:
-    """What was found out about one layer of a dump."""
+    """What was found out about one layer of a dump; `padding` says that its tensors hold nothing else."""
 
     layer: str
     rank: str
@@ -76,6 +76,7 @@ class LayerReport:
     rows: tuple[Row, ...]
     recognised: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    padding: bool = False
 
     def to_dict(self, *, bytes_too: bool = True) -> dict[str, Any]:
         """JSON-ready form."""
@@ -122,6 +123,8 @@ class Diagnosis:
         wrong = [(layer, f) for layer in self.layers for f in layer.findings if f.severity == "wrong"]
         if not wrong:
             shown = layer_span([layer.layer for layer in self.layers])
+            if all(layer.padding for layer in self.layers):
+                return f"{shown}: every tensor holds padding only; {self.layers[0].notes[0]}"
             return f"nothing is wrong with {shown}: every byte is where it is needed"
         layer, first = wrong[0]
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
