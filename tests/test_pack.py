@@ -435,6 +435,16 @@ def test_a_limit_on_file_sizes(job):
     assert nothing_left(job.out)
 
 
+@pytest.mark.parametrize("length", [250, 300])
+def test_a_name_that_is_too_long(job, length):
+    """Of the folder itself, or only of the part folder that grows beside it."""
+    out = job.out.parent / ("n" * length)
+    with pytest.raises(PackError) as caught:
+        pack(job.model, job.plan, out)
+    assert (caught.value.code, caught.value.found) == ("pack.io", os.strerror(errno.ENAMETOOLONG))
+    assert not job.out.parent.exists() or not list(job.out.parent.iterdir())
+
+
 def test_a_parent_that_cannot_be_made(job):
     (job.out.parent).write_text("a file where a folder should be")
     with pytest.raises(PackError) as caught:

@@ -42,7 +42,22 @@ def test_biases_are_packed_beside_the_threads(gpt_oss, monkeypatch):
     assert left_over() == 0
 
 
-@pytest.mark.parametrize("how", ["raised", "sent"])
+class Engine:
+    """The engine, with a second Ctrl-C just before the wait that no other may follow; `ended` is what waits said."""
+
+    def __init__(self, engine):
+        self.sp_start, self.sp_guard, self._wait = engine.sp_start, engine.sp_guard, engine.sp_wait
+        self.ended, self.signals = [], 1
+
+    def sp_wait(self, batch, millis):
+        if millis < 0 and self.signals:
+            self.signals -= 1
+            signal.raise_signal(signal.SIGINT)
+        self.ended.append(self._wait(batch, millis))
+        return self.ended[-1]
+
+
+@pytest.mark.parametrize("how", ["raised", "sent", "sent twice"])
 def test_ctrl_c_while_they_run(gpt_oss, monkeypatch, how):
     """Nobody writes into the caller's memory once the call has ended, and the next call is right."""
     made, plan = gpt_oss
@@ -64,9 +79,14 @@ def test_ctrl_c_while_they_run(gpt_oss, monkeypatch, how):
     with monkeypatch.context() as patch:
         patch.setattr(pack_layer_module, "pack_biases", interrupt)
         patch.setattr(run, "BatchStruct", Kept)
+        engine = Engine(native.library())
+        if how == "sent twice":
+            patch.setattr(run, "library", lambda: engine)
         with pytest.raises(KeyboardInterrupt):
             pack_layer(made, plan, key, rank, out, threads=3)
     assert batches[0].running == 0
+    assert not run._in_use
+    assert engine.ended == ([1] if how == "sent twice" else [])
     before = {slot: data.copy() for slot, data in out.items()}
     assert left_over() == 0
     for slot, data in out.items():

@@ -58,16 +58,18 @@ class Output:
         """Ranks that the target holds already, and their digests.
 
         Raises PackError `pack.not_empty` for a folder with something else in it, `pack.mount_point` for one that cannot
-        be renamed to, `pack.stale` for packed experts of another checkpoint, plan, layout version or file format.
+        be renamed to, `pack.stale` for packed experts of another checkpoint, plan, layout version or file format,
+        `pack.io` for a name that the file system does not take or a folder that cannot be read.
         """
-        if not self.target.exists():
-            return {}
-        if self._variant or not (self.target / MANIFEST).is_file():
-            if not self.target.is_dir() or any(self.target.iterdir()):
-                raise _not_empty(self.target)
-            if os.path.ismount(self.target):
-                raise _mount_point(self.target)
-            return {}
+        with _coded(self.target):
+            if not self.target.exists():
+                return {}
+            if self._variant or not (self.target / MANIFEST).is_file():
+                if not self.target.is_dir() or any(self.target.iterdir()):
+                    raise _not_empty(self.target)
+                if os.path.ismount(self.target):
+                    raise _mount_point(self.target)
+                return {}
         refuse_stale(self.target, self.plan, self._checkpoint)
         return held_digests(self.target, self.plan)
 
@@ -218,12 +220,9 @@ def _coded(target: Path) -> Iterator[None]:
         if reason.errno == errno.ENOTEMPTY:  # somebody else wrote there meanwhile
             raise _not_empty(target) from None
         raise PackError(
-            "pack.io",
-            "the output cannot be written",
-            file=target,
-            found=reason.strerror,
-            next_step="remove the cause, or choose another place; the same command goes on with what is written",
-        ) from reason
+            "pack.io", "the output cannot be written", file=target, found=reason.strerror,
+            next_step="remove the cause, or choose another place",
+        ) from reason  # fmt: skip
 
 
 def _not_empty(target: Path) -> PackError:

@@ -29,6 +29,8 @@ _guarded = 0
 SCALE_IS_NAN, VALUE_TOO_HIGH, BUS_ERROR = 1, 2, 3
 
 
+_in_use: dict[int, object] = {}
+"""What threads of a batch read and write: no memory goes before they have ended, whatever interrupts a wait."""
 _POLL = 2e-5
 _PATIENCE = 50  # ms until a waiting thread looks for Ctrl-C
 
@@ -110,8 +112,8 @@ def run(
     buffers = [np.empty(rows * (8 + pitch) + 64, dtype=np.uint8) for _ in range(count)]
     with _Guard(engine):
         at_hand = meanwhile if parts is None else lambda: _take(batch, left, parts)
-        _on_threads(engine, batch, [_aligned(b) for b in buffers], rows, at_hand)
-    del keep
+        kept = (batch, jobs, left, sums, weight_keys, scale_keys, scale_bytes, scale_before, buffers, keep, parts)
+        _on_threads(engine, batch, [_aligned(b) for b in buffers], rows, at_hand, kept)
     fault = Fault(batch.fault, batch.fault_job, batch.fault_row, batch.fault_at) if batch.fault else None
     return Run(tuple(Digest(int(low), int(high)) for low, high in sums), fault)
 
@@ -121,21 +123,26 @@ def _aligned(buffer: npt.NDArray[np.uint8]) -> int:
 
 
 def _on_threads(
-    engine: ctypes.CDLL, batch: BatchStruct, scratch: list[int], rows: int, meanwhile: Callable[[], None] | None
-) -> None:
-    """Start the threads and wait. Whatever interrupts the wait (Ctrl-C) stops the batch before it goes on."""
+    engine: ctypes.CDLL, batch: BatchStruct, scratch: list[int], rows: int, meanwhile: Callable[[], None] | None,
+    kept: object,
+) -> None:  # fmt: skip
+    """Start the threads and wait. What interrupts the wait (Ctrl-C, twice too) stops the batch before it goes on."""
     address, at = ctypes.addressof(batch), (ctypes.c_void_p * len(scratch))(*scratch)
+    _in_use[address] = kept
     try:
         engine.sp_start(address, at, len(scratch), rows)
         if meanwhile is not None:
             meanwhile()
         while not engine.sp_wait(address, _PATIENCE):
             pass
-    except BaseException:
-        batch.stop = 1
-        raise
     finally:
-        engine.sp_wait(address, -1)  # no memory goes while a thread may still use it
+        try:
+            batch.stop = 1  # when all have ended it stops nobody
+            engine.sp_wait(address, -1)
+        finally:  # a second Ctrl-C came before that wait began
+            batch.stop = 1
+            if engine.sp_wait(address, -1):
+                del _in_use[address]
 
 
 def _take(batch: BatchStruct, left: npt.NDArray[np.int64], parts: Parts) -> None:
