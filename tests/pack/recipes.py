@@ -9,7 +9,8 @@ import numpy as np
 from shardproof.backends import Recipe
 from shardproof.checkpoint import Checkpoint
 from shardproof.formats import ExpertModel, read_experts
-from shardproof.layouts import catalogue, find
+from shardproof.layouts import find
+from shardproof.layouts.registry import everything
 from shardproof.pack import pack_layer
 from shardproof.plan import Plan
 from tests.checkpoints import make
@@ -41,8 +42,8 @@ RECIPES = {
 
 
 def names(field: str) -> list[str]:
-    """Ids of every layout of a field in the catalogue."""
-    return [layout.identity() for layout in catalogue() if layout.field == field]
+    """Ids of every version of every layout of a field."""
+    return [layout.identity() for layout in everything() if layout.field == field]
 
 
 def model(folder: Path, kind: str = "deepseek", **sizes: int) -> ExpertModel:

@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shardproof.errors import LayoutError
-from shardproof.layouts import catalogue, find
+from shardproof.layouts import find
+from shardproof.layouts.registry import everything
 from shardproof.pack import native
 from shardproof.pack.fitting import fit
 from shardproof.pack.native import structs
@@ -76,8 +77,8 @@ def _run(
 
 
 @pytest.mark.parametrize("isa", HERE.values(), ids=HERE)
-@pytest.mark.parametrize("identity", [layout.identity() for layout in catalogue()])
-def test_every_layout_of_the_catalogue(identity, isa):
+@pytest.mark.parametrize("identity", [layout.identity() for layout in everything()])
+def test_every_version_of_every_layout(identity, isa):
     """Random bytes on every shape that the layout can hold, from an odd address."""
     layout, parameters = find(identity)
     highest = layout.highest if layout.add else 255
@@ -113,7 +114,7 @@ def test_fast_kernels_are_chosen():
 def test_fast_kernels_are_chosen_for_avx512():
     """Compiled for a machine that need not be this one: only what AVX2 has no faster kernel for is left to it."""
     held = {}
-    for layout in catalogue():
+    for layout in everything():
         for shape in SHAPES if layout.field != "bias" else ():
             try:
                 made = program(layout.identity(), shape, 0, isa=structs.AVX512)

@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shardproof.errors import LayoutError, PackError
-from shardproof.layouts import catalogue, find
+from shardproof.layouts import find
+from shardproof.layouts.registry import everything
 from shardproof.pack import native
 from shardproof.pack import unpack as unpacking
 from shardproof.pack.native import structs
@@ -24,7 +25,7 @@ from tests.pack.test_parity import HERE, SHAPES
 from tests.pack.threads import left_over
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="needs the native engine")
-IDENTITIES = [layout.identity() for layout in catalogue()]
+IDENTITIES = [layout.identity() for layout in everything()]
 _NOTHING = 0
 
 
@@ -65,7 +66,7 @@ def highest(identity: str) -> int:
 
 @pytest.mark.parametrize("engine", HERE)
 @pytest.mark.parametrize("identity", IDENTITIES)
-def test_every_layout_of_the_catalogue(identity, engine, monkeypatch):
+def test_every_version_of_every_layout(identity, engine, monkeypatch):
     """Every byte comes back to its place, to rows that start anywhere, and nothing else is written or read."""
     monkeypatch.setenv(ENGINE, engine)
     layout, parameters = find(identity)
@@ -176,7 +177,7 @@ def test_a_byte_that_the_layout_never_writes(engine, monkeypatch):
     """The same error as NumPy's."""
     monkeypatch.setenv(ENGINE, engine)
     monkeypatch.setattr(unpacking, "_SMALL", 0)
-    layout = next(layout for layout in catalogue() if layout.add)
+    layout = next(layout for layout in everything() if layout.add)
     shape = next(s for s in SHAPES if _holds(layout.identity(), s))
     kernel = layout.place(shape).pack(np.zeros(shape, dtype=np.uint8))
     kernel[kernel.size // 2] = layout.add - 1

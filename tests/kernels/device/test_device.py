@@ -13,7 +13,8 @@ from shardproof.errors import LayoutError, PackError
 from shardproof.kernels.device.gather import gather_of
 from shardproof.kernels.device.permute import DeviceTiles, device_permuter
 from shardproof.kernels.device.upload import pack_layer_on_device
-from shardproof.layouts import catalogue, find
+from shardproof.layouts import find
+from shardproof.layouts.registry import everything
 from shardproof.plan import make_plan
 
 DEVICES = [
@@ -26,7 +27,7 @@ DEVICES = [
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("identity", [layout.identity() for layout in catalogue()])
+@pytest.mark.parametrize("identity", [layout.identity() for layout in everything()])
 def test_every_layout_as_a_gather(identity, device):
     """Index arrays against `Placed.pack`, over the shapes that the layout can hold."""
     layout, parameters = find(identity)
@@ -50,7 +51,7 @@ def test_every_layout_as_a_gather(identity, device):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
-@pytest.mark.parametrize("identity", [layout.identity() for layout in catalogue()])
+@pytest.mark.parametrize("identity", [layout.identity() for layout in everything()])
 def test_every_layout_in_tiles_on_a_gpu(identity):
     """The kernel of every layout and shape, whole destinations and such that begin at an odd place."""
     layout, parameters = find(identity)

@@ -10,19 +10,20 @@ from tests.kernels.device.padded import LARGE, padded, placed_on
 from shardproof.kernels.device.permute import DeviceTiles, can_build, machine_code
 from shardproof.kernels.device.source import kernel_of
 from shardproof.kernels.device.tiles import tiling_of
-from shardproof.layouts import catalogue, find
+from shardproof.layouts import find
+from shardproof.layouts.registry import everything
 
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
 
 
 @needs_compiler
-@pytest.mark.parametrize("family", sorted({layout.name.partition(".")[0] for layout in catalogue()}))
+@pytest.mark.parametrize("family", sorted({layout.name.partition(".")[0] for layout in everything()}))
 @pytest.mark.parametrize("at", [0, 4, 1])
 def test_every_layout_in_tiles(tmp_path, family, at):
     """Every shape, into destinations that begin at a multiple of 16, of 4 and of 1 byte; nothing beside them."""
     cases = [
         (layout, shape, placed)
-        for layout in catalogue() if layout.name.startswith(f"{family}.")
+        for layout in everything() if layout.name.startswith(f"{family}.")
         for shape, placed in placed_on(layout, layout.filled())
     ]  # fmt: skip
     if at:  # the shape matters less than the width of the stores
