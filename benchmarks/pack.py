@@ -1,6 +1,7 @@
 """Packing speed: kernels against plain copies, and whole layers against the way serving engines load them.
 
-    python benchmarks/pack.py [--experts 24] [--repeat 7] [--only kernels|unpack|layers|memory] [--folder DIR] [--best]
+    python benchmarks/pack.py [--experts 24] [--repeat 7] [--folder DIR] [--best]
+                              [--only kernels|unpack|layers|memory|repack]
 
 All figures of one table come from one run, interleaved, medians; ratios are what to look at. "Engines' way" is the
 published loading scheme: parameters of zeros, one tensor an expert opened, narrowed and copied in, then each
@@ -20,7 +21,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -30,18 +31,21 @@ from safetensors import safe_open
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from shardproof import repack
+from shardproof.api import open_model
 from shardproof.backends import Recipe
 from shardproof.checkpoint import Checkpoint
 from shardproof.digest import place
 from shardproof.formats import read_experts
 from shardproof.layouts import find
-from shardproof.pack import native, pack_in_memory, pack_layer
+from shardproof.pack import native, pack, pack_in_memory, pack_layer
 from shardproof.pack.memory import anonymous, arena
 from shardproof.pack.native.library import isa
 from shardproof.pack.native.run import default_threads
 from shardproof.pack.native.structs import FIELDS
 from shardproof.pack.program import program
-from shardproof.pack.unpack import unpack
+from shardproof.pack.unpack import Packed, unpack, unpack_tensors
+from shardproof.packed import PackedExperts
 from shardproof.plan import make_plan
 
 AITER = {
@@ -369,6 +373,59 @@ def layers(folders: dict[str, Path], repeat: int) -> None:
         print(f"| {name} | {sum(sizes.values()) / 1e6:.0f} | {' | '.join(cells)} |", flush=True)
 
 
+def repacking(folder: Path, repeat: int) -> None:
+    """Packed ranks as the source of a rank of half as many, without the checkpoint; NumPy or the engine unpacks."""
+    orders = {"AITER": AITER, "Marlin": {slot: f"marlin.{slot[1]}" for slot in AITER}}
+    recipes = {name: Recipe(name, order, align_hidden=256, align_intermediate=128) for name, order in orders.items()}
+    model, held = read_experts(Checkpoint.open(folder)), {"checkpoint": folder}
+    for name, recipe in recipes.items():
+        held[name] = folder.parent / name
+        pack(model, make_plan(model, recipe, tp=8), held[name])
+    print("\nOne rank of tp 4 from all ranks of tp 8 (ms; ratio to NumPy's unpacking)")
+    print("| from | to | MB | NumPy | engine |\n|---|---|---|---|---|")
+    for source, target in (("AITER", "AITER"), ("AITER", "Marlin"), ("Marlin", "AITER"), ("checkpoint", "AITER")):
+        plan = make_plan(model, recipes[target], tp=4)
+        rank = plan.ranks[1]
+
+        def made(where=held[source], p=plan, r=rank) -> PackedExperts:
+            return pack_in_memory(open_model(where), p, r)
+
+        def plainly(m=made) -> PackedExperts:
+            repack.unpack_tensors = numpy_unpacks
+            try:
+                return m()
+            finally:
+                repack.unpack_tensors = unpack_tensors
+
+        right = pack_in_memory(model, plan, rank)
+        for found in (made(), plainly()):
+            assert found.digest == right.digest
+            for slot, tensor in right.layers["layers.0"].tensors.items():
+                assert np.array_equal(found.layers["layers.0"].tensors[slot], tensor), f"{source} to {target}: {slot}"
+        times = interleaved({"numpy": plainly, "engine": made}, repeat)
+        cells = [f"{s * 1e3:.0f} ({times['numpy'] / s:.1f}x)" for s in times.values()]
+        print(f"| {source} | {target} | {plan.rank_bytes(rank) / 1e6:.0f} | {' | '.join(cells)} |", flush=True)
+
+
+def numpy_unpacks(tensors: Sequence[Packed], *, threads: int | None = None, keep: object = None) -> None:
+    """`unpack_tensors` by NumPy, an expert a thread: of the same ranks and experts, to the same places."""
+
+    def one(tensor: Packed, local: int) -> None:
+        layout, parameters = find(tensor.identity)
+        whole = layout.place(tensor.shape, parameters).read(tensor.kernel, local, 1)[0]
+        for cut in tensor.cuts[local]:
+            rows, width, stride = int(cut["rows"]), int(cut["bytes"]), int(cut["stride"])
+            memory = (ctypes.c_uint8 * ((rows - 1) * stride + width)).from_address(int(cut["src"]))
+            out = np.ndarray((rows, width), np.uint8, memory, strides=(stride, 1))
+            top, left = int(cut["at_row"]), int(cut["at_column"])
+            out[...] = whole[top : top + rows, left : left + width]
+
+    asked = [(t, local) for t in tensors for local in np.flatnonzero(t.cuts["rows"].any(axis=1)).tolist()]
+    with ThreadPoolExecutor(threads or default_threads()) as pool:
+        list(pool.map(one, *zip(*asked, strict=True)))
+    del keep
+
+
 def memory(folders: dict[str, Path]) -> None:
     """Peak anonymous memory of each way, in a process of its own."""
     print("\nPeak anonymous memory, and as a multiple of the packed bytes")
@@ -415,7 +472,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--experts", type=int, default=24)
     parser.add_argument("--repeat", type=int, default=7)
-    parser.add_argument("--only", choices=["kernels", "unpack", "layers", "memory"])
+    parser.add_argument("--only", choices=["kernels", "unpack", "layers", "memory", "repack"])
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--best", action="store_true", help="the fastest round, for a machine that others use")
@@ -442,6 +499,8 @@ def main() -> None:
             layers(folders, given.repeat)
         if given.only in (None, "memory"):
             memory(folders)
+        if given.only in (None, "repack"):
+            repacking(folders["deepseek"], given.repeat)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import pytest
 import typer
 
 import shardproof
-from shardproof.cli.app import application
+from shardproof.cli.app import VERBS, application
 from shardproof.mistakes import museum
 from tests.test_errors import CODE, explained
 
@@ -70,6 +70,12 @@ def test_options_exist(page: Path) -> None:
     lines = [line for line in text_of(page).splitlines() if "benchmarks/" not in line and "pip " not in line]
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", "\n".join(lines)))
     assert named - known - others == set()
+
+
+@pytest.mark.parametrize("place", [*PAGES, *SOURCES], ids=lambda p: p.name)
+def test_verbs_exist(place: Path) -> None:
+    """Also those that errors and repairs send their readers to."""
+    assert set(re.findall(r"`shardproof ([a-z]+)", text_of(place))) <= {*VERBS}
 
 
 def test_variables_exist() -> None:

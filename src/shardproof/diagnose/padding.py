@@ -31,8 +31,9 @@ def only_padding(
     concerned = [model.layer(key)] if key is not None else list(model.layers.values())
     known = hints.rank is not None and hints.tp is not None
     policies = [p for p in POLICIES if all(_leaves_empty(layer.spec.blocks, p, hints) for layer in concerned)]
-    weights = any(t.field == "weight" for t in tensors)
-    if (known and recipe) or not policies or not weights or not all(_is_padding(t, recipe) for t in tensors):
+    slots = [(t.stack, t.field) for t in tensors if t.stack and t.field]
+    clear = len(set(slots)) == len(slots) and any(name == "weight" for _, name in slots)
+    if (known and recipe) or not policies or not clear or not all(_is_padding(t, recipe) for t in tensors):
         return None
     rank = f"{hints.rank}" if known else "not known"
     note = f"tp and rank leave it no block (policy {' or '.join(policies)}): so it should be"

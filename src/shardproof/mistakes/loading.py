@@ -163,7 +163,7 @@ CAST_WEIGHTS = register(
             "so most bytes became 0, 1 or 255, and only half of each row fitted."
         ),
         issues=("vLLM #35366", "mlx-lm #1192"),
-        repair="quantise first (`shardproof convert`), or use the checkpoint's packed weights",
+        repair="quantise first (`shardproof.mxfp4.encode`), or use the checkpoint's packed weights",
         fields=("weight",),
         valued=_cast,
     )

@@ -101,7 +101,7 @@ GGUF_NIBBLES = register(
         sentence="the nibbles are in GGUF's order (numbers j and j + 16 share a byte), read as adjacent pairs",
         explanation="ggml's blocks keep the first 16 numbers in the low nibbles, the last 16 in the high ones.",
         issues=("kekzl/imp #567",),
-        repair="reorder the nibbles of each block of 16 bytes (`shardproof convert` does)",
+        repair="reorder the nibbles of each block of 16 bytes",
         fields=("weight",),
         canonical=_gguf,
     )
