@@ -105,6 +105,16 @@ def test_sizes_below_one_are_refused(tp, ep, what):
     assert caught.value.code == "partition.size"
 
 
+@pytest.mark.parametrize("call", [
+    lambda: ranks(10**8, 1), lambda: ranks(1000, 1000), lambda: block_intervals(16, 10**8, allow_empty=True),
+    lambda: expert_owners(4, 10**8), lambda: expert_owners(4, 10**8, "round_robin"),
+])  # fmt: skip
+def test_more_ranks_than_anybody_has_are_refused_at_once(call):
+    with pytest.raises(PartitionError, match="more ranks than anybody has") as caught:
+        call()
+    assert (caught.value.code, caught.value.needed) == ("partition.size", "<= 65536")
+
+
 def test_a_rank_says_where_it_is():
     assert str(Rank(1, 2, 4, 3)) == "9 of 12 (tp 1/4, ep 2/3)"
 

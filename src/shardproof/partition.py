@@ -16,6 +16,8 @@ from shardproof.errors import PartitionError
 Policy: TypeAlias = Literal["balanced", "ceil"]
 Placement: TypeAlias = Literal["linear", "round_robin"]
 POLICIES: tuple[Policy, ...] = ("balanced", "ceil")
+MOST_RANKS = 1 << 16
+"""A slip of the hand (`--tp 1..99999999`) is refused before its lists fill the memory."""
 PLACEMENTS: tuple[Placement, ...] = ("linear", "round_robin")
 
 
@@ -46,6 +48,7 @@ def ranks(tp: int, ep: int) -> list[Rank]:
     """All ranks of a TP x EP group in index order. Raises PartitionError `partition.size`."""
     _check_size("tp", tp)
     _check_size("ep", ep)
+    _check_size("tp x ep", tp * ep)
     return [Rank(t, e, tp, ep) for e in range(ep) for t in range(tp)]
 
 
@@ -54,6 +57,11 @@ def _check_size(name: str, size: int) -> None:
         raise PartitionError(
             "partition.size", f"{name} must be at least 1", found=size, needed=">= 1", next_step="ask for at least 1"
         )
+    if size > MOST_RANKS:
+        raise PartitionError(
+            "partition.size", f"{name} is more ranks than anybody has", found=size, needed=f"<= {MOST_RANKS}",
+            next_step="correct the number",
+        )  # fmt: skip
 
 
 def block_intervals(
@@ -148,7 +156,7 @@ def _rows(ep: int, placement: Mapping[int, Sequence[int]] | Sequence[Sequence[in
 
 
 def _expert_id(found: object, rank: int) -> int:
-    if not isinstance(found, SupportsIndex):
+    if not isinstance(found, SupportsIndex) or isinstance(found, bool):
         raise PartitionError(
             "partition.expert_id",
             "an expert id is not a whole number",
@@ -205,7 +213,7 @@ def _check_owners(experts: int, ep: int, owners: Sequence[tuple[int, ...]]) -> N
     if missing:
         raise PartitionError(
             "partition.cover",
-            f"{len(missing)} experts are on no rank",
+            "an expert is on no rank" if len(missing) == 1 else f"{len(missing)} experts are on no rank",
             expert=", ".join(map(str, missing[:8])),
             found="0 ranks",
             needed="at least one rank for every expert",

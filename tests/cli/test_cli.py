@@ -145,7 +145,7 @@ def test_verify_finds_one_flipped_byte_and_exits_1(
     path.write_bytes(data)
     code, out, _ = run(capsys, "verify", str(folder), "--against", checkpoint)
     assert code == 1
-    assert "WRONG: 1 tensors differ" in out
+    assert "WRONG: 1 tensor differs" in out
     assert "rank 1: layers.1.experts.w2.scale: 1 of" in out
 
 

@@ -382,3 +382,43 @@ def test_names_with_spaces_and_other_alphabets(tmp_path: Path, capsys: pytest.Ca
     tensors = {f"{k}.{f}": ("U8", t) for (k, f), t in shardproof.load(out).layers["layers.0"].tensors.items()}
     write_file(tmp_path / "dump ü.safetensors", tensors)
     assert run(capsys, "diagnose", tmp_path / "dump ü.safetensors", "--against", folder)[0] == 0
+
+
+# -- numbers and maps that are slips of the hand ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "option", [("plan", "CKPT", "--tp"), ("pack", "CKPT", "OUT", "--ranks"), ("pack", "CKPT", "OUT", "--layers")]
+)
+@pytest.mark.parametrize("text", ["1..99999999999999", "0-65535,7"])
+def test_a_range_that_would_fill_the_memory(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: tuple[str, ...], text: str
+) -> None:
+    places = {"CKPT": checkpoint, "OUT": tmp_path / "out"}
+    error = refused(capsys, *[places.get(word, word) for word in option], text)
+    assert (error["code"], error["needed"]) == ("partition.range", "at most 65536")
+
+
+@pytest.mark.parametrize(
+    ("rows", "code", "found"),
+    [
+        ("[[0, 1], [2, 3.5]]", "partition.expert_id", "3.5"),
+        ('[[0, 1], [2, "3"]]', "partition.expert_id", "'3'"),
+        ("[[0, 1], [2, true]]", "partition.expert_id", "True"),
+        ('["01", "23"]', "partition.placement", "map.json (not a list of lists)"),
+        ('{"0": [0, 1]}', "partition.placement", "map.json (not a list of lists)"),
+        ("[[0, 1]", "partition.placement", "map.json (not JSON)"),
+    ],
+)
+def test_expert_ids_are_not_guessed(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    rows: str, code: str, found: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "map.json").write_text(rows)
+    error = refused(capsys, "plan", checkpoint, "--ep", "2", "--placement", "map.json")
+    assert (error["code"], error["found"]) == (code, found)
+
+
+def test_a_placement_that_is_too_long_for_a_name(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert refused(capsys, "plan", checkpoint, "--placement", "n" * 300)["code"] == "partition.placement"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -46,10 +47,16 @@ def shell(command: str, **variables: str) -> subprocess.CompletedProcess[str]:
         ("$S inspect nowhere 2>&-", 2, ""),
         ("$S inspect nowhere >&- 2>&-", 2, ""),
         ("$S inspect $CKPT <&- >&- 2>&-", 0, ""),
+        ("$S inspect $CUT | true", 1, ""),
+        ("$S inspect $CUT | grep -q checkpoint", 1, ""),
+        ("$S inspect $CUT --json | true", 1, ""),
     ],
 )
-def test_a_reader_that_has_enough(command: str, code: int, said: str, checkpoint: Path) -> None:
-    done = shell(command, CKPT=str(checkpoint))
+def test_a_reader_that_has_enough(command: str, code: int, said: str, checkpoint: Path, tmp_path: Path) -> None:
+    """The exit code is that of the answer, however little of it is read."""
+    cut = shutil.copytree(checkpoint, tmp_path / "cut")
+    next(iter(cut.glob("*.safetensors"))).write_bytes(b"")
+    done = shell(command, CKPT=str(checkpoint), CUT=str(cut))
     assert (done.returncode, done.stderr.partition("\n")[0]) == (code, said)
 
 
@@ -120,7 +127,7 @@ def test_numbers_that_json_does_not_have(capsys: pytest.CaptureFixture[str]) -> 
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
-        (("pack", "CKPT", "LONG", "--platform", "cpu"), "system.file"),
+        (("pack", "CKPT", "LONG", "--platform", "cpu"), "pack.io"),
         (("diagnose", "LONG", "--against", "CKPT"), "system.file"),
         (("layouts", "view", "aiter.w16", "-o", "LONG"), "pack.io"),
     ],

@@ -114,9 +114,10 @@ def _numbered(present: list[str]) -> list[str]:
 
 def _missing(folder: Path, listed: list[str], present: list[str], who: str) -> tuple[CheckpointError, ...]:
     absent = sorted(set(listed).difference(present))
+    count = "a file that is" if len(absent) == 1 else f"{len(absent)} files that are"
     return tuple(
         CheckpointError(
-            "checkpoint.file_missing", f"{who} {len(absent)} files that are not there", file=folder / name,
+            "checkpoint.file_missing", f"{who} {count} not there", file=folder / name,
             found="no such file", needed=f"{len(listed)} files", next_step="finish the download",
         )
         for name in absent

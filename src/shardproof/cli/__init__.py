@@ -25,9 +25,9 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:  # while modules were still being loaded
         return _interrupted(given)
     except BrokenPipeError:  # `| head`: who reads has enough
-        _drop_output()
+        _drop()
     except OSError as reason:
-        _drop_output()
+        _drop()
         sys.stderr.write(f"shardproof: the operating system refused: {reason}\n")
         return EXIT_REFUSED
     return code
@@ -80,12 +80,10 @@ def _interrupted(given: list[str]) -> int:
     return EXIT_INTERRUPTED
 
 
-def _drop_output() -> None:
-    """Let nothing that is still buffered be written, so that the interpreter ends without a word of its own."""
-    with contextlib.suppress(OSError, ValueError):
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
+def _drop() -> None:
+    from shardproof.cli.show import drop_output
+
+    drop_output()
 
 
 def _usage_error(error: Exception) -> int | None:

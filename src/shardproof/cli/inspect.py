@@ -69,7 +69,9 @@ def _render(opened: Checkpoint, model: ExpertModel | None, problems: list[Shardp
         for note in model.notes:
             show.line(f"note: {note}", style="yellow")
     show.first_of_each_kind(problems, lambda problem: problem.code)
-    show.line(f"{len(problems)} problems" if problems else "complete: every expert, projection and scale is there")
+    show.line(
+        show.counted(len(problems), "problem") if problems else "complete: every expert, projection and scale is there"
+    )
 
 
 def _by_spec(model: ExpertModel) -> list[list[str]]:

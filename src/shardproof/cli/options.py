@@ -11,7 +11,7 @@ import typer
 
 from shardproof.backends import GateMode
 from shardproof.errors import BackendError, PartitionError, ShardproofError
-from shardproof.partition import PLACEMENTS, POLICIES, Policy
+from shardproof.partition import MOST_RANKS, PLACEMENTS, POLICIES, Policy
 from shardproof.plan import ExpertMap
 
 CheckpointPath: TypeAlias = Annotated[
@@ -66,7 +66,13 @@ def read_range(text: str, what: str, *, least: int | None = None) -> list[int]:
     try:
         for part in text.split(","):
             low, dots, high = part.replace("..", "-").partition("-")
-            numbers += range(int(low), int(high) + 1) if dots else [int(low)]
+            found = range(int(low), int(high) + 1) if dots else [int(low)]
+            if len(numbers) + len(found) > MOST_RANKS:
+                raise PartitionError(
+                    "partition.range", f"{what} names too many numbers", found=text, needed=f"at most {MOST_RANKS}",
+                    next_step="correct the end of the range",
+                )  # fmt: skip
+            numbers += found
     except ValueError:
         numbers = []
     if not numbers:
@@ -130,17 +136,22 @@ def read_placement(text: str) -> ExpertMap:
     """A placement by name, or an explicit map from a JSON file (one list of expert ids a rank)."""
     if text in PLACEMENTS:
         return cast(ExpertMap, text)
-    path = Path(text)
+    path, why = Path(text), ""
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
-        return [[int(expert) for expert in row] for row in rows]
-    except (OSError, ValueError, TypeError) as reason:
-        why = f" ({getattr(reason, 'strerror', None) or 'not such a file'})" if path.suffix or path.exists() else ""
+    except (OSError, ValueError, RecursionError) as reason:
+        rows = None
+        if path.suffix or not isinstance(reason, FileNotFoundError):
+            why = f" ({getattr(reason, 'strerror', None) or 'not JSON'})"
+    else:
+        why = " (not a list of lists)"
+    if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
         raise PartitionError(
             "partition.placement", "unknown expert placement", found=f"{text}{why}",
             needed=f"{', '.join(PLACEMENTS)}, or a JSON file with one list of expert ids a rank",
             next_step="choose one of the two, or correct the file",
-        ) from None  # fmt: skip
+        )  # fmt: skip
+    return rows  # `expert_owners` says what is wrong with an id
 
 
 def layer_key(text: str | None) -> str | None:

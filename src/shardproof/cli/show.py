@@ -34,11 +34,27 @@ def console() -> Console:
 
 
 def emit(as_json: bool, command: str, data: Mapping[str, Any], render: Callable[[], None]) -> None:
-    """Print `data` as versioned JSON, or call `render`."""
-    if as_json:
-        print_json({"shardproof": JSON_VERSION, "command": command, **data})
-    else:
-        render()
+    """Print `data` as versioned JSON, or call `render`; a reader who has enough (`| head`) changes no exit code."""
+    try:
+        if as_json:
+            print_json({"shardproof": JSON_VERSION, "command": command, **data})
+        else:
+            render()
+    except (BrokenPipeError, SystemExit):  # the latter is rich's answer to a closed pipe
+        drop_output()
+
+
+def drop_output() -> None:
+    """Let nothing that is still buffered be written, so that the interpreter ends without a word of its own."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
+def counted(number: int, what: str) -> str:
+    """`1 rank`, `2 ranks`."""
+    return f"{number} {what}" + "s" * (number != 1)
 
 
 def print_json(data: Any) -> None:

@@ -36,15 +36,17 @@ def _render(proof: Proof) -> None:
         show.line(f"cover: {statement}")
     by_tensor = sorted(proof.differences, key=lambda d: (_natural(d.tensor), d.rank))
     show.first_of_each_kind(by_tensor, lambda difference: difference.mistake)
-    of = f" of {len(proof.ranks) + len(proof.missing)}" if proof.missing else ""
-    ranks = f"{len(proof.ranks)}{of} ranks, {show.size(proof.bytes_compared)}"
-    if proof.missing:
+    held, missing = len(proof.ranks), len(proof.missing)
+    of = f"{held} of {held + missing} ranks" if missing else show.counted(held, "rank")
+    ranks = f"{of}, {show.size(proof.bytes_compared)}"
+    if missing:
         show.line(f"not packed, so not compared: ranks {', '.join(map(str, proof.missing))}", style="yellow")
     if proof.ok:
         show.line(f"every byte is right: {ranks} compared, digest {proof.digest or '(not all ranks)'}", style="green")
     else:
         wrong = ", ".join(map(str, sorted({difference.rank for difference in proof.differences})))
-        show.line(f"WRONG: {len(proof.differences)} tensors differ, on ranks {wrong} ({ranks} compared)", "bold red")
+        differ = "1 tensor differs" if len(proof.differences) == 1 else f"{len(proof.differences)} tensors differ"
+        show.line(f"WRONG: {differ}, on ranks {wrong} ({ranks} compared)", "bold red")
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
