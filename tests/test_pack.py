@@ -435,6 +435,23 @@ def test_a_limit_on_file_sizes(job):
     assert nothing_left(job.out)
 
 
+def test_a_plan_of_another_checkpoint(job, tmp_path):
+    """Of the same sizes it would pack, and claim to be of the first; of others it would read beyond them."""
+    key, rank = next(iter(job.plan.layers)), job.plan.ranks[0]
+    make(tmp_path / "quark", "quark")
+    make(tmp_path / "small", "deepseek", hidden=32, intermediate=32)
+    for name in ("quark", "small"):
+        other = read_experts(Checkpoint.open(tmp_path / name))
+        for call in (
+            lambda m=other: pack(m, job.plan, job.out), lambda m=other: pack_in_memory(m, job.plan, rank),
+            lambda m=other: pack_layer(m, job.plan, key, rank, {}),
+        ):  # fmt: skip
+            with pytest.raises(PackError) as caught:
+                call()
+            assert caught.value.code == "pack.plan"
+    assert not job.out.exists()
+
+
 @pytest.mark.parametrize("length", [250, 300])
 def test_a_name_that_is_too_long(job, length):
     """Of the folder itself, or only of the part folder that grows beside it."""

@@ -7,6 +7,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
+import torch
 
 from shardproof.diagnose import diagnose, put_back
 from shardproof.errors import DiagnoseError, FormatError, ShardproofError
@@ -139,6 +140,8 @@ def test_scale_values_as_float32_are_bytes_again(made: Made) -> None:
         ),
         ("nowhere.safetensors", "diagnose.dump", "cannot be read"),
         (17, "diagnose.dump", "cannot be read"),
+        ({"w13.weight": np.array([None, 1], dtype=object)}, "diagnose.dump", "an array of object"),
+        ({"w13.weight": torch.empty(4, device="meta")}, "diagnose.dump", "a tensor without memory"),
     ],
 )  # fmt: skip
 def test_refusals(made: Made, dump: object, code: str, words: str) -> None:
@@ -178,3 +181,17 @@ def test_layer_that_nothing_shows(made: Made) -> None:
 def test_rank_outside_the_group(made: Made) -> None:
     dump, model, hints = _right(made)
     assert _refused(dump, model, **{**hints, "rank": 9}).code == "diagnose.rank"
+
+
+@pytest.mark.parametrize(
+    ("hints", "code"),
+    [
+        ({"tp": 2, "rank": -1}, "diagnose.rank"),
+        ({"tp": 0}, "partition.size"),
+        ({"ep": 0}, "partition.size"),
+        ({"tp": 2, "ep": 10**8, "rank": 1}, "partition.size"),
+    ],
+)
+def test_ranks_that_cannot_be(made: Made, hints: dict[str, int], code: str) -> None:
+    model, plan, _ = made("v4_flash")
+    assert _refused(put_back(model, plan, "layers.0", plan.ranks[1]), model, **hints).code == code

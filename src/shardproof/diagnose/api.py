@@ -19,7 +19,7 @@ from shardproof.diagnose.slices import Hints
 from shardproof.errors import DiagnoseError
 from shardproof.formats import ExpertModel, read_experts
 from shardproof.mistakes import Mistake
-from shardproof.partition import Policy, Rank
+from shardproof.partition import Policy, Rank, ranks
 from shardproof.plan import ExpertMap, Plan
 from shardproof.verify import scene_of
 
@@ -50,7 +50,8 @@ def diagnose(
     repair      a safetensors file to write the tensors to, in the recipe's order
     activations a layer's input and output, to hold against the reference forward (one layer in the dump)
 
-    Raises DiagnoseError: dump, empty, names, too_little, layer, rank; and repair_lost or repair_backend.
+    Raises DiagnoseError: dump, empty, names, too_little, layer, rank; and repair_lost or repair_backend. PartitionError
+    for tp, ep, policy or placement that cannot be.
     """
     model = checkpoint if isinstance(checkpoint, ExpertModel) else read_experts(Checkpoint.open(checkpoint))
     named = f"layers.{layer}" if isinstance(layer, int) or (layer or "").isdecimal() else layer
@@ -60,6 +61,11 @@ def diagnose(
             needed="tp beside rank, and ep where it is not 1",
             next_step="give --tp (and --ep), or leave --rank out: it is recognised",
         )  # fmt: skip
+    if rank is not None and rank < 0:
+        raise DiagnoseError(
+            "diagnose.rank", "no such rank", rank=rank, needed="0 or more", next_step="ranks count from 0, TP fastest"
+        )
+    ranks(1 if tp is None else tp, 1 if ep is None else ep)  # refuses sizes that cannot be
     hints = Hints(layer=named, rank=rank, tp=tp, ep=ep, policy=policy, placement=placement)
     tensors = read_dump(dump)
     groups = _by_layer(tensors, hints)

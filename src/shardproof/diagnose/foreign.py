@@ -138,12 +138,16 @@ def _is_tensor(value: Any) -> bool:
 
 def _from_memory(name: str, value: Any) -> Foreign:
     if isinstance(value, np.ndarray):
+        if value.dtype.hasobject:
+            raise _unreadable(name, f"an array of {value.dtype}", "give arrays of numbers or bytes")
         array = np.ascontiguousarray(value)
         kind = {"f": "F", "V": "V", "i": "I", "u": "U"}.get(array.dtype.kind, array.dtype.kind)
         dtype = "BF16" if array.dtype == ml_dtypes.bfloat16 else f"{kind}{8 * array.dtype.itemsize}"
         return Foreign(name, array.reshape(-1).view(np.uint8), value.shape, dtype)
     import torch
 
+    if value.is_meta:
+        raise _unreadable(name, "a tensor without memory (device meta)", "load the weights first")
     tensor = value.detach()
     shape = tuple(tensor.shape)
     tensor = _memory_order(tensor).cpu().contiguous()

@@ -40,15 +40,30 @@ def layer_spans(model: ExpertModel, plan: Plan, key: str, ranks: Sequence[Rank])
     return merge(np.concatenate(files), np.concatenate(starts), np.concatenate(stops)) if files else []
 
 
+def check_plan(model: ExpertModel, plan: Plan, key: str | None = None) -> None:
+    """Raise PackError `pack.plan` for a plan of another checkpoint, whose record would lie.
+
+    With a layer, it may be a copy in another format, as long as the layer is the same: else cuts may lie outside.
+    """
+    if plan.identity == model.checkpoint.identity or (key and plan.shape(key).spec == model.layer(key).spec):
+        return
+    raise PackError(
+        "pack.plan", "the plan was made for another checkpoint", file=model.checkpoint.root, layer=key,
+        found=f"a plan for {plan.source} ({plan.identity})", needed=f"one for {model.checkpoint.identity}",
+        next_step="make a plan from this model: shardproof.make_plan(model, recipe, ...)",
+    )  # fmt: skip
+
+
 def pack_ranks(
     model: ExpertModel, plan: Plan, key: str, outs: Mapping[Rank, Buffers], *, reader: Reader | None = None,
     threads: int | None = None, mistake: Mistake | None = None, fresh: bool = False,
 ) -> dict[Rank, Digest]:  # fmt: skip
     """Write one layer of several ranks into buffers (flat uint8 each, every byte is written).
 
-    `fresh`: their pages were not touched yet. Returns each rank's digest. Raises PackError `pack.scale_nan` or
-    `pack.io`, CheckpointError `checkpoint.changed`, LayoutError `layout.value`.
+    `fresh`: their pages were not touched yet. Returns each rank's digest. Raises PackError `pack.plan`,
+    `pack.scale_nan` or `pack.io`, CheckpointError `checkpoint.changed`, LayoutError `layout.value`.
     """
+    check_plan(model, plan, key)
     ranks = list(outs)
     digests = dict.fromkeys(ranks, Digest())
     tensors: list[Tensor] = []

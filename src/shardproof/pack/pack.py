@@ -19,7 +19,7 @@ from shardproof.formats import ExpertModel, check_model
 from shardproof.mistakes import Mistake
 from shardproof.mxfp4 import Bytes
 from shardproof.pack.journal import Unit
-from shardproof.pack.layer import layer_spans, pack_ranks
+from shardproof.pack.layer import check_plan, layer_spans, pack_ranks
 from shardproof.pack.memory import arena
 from shardproof.pack.native.run import default_threads
 from shardproof.pack.output import Output
@@ -56,12 +56,13 @@ def pack(
     reader    who brings the bytes, or its name (`shardproof.checkpoint.readers`); mapped files by default
     mistake   puts a known mistake back in, for tests and the demo only
 
-    Raises PackError `pack.not_empty`, `pack.mount_point`, `pack.stale`, `pack.disk_full`, `pack.rank`, `pack.scale_nan`
-    or `pack.io`, PackedError `packed.damaged` where a packed folder is packed again and no longer holds its content,
-    CheckpointError `checkpoint.changed`, `checkpoint.reader`, `checkpoint.reader_missing` or
+    Raises PackError `pack.plan`, `pack.not_empty`, `pack.mount_point`, `pack.stale`, `pack.disk_full`, `pack.rank`,
+    `pack.scale_nan` or `pack.io`, PackedError `packed.damaged` where a packed folder that is packed again lost
+    its content, CheckpointError `checkpoint.changed`, `checkpoint.reader`, `checkpoint.reader_missing` or
     `checkpoint.reader_failed`, LayoutError `layout.value`, FormatError `format.model` for a path instead of a model.
     """
     check_model(model)
+    check_plan(model, plan)
     if isinstance(reader, str):
         reader = open_reader(reader, model.checkpoint)
     share = worker or Worker()
@@ -175,6 +176,8 @@ def pack_in_memory(
 
     `huge_pages`: see `shardproof.pack.memory`; None decides by the memory that is free.
     """
+    check_model(model)
+    check_plan(model, plan)
     layers, digest = {}, Digest()
     for key in plan.layers:
         sizes = {slot: plan.placed(key, rank, *slot).nbytes for slot in plan.fields(key)}
