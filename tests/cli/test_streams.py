@@ -83,6 +83,23 @@ def test_no_color(checkpoint: Path) -> None:
         assert ("\x1b[32m" in text or "\x1b[33m" in text) == coloured
 
 
+@pytest.mark.parametrize(("width", "drawn"), [(200, True), (80, False), (30, False)])
+def test_a_narrow_terminal_cuts_no_number_in_two(width: int, drawn: bool, checkpoint: Path) -> None:
+    pty, termios = pytest.importorskip("pty"), pytest.importorskip("termios")
+    first, second = pty.openpty()
+    termios.tcsetwinsize(second, (50, width))
+    env = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+    command = [sys.executable, "-m", "shardproof", "plan", str(checkpoint), "--platform", "rocm:gfx950"]
+    subprocess.run(command, env={**env, "TERM": "xterm"}, stdout=second, stdin=second, stderr=second, check=True)
+    os.close(second)
+    text = os.read(first, 1 << 16).decode()
+    os.close(first)
+    said = " ".join(text.split())
+    assert ("rows of I 0..96; valid 96; padded 128; hidden_pad 192; intermediate_pad 32" in said) == (not drawn)
+    assert "0..96" in said
+    assert "intermediate_pad" in said
+
+
 def test_what_cannot_be_written_leaves_nothing(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

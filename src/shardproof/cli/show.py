@@ -107,6 +107,9 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, 
     if not sys.stdout.isatty():
         _plain_table(title, columns, rows, numbers)
         return
+    if _least_width(columns, rows) > console().width:
+        _paragraphs(title, columns, rows)
+        return
     drawn = Table(
         title=title or None, title_justify="left", box=rich.box.SIMPLE_HEAD, title_style="bold", pad_edge=False
     )
@@ -115,6 +118,20 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, 
     for row in rows:
         drawn.add_row(*(escape(str(cell)) for cell in row))
     console().print(drawn)
+
+
+def _least_width(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> int:
+    """Of a drawn table in which no word, and so no number, is cut in two."""
+    words = [[w for row in (columns, *rows) for w in str(row[i]).split()] for i in range(len(columns))]
+    return sum(max(map(len, found), default=0) + 3 for found in words)
+
+
+def _paragraphs(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """For a narrow terminal: a row as text, each cell under its column's name."""
+    if title:
+        line(title, style="bold")
+    for row in rows:
+        line("; ".join(f"{column} {cell}" for column, cell in zip(columns, row, strict=True) if str(cell)))
 
 
 def _plain_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], numbers: Sequence[int]) -> None:
