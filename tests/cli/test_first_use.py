@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -422,3 +423,18 @@ def test_expert_ids_are_not_guessed(
 
 def test_a_placement_that_is_too_long_for_a_name(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert refused(capsys, "plan", checkpoint, "--placement", "n" * 300)["code"] == "partition.placement"
+
+
+# -- without torch ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", [("bench", "--shape", "gptoss"), ("diagnose", "DUMP", "--against", "CKPT")])
+def test_what_needs_torch_says_so(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    command: tuple[str, ...],
+) -> None:  # fmt: skip
+    monkeypatch.setitem(sys.modules, "torch", None)
+    (tmp_path / "dump.pt").write_bytes(b"PK")
+    places = {"CKPT": checkpoint, "DUMP": tmp_path / "dump.pt"}
+    error = refused(capsys, *[places.get(word, word) for word in command])
+    assert (error["code"], error["needed"], error["next_step"]) == ("system.package", "torch", "pip install torch")

@@ -45,6 +45,11 @@ def _run(given: list[str]) -> int:
         if reason.filename is None:  # of a stream
             raise
         return _refused(_of_the_system(reason), given)
+    except ModuleNotFoundError as missing:
+        package = (missing.name or "shardproof").partition(".")[0]
+        if package == "shardproof":
+            raise
+        return _refused(_not_installed(package), given)
     except SystemExit:  # typer's answer to a closed pipe, with a code that means something else here
         raise BrokenPipeError from None
     except Exception as error:
@@ -61,6 +66,13 @@ def _of_the_system(reason: OSError) -> ShardproofError:
     return ShardproofError(
         "system.file", "the operating system refused a file or folder", file=reason.filename, found=reason.strerror,
         next_step="correct the path, or what this user may do there",
+    )  # fmt: skip
+
+
+def _not_installed(package: str) -> ShardproofError:
+    return ShardproofError(
+        "system.package", "this needs a package that is not installed", found=f"no {package}", needed=package,
+        next_step=f"pip install {package}",
     )  # fmt: skip
 
 
