@@ -438,3 +438,26 @@ def test_what_needs_torch_says_so(
     places = {"CKPT": checkpoint, "DUMP": tmp_path / "dump.pt"}
     error = refused(capsys, *[places.get(word, word) for word in command])
     assert (error["code"], error["needed"], error["next_step"]) == ("system.package", "torch", "pip install torch")
+
+
+# -- files of other kinds ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("folder", [True, False])
+@pytest.mark.parametrize("name", ["model.gguf", "pytorch_model.bin"])
+def test_weights_of_another_kind(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, folder: bool
+) -> None:  # fmt: skip
+    (tmp_path / name).write_bytes(b"GGUF" + bytes(64))
+    error = refused(capsys, "inspect", tmp_path if folder else tmp_path / name)
+    assert name in error["found"]
+    assert error["next_step"] == "give the checkpoint as safetensors: files of this kind are not read"
+
+
+def test_a_git_lfs_pointer_is_called_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 4270000000\n"
+    (tmp_path / "model.safetensors").write_text(pointer)
+    code, out, _ = run(capsys, "inspect", tmp_path)
+    assert code == 1
+    assert "this is a Git LFS pointer, not the file itself" in out
+    assert "next: git lfs pull" in out

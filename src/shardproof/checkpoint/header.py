@@ -27,6 +27,7 @@ DTYPE_BITS = {
 
 
 _AGAIN = "download the file again"
+_LFS_POINTER = b"version "
 _MOST = 1 << 63
 _KINDS = {stat.S_IFDIR: "a directory", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
 
@@ -103,7 +104,13 @@ def _read_raw(path: Path) -> tuple[bytes, int]:
                 "checkpoint.empty", "the file is too short to hold a header",
                 file=path, found=f"{size} bytes", needed=">= 8 bytes", next_step=_AGAIN,
             )  # fmt: skip
-        length = int.from_bytes(stream.read(8), "little")
+        start = stream.read(8)
+        length = int.from_bytes(start, "little")
+        if start == _LFS_POINTER:
+            raise CheckpointError(
+                "checkpoint.header_length", "this is a Git LFS pointer, not the file itself", file=path,
+                found=f"{size} bytes of text", needed="the file that it stands for", next_step="git lfs pull",
+            )  # fmt: skip
         if not 2 <= length <= min(HEADER_LIMIT, size - 8):
             raise CheckpointError(
                 "checkpoint.header_length", "the header's length cannot be right: not a safetensors file, or cut off",

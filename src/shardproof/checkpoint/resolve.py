@@ -13,6 +13,8 @@ from shardproof.errors import CheckpointError
 
 INDEX = "model.safetensors.index.json"
 MOST_FILES = 10_000
+_OTHER_FORMATS = {".gguf", ".bin", ".pt", ".pth"}
+_ORIGINAL = "give the checkpoint as safetensors: files of this kind are not read"
 _NUMBERED = re.compile(r"(?P<head>.*-)(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors", re.ASCII)
 _HUB_NAME = re.compile(r"[\w.\-]+/[\w.\-]+(@[\w.\-/]+)?")
 
@@ -50,13 +52,12 @@ def resolve(where: str | Path) -> Files:
     present = sorted(p.name for p in path.glob("*.safetensors"))
     index = _json(path / INDEX, "checkpoint.index")
     if index is None and not present:
+        other = sorted(p.name for p in path.iterdir() if p.suffix in _OTHER_FORMATS)
         raise CheckpointError(
-            "checkpoint.not_found",
-            "the folder holds no safetensors file",
-            file=path,
-            needed=f"*.safetensors or {INDEX}",
-            next_step="give the folder with the weights, or finish the download",
-        )
+            "checkpoint.not_found", "the folder holds no safetensors file", file=path,
+            found=", ".join(other[:3]) or None, needed=f"*.safetensors or {INDEX}",
+            next_step=_ORIGINAL if other else "give the folder with the weights, or finish the download",
+        )  # fmt: skip
     weight_map = None if index is None else _weight_map(path / INDEX, index)
     listed = _numbered(present) if weight_map is None else sorted(set(weight_map.values()))
     missing = _missing(path, listed, present, "the index names" if weight_map else "the files' own numbers ask for")
@@ -88,7 +89,8 @@ def _one_file(path: Path) -> Files:
         raise CheckpointError(
             "checkpoint.file_type", "this file is no checkpoint", file=path, found=f"a file named {path.name}",
             needed="a folder, or a .safetensors file",
-            next_step=f"give the folder that holds the weights, perhaps {path.absolute().parent}",
+            next_step=_ORIGINAL if path.suffix in _OTHER_FORMATS
+            else f"give the folder that holds the weights, perhaps {path.absolute().parent}",
         )  # fmt: skip
     names = _numbered([path.name])
     with contextlib.suppress(CheckpointError):  # of a damaged index nothing is needed here
