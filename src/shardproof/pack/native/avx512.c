@@ -185,6 +185,23 @@ static inline void turn(const Pieces *found, int64_t pieces, int64_t at, uint8_t
   }
 }
 
+/* Each byte of a line takes 8 bits from any bit of its 64 on, where `keep` says so. */
+static inline __m512i again(__m512i v, __m512i control, __m512i keep) {
+  return _mm512_ternarylogic_epi64(v, _mm512_multishift_epi64_epi8(control, v), keep, 0xD8); /* keep ? moved : v */
+}
+
+/* Pieces of 64 bytes, each folded. */
+static inline __attribute__((always_inline)) void fold(const Program *p, const Pieces *found, int64_t at, int64_t next,
+                                                       uint8_t *block, int tiles) {
+  const __m512i index = get(p->masks + p->fold_index), control = get(p->masks + p->fold_control);
+  const __m512i keep = get(p->masks + p->fold_keep);
+  for (int t = 0; t < tiles; t++, at += next, block += p->block)
+    for (int64_t q = 0; q < p->pieces; q++) {
+      ASK("t1", found->ahead[q] + at);
+      put(block + 64 * q, again(_mm512_permutexvar_epi8(index, get(found->of[q] + at)), control, keep), 0);
+    }
+}
+
 /* Pieces of at least 32 bytes: a line of the block is stored at once. */
 static inline __attribute__((always_inline)) void join(const Pieces *found, int64_t pieces, int64_t word, int64_t at,
                                                        int64_t next, uint8_t *block, int64_t pitch, int tiles) {
@@ -201,6 +218,10 @@ static inline __attribute__((always_inline)) void gather(const Program *p, const
                                                          int tiles) {
   if (p->word == 8 && next == 8 && tiles == 8 && !(p->pieces & 7)) {
     turn(found, p->pieces, at, block, p->block);
+    return;
+  }
+  if (p->fold_index) {
+    fold(p, found, at, next, block, tiles);
     return;
   }
   if (p->word == 64 || (p->word == 32 && !(p->pieces & 1))) {
@@ -235,7 +256,10 @@ static inline __attribute__((always_inline)) void lines(const Program *p, const 
     for (; term < end && term->dst == line->dst; term++) {
       const __m512i index = get(vectors + term->index);
       const uint8_t *from = block + term->window;
-      if (term->matrix) {
+      if (term->window < 0) {
+        const __m512i control = get(vectors + term->control), keep = get(vectors + term->keep);
+        for (int t = 0; t < tiles; t++) v[t] = again(v[t], control, keep);
+      } else if (term->matrix) {
         const __m512i matrix = get(vectors + term->matrix);
         for (int t = 0; t < tiles; t++) {
           const __m512i moved = pick(from + t * pitch, index, term->wide);
@@ -247,9 +271,11 @@ static inline __attribute__((always_inline)) void lines(const Program *p, const 
           const __m512i moved = _mm512_multishift_epi64_epi8(control, pick(from + t * pitch, index, term->wide));
           v[t] = _mm512_ternarylogic_epi64(v[t], moved, keep, 0xF8); /* v | (moved & keep) */
         }
+      } else if (term->wide) {
+        for (int t = 0; t < tiles; t++) v[t] = _mm512_mask_mov_epi8(v[t], term->in, pick(from + t * pitch, index, 1));
       } else {
         for (int t = 0; t < tiles; t++)
-          v[t] = _mm512_mask_mov_epi8(v[t], term->in, pick(from + t * pitch, index, term->wide));
+          v[t] = _mm512_mask_permutexvar_epi8(v[t], term->in, index, get(from + t * pitch));
       }
     }
     if (line->order) {

@@ -30,8 +30,8 @@ typedef struct { int32_t dst, row, column, size, index, keep, shift; } Part;
 /* LINES: bytes of the block's 64 (or, `wide`, 128) from `window` on go through vector `index` to the line at dst of the
  * tile, where `in` says; or, with `control`, through it as well: each byte takes 8 bits of its 64 from there on, of
  * which vector `keep` stay; or, with `matrix`, each 8 bytes are multiplied by 8 x 8 bits of it and added without carry,
- * and, as all terms of such a line have `order`, the sums go through it at last. Vectors are named by where they stand
- * in `masks`. `store` are the bytes of the line that are written. */
+ * and, as all terms of such a line have `order`, the sums go through it at last. With `window` below 0 it is the line itself
+ * that goes through `control`, and what `keep` says of it is replaced. Vectors are named by where they stand in `masks`. `store` are the bytes of the line that are written. */
 typedef struct { int32_t dst, window, wide, index, control, keep, matrix, order; uint64_t in, store; } Term;
 
 typedef struct {
@@ -52,6 +52,8 @@ typedef struct {
   const Term *term;
   int64_t pieces, terms, block; /* LINES: counts, bytes of a block */
   int64_t whole_lines;          /* LINES: 1 where every line is stored whole, 2 where the last one is half a line */
+  /* LINES of pieces of 64 bytes: as they are gathered they go through a plain term and one of the line itself; or 0 */
+  int64_t fold_index, fold_control, fold_keep;
   /* UNPACK: RUN, TILE16 and COPY go from the tile to the rows by the same tables. UNPACK_BLOCK: the moves make of a tile,
    * as of a single row, a block of `back_block` bytes, whose pieces of `back_piece` bytes go to (row, column). */
   int64_t way, bytes; /* of the whole kernel buffer */

@@ -43,7 +43,8 @@ class ProgramStruct(ctypes.Structure):
         *((name, I64) for name in ("tile_bytes", "offset")),
         *((name, P) for name in ("rows", "columns", "group_row", "group_base", "part", "masks", "tables")),
         *((name, P) for name in ("piece", "term")),
-        *((name, I64) for name in ("pieces", "terms", "block", "whole_lines", "way", "bytes")),
+        *((name, I64) for name in ("pieces", "terms", "block", "whole_lines")),
+        *((name, I64) for name in ("fold_index", "fold_control", "fold_keep", "way", "bytes")),
         ("back", P), *((name, I64) for name in ("backs", "back_piece", "back_block")),
     ]  # fmt: skip
 
