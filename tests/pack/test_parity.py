@@ -16,7 +16,7 @@ from shardproof.layouts import catalogue, find
 from shardproof.pack import native
 from shardproof.pack.fitting import fit
 from shardproof.pack.native import structs
-from shardproof.pack.native.library import ENGINE, library, why_not
+from shardproof.pack.native.library import ENGINE, has_tiles, library, why_not
 from shardproof.pack.native.library import isa as best_isa
 from shardproof.pack.program import digits_of, program
 from shardproof.plan import make_plan
@@ -32,7 +32,7 @@ ENGINES = {"portable": structs.PORTABLE, "avx2": structs.AVX2, "avx512": structs
 HERE = {name: isa for name, isa in ENGINES.items() if isa <= best_isa()}
 
 
-@pytest.fixture(params=HERE)
+@pytest.fixture(params=[*HERE, "amx"] if has_tiles() else HERE)
 def engine(request, monkeypatch):
     """Each form of the native engine that this machine has; the last one is the default."""
     monkeypatch.setenv(ENGINE, request.param)

@@ -145,7 +145,10 @@ def _again(line: Line, block: int, vectors: dict[bytes, int]) -> list[tuple[int,
                 return None
             control[byte], keep[byte] = (where % 8 * 8 - shift) % 64, bits
     slot = [(byte, at - first, 0, 255) for byte, at in own.items()]
-    return [_term(first, slot, vectors, plain=True), (-1, 0, 0, _number(vectors, control), _number(vectors, keep), 0, 0, 0)]
+    return [
+        _term(first, slot, vectors, plain=True),
+        (-1, 0, 0, _number(vectors, control), _number(vectors, keep), 0, 0, 0),
+    ]
 
 
 Fold = tuple[int, int, int]
@@ -164,7 +167,9 @@ def _fold(cut: Sequence[Line], block: int, vectors: dict[bytes, int]) -> tuple[F
     folded: list[Line] = [{} for _ in range(block // LINE)]
     places: dict[tuple[tuple[tuple[int, int], int], ...], int] = {}
     for number, pair in enumerate(pairs):
-        for sources in sorted((m for m in made if tuple(at for (at, _), _ in m) == pair), key=lambda m: m[0][0][1] != 0):
+        for sources in sorted(
+            (m for m in made if tuple(at for (at, _), _ in m) == pair), key=lambda m: m[0][0][1] != 0
+        ):
             place = 2 * number + (sources[0][0][1] != 0)
             start = place // LINE * LINE
             places[sources] = place

@@ -93,6 +93,9 @@ typedef struct {
   int64_t *left; /* of every part, the jobs that have not ended; or NULL */
   int64_t running; /* threads that have not ended */
   int64_t fresh;   /* whether destinations are pages that nobody has touched yet */
+  /* For AMX, or NULL: of each word of weights 16 columns of 4 bytes, what each byte counts in each column. Columns 0 to 7
+   * are the powers of 256 of the first lane, 8 to 15 of the second. */
+  const uint8_t *weight_tiles;
 } Batch;
 
 /* The key of a row is mixed from its seed, place + row * ROW_STEP (digest.py). */
@@ -112,6 +115,7 @@ typedef struct {
   const uint8_t *const *ahead;
   const uint32_t *k0, *k1;
   uint64_t (*row_key)[2], *acc;
+  const uint8_t *tiles; /* for AMX, or NULL: the keys of the group's first byte, as Batch has them */
   int cached; /* the destination's lines are in the caches, where they were cleared: no stores past them */
 } Aside;
 
@@ -132,6 +136,12 @@ void sp_sum_weights_avx512(const uint8_t *const *src, int64_t rows, int64_t byte
                            const uint32_t *k1, uint64_t (*row_key)[2], uint64_t *acc);
 int sp_sum_scales_avx512(const uint8_t *const *src, int64_t rows, int64_t bytes, const uint8_t *key, int64_t keys,
                          const uint64_t *before, uint64_t (*row_key)[2], uint64_t *acc);
+int sp_has_tiles(void); /* AMX, and the system lets this process use it */
+/* Sums 0 to 3 are zero; a kernel adds tiles to them, in turns as each waits for itself; they are taken. */
+void sp_tiles_begin(void);
+void sp_tiles_take(uint64_t (*row_key)[2], uint64_t *acc);
+void sp_tiles_end(void); /* of this thread */
+enum { TILE_ROWS = 16, TILE_KEYS = 1024, TILE_PASS = 32 << 10 }; /* bytes of keys a tile; of a row: 2^9 times 64 * 255^2 */
 void sp_row_keys_avx512(uint64_t *seeds, int64_t count); /* seeds become keys, in place; room for a multiple of 8 */
 void sp_sum_weights_avx2(const uint8_t *src, int64_t bytes, const uint32_t *k0, const uint32_t *k1, uint64_t out[2]);
 int sp_sum_scales_avx2(const uint8_t *src, int64_t bytes, const int16_t *k, int64_t keys, uint64_t out[2]);

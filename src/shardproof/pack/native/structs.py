@@ -56,5 +56,5 @@ class BatchStruct(ctypes.Structure):
         ("jobs", P), ("count", I64), ("next", I64), ("stop", I64), ("totals", P), ("weight_keys", P),
         ("scale_keys", P), ("scale_bytes", P), ("scale_before", P), ("keys", I64), ("isa", I64), ("fault", I64),
         ("fault_job", I64), ("fault_row", I64), ("fault_at", I64), ("open", I64), ("left", P), ("running", I64),
-        ("fresh", I64),
+        ("fresh", I64), ("weight_tiles", P),
     ]  # fmt: skip

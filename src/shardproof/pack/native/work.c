@@ -187,7 +187,7 @@ void sp_run_job(Batch *batch, const Job *job, const uint8_t **rows, uint8_t *scr
   int64_t dst = sp_locate(job, job->begin, &seen, found[job->begin & 1]);
   for (int64_t group = job->begin; group < job->end && !__atomic_load_n(&batch->stop, __ATOMIC_RELAXED); group++) {
     const Found *all = found[group & 1], *next = found[(group + 1) & 1];
-    Aside aside = {ahead, NULL, NULL, row_key, sums->lane, cached};
+    Aside aside = {ahead, NULL, NULL, row_key, sums->lane, NULL, cached};
     const int apart = !sp_weighs(batch, job, all, &aside) && job->field != OTHER;
     const int64_t following = group + 1 < job->end ? sp_locate(job, group + 1, &seen, found[(group + 1) & 1]) : 0;
     if (group + 1 < job->end) ask_for(p, next);
