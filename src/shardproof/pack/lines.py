@@ -129,7 +129,7 @@ def _steps(line: Line, block: int) -> list[Step]:
 
 
 def _again(line: Line, block: int, vectors: dict[bytes, int]) -> list[tuple[int, ...]] | None:
-    """Two terms: each byte from where its bits stand right, then the others from the same 64 bits; None if they cannot."""
+    """Two terms: each byte from where its bits stand right, then the others from the same 64; None if they cannot."""
     own = {byte: at for byte, sources in line.items() for at, shift in sources if shift == 0}
     first = min(min(own.values(), default=0), block - LINE)
     if own.keys() != line.keys() or max(own.values()) >= first + LINE:

@@ -235,15 +235,22 @@ static inline __m512i again(__m512i v, __m512i control, __m512i keep) {
   return _mm512_ternarylogic_epi64(v, _mm512_multishift_epi64_epi8(control, v), keep, 0xD8); /* keep ? moved : v */
 }
 
-/* Pieces of 64 bytes, each folded. */
+/* Pieces of 64 bytes of one row, each folded; with `sums` both lanes of the row are summed on the way. */
 static inline __attribute__((always_inline)) void fold(const Program *p, const Pieces *found, int64_t at, int64_t next,
-                                                       uint8_t *block, int tiles) {
+                                                       uint8_t *block, int tiles, const Aside *w, const uint8_t *row,
+                                                       __m512i sums[2]) {
   const __m512i index = get(p->masks + p->fold_index), control = get(p->masks + p->fold_control);
   const __m512i keep = get(p->masks + p->fold_keep);
   for (int t = 0; t < tiles; t++, at += next, block += p->block)
     for (int64_t q = 0; q < p->pieces; q++) {
+      const __m512i v = get(found->of[q] + at);
       ASK("t1", found->ahead[q] + at);
-      put(block + 64 * q, again(_mm512_permutexvar_epi8(index, get(found->of[q] + at)), control, keep), 0);
+      put(block + 64 * q, again(_mm512_permutexvar_epi8(index, v), control, keep), 0);
+      if (!sums) continue;
+      const int64_t word = (found->of[q] + at - row) / 4;
+      const __m512i odd = odd_words(v), x = get(w->k0 + word), y = get(w->k1 + word);
+      sums[0] = weigh(sums[0], v, odd, x, odd_words(x));
+      sums[1] = weigh(sums[1], v, odd, y, odd_words(y));
     }
 }
 
@@ -260,13 +267,16 @@ static inline __attribute__((always_inline)) void join(const Pieces *found, int6
 static inline __attribute__((always_inline)) void gather(const Program *p, const uint8_t *const *rows,
                                                          const uint8_t *const *ahead, const Pieces *found,
                                                          int64_t column, int64_t at, int64_t next, uint8_t *block,
-                                                         int tiles) {
+                                                         int tiles, const Aside *w, __m512i sums[2]) {
   if (p->word == 8 && next == 8 && tiles == 8 && !(p->pieces & 7)) {
     turn(found, p->pieces, at, block, p->block);
     return;
   }
   if (p->fold_index) {
-    fold(p, found, at, next, block, tiles);
+    if (w->k0)
+      fold(p, found, at, next, block, tiles, w, rows[0], sums);
+    else
+      fold(p, found, at, next, block, tiles, w, rows[0], NULL);
     return;
   }
   if (p->word == 64 || (p->word == 32 && !(p->pieces & 1))) {
@@ -351,10 +361,11 @@ static void assemble(const Program *p, const uint8_t *const *rows, int64_t colum
     found.of[q] = rows[piece->row] + column + piece->column;
     found.ahead[q] = w->ahead[piece->row] + column + piece->column;
   }
+  __m512i sums[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
   int64_t i = 0;
 #define TILES(tiles, stores)                                                        \
   for (; i + (tiles) <= c->count; i += (tiles)) {                                   \
-    gather(p, rows, w->ahead, &found, column, i * c->src, c->src, block, tiles);    \
+    gather(p, rows, w->ahead, &found, column, i * c->src, c->src, block, tiles, w, sums); \
     lines(p, block, dst + i * c->dst, c->dst, tiles, stores);                       \
   }
   if (stream == LINE) {
@@ -375,6 +386,7 @@ static void assemble(const Program *p, const uint8_t *const *rows, int64_t colum
     TILES(1, HALVES)
   }
 #undef TILES
+  for (int j = 0; w->k0 && j < 2; j++) add_weighed(w->acc + 8 * j, sums[j], w->row_key[0][j]);
 }
 
 static void loop(const Program *p, int32_t level, const uint8_t *const *rows, int64_t column, uint8_t *dst,

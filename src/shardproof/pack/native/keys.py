@@ -34,7 +34,7 @@ def scale_key_bytes(columns: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np
 
 @lru_cache(maxsize=8)
 def tile_keys(columns: int) -> npt.NDArray[np.uint8]:
-    """What each byte of a word of weights counts in each of 16 columns (`Batch` of engine.h): uint8 [words + 16, 16, 4].
+    """What each byte of a word of weights counts in each of 16 columns (see engine.h): uint8 [words + 16, 16, 4].
 
     16 words more than there are columns: the last tile may reach beyond.
     """

@@ -32,7 +32,7 @@ for _size in (
 _OTHER_VERSION = "it was built from another version of shardproof: build it again"
 
 ENGINE = "SHARDPROOF_ENGINE"
-"""Environment: `numpy` leaves the native engine alone, `portable`, `avx2` and `avx512` hold it back; default is the fastest."""
+"""Environment: `numpy` leaves the engine alone, `portable`, `avx2` and `avx512` hold it back; else the fastest."""
 
 
 @cache

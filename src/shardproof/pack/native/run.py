@@ -18,8 +18,8 @@ import numpy.typing as npt
 
 from shardproof.digest import Digest, column_keys
 from shardproof.pack.native.keys import scale_key_bytes, tile_keys
-from shardproof.pack.native.library import isa as best_isa
 from shardproof.pack.native.library import has_tiles, library
+from shardproof.pack.native.library import isa as best_isa
 from shardproof.pack.native.structs import AVX512, BatchStruct
 
 Records = npt.NDArray[np.void]

@@ -76,9 +76,9 @@ void sp_digest_group(Batch *batch, const Job *job, const Found *all, int is_long
   if (count) digest_rows(batch, job, of, count, sums);
 }
 
-/* Whether runs begin and end between words. */
+/* Whether the kernel takes whole words of the row. */
 static int in_words(const Program *p) {
-  int64_t bytes = p->tile_bytes;
+  int64_t bytes = p->kernel == RUN ? p->tile_bytes : p->width;
   for (int32_t l = 0; l < p->column_loops; l++) bytes |= p->columns[l].src;
   return bytes % 4 == 0;
 }
@@ -89,7 +89,8 @@ int sp_weighs(const Batch *batch, const Job *job, const Found *all, Aside *aside
   const Found *rows[MOST_ROWS];
   int64_t shared = -1;
   if (batch->isa != AVX512 || job->field != WEIGHT || p->pad || p->filler || p->add) return 0;
-  if (p->kernel != TILE16 && !(p->kernel == RUN && in_words(p))) return 0;
+  const int one_row = p->kernel == RUN || (p->kernel == LINES && p->fold_index && p->group_rows == 1);
+  if (p->kernel != TILE16 && !(one_row && in_words(p))) return 0;
   for (int32_t i = 0; i < p->group_rows; i++) {
     rows[i] = all + i;
     if (!all[i].data) continue;
