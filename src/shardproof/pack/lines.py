@@ -13,6 +13,7 @@ block, the block's lines are *folded* like that as they are gathered, and only b
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +35,15 @@ Line = dict[int, dict[tuple[int, int], int]]
 
 def lines(tile: Tile) -> Moves | None:
     """Pieces and terms; None where a byte is filled only in part, or where the tables would be too large."""
+    return _lines(tile.of_row.tobytes(), tile.source.tobytes(), tile.target.tobytes(), tile.bits, tile.span)
+
+
+@lru_cache(maxsize=64)
+def _lines(of_row: bytes, source: bytes, target: bytes, bits: int, span: int) -> Moves | None:
+    """The same for the places of a tile, which are alike for a layout on most shapes."""
+    nothing = np.zeros(0, dtype=np.int64)
+    row, taken, to = (np.frombuffer(part, dtype=np.int64) for part in (of_row, source, target))
+    tile = Tile(nothing, nothing, row, taken, to, 0, bits, 0, span)
     size, cut = tile.pieces()
     block = -(-len(cut) * size // _WINDOW) * _WINDOW
     if block > _MOST_BLOCK:
@@ -42,7 +52,7 @@ def lines(tile: Tile) -> Moves | None:
     place = {(row, column + i): number * size + i for number, (row, column) in enumerate(cut) for i in range(size)}
     vectors: dict[bytes, int] = {bytes(LINE): 0}
     terms, whole, halves = [], True, False
-    cut_lines, bits = _cut_in_lines(tile, place), tile.bits
+    cut_lines = _cut_in_lines(tile, place)
     fold = None if bits == 8 or size != LINE else _fold([line for _, line in cut_lines], block, vectors)
     if fold is not None:
         cut_lines, bits = [(at, line) for (at, _), line in zip(cut_lines, fold[1], strict=True)], 8
