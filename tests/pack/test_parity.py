@@ -11,13 +11,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from shardproof.digest import Digest, matrix_digest, place
 from shardproof.errors import LayoutError
 from shardproof.layouts import find
 from shardproof.layouts.registry import everything
 from shardproof.pack import native
 from shardproof.pack.fitting import fit
 from shardproof.pack.native import structs
-from shardproof.pack.native.library import ENGINE, library, why_not
+from shardproof.pack.native.library import ENGINE, has_tiles, library, why_not
 from shardproof.pack.native.library import isa as best_isa
 from shardproof.pack.program import digits_of, program
 from shardproof.plan import make_plan
@@ -33,7 +34,7 @@ ENGINES = {"portable": structs.PORTABLE, "avx2": structs.AVX2, "avx512": structs
 HERE = {name: isa for name, isa in ENGINES.items() if isa <= best_isa()}
 
 
-@pytest.fixture(params=HERE)
+@pytest.fixture(params=[*HERE, "amx"] if has_tiles() else HERE)
 def engine(request, monkeypatch):
     """Each form of the native engine that this machine has; the last one is the default."""
     monkeypatch.setenv(ENGINE, request.param)
@@ -74,6 +75,41 @@ def _run(
     assert (room[:begin] == 0x77).all(), "wrote before the tensor"
     assert (room[begin + placed.nbytes :] == 0x77).all(), "wrote beyond the tensor"
     return out, placed.pack(source), made.struct.kernel
+
+
+@pytest.mark.parametrize("width", [608, 1024, 1536])
+@pytest.mark.parametrize("identity", ["aiter.w16", "raw.weight", "gguf.mxfp4_weight", "marlin.weight"])
+def test_digest_on_the_way(identity, width, engine):
+    """Rows so long that kernels sum them as they move them, half of them standing elsewhere, from any column on."""
+    layout, parameters = find(identity)
+    if width % 64 and identity == "marlin.weight":
+        width -= width % 64
+    column, shape = 48, (2, 64, width)
+    source = np.random.default_rng(width).integers(0, 256, (*shape[:2], column + width + 16), dtype=np.uint8)
+    placed = layout.place(shape, parameters)
+    made = program(identity, shape, 0, isa=best_isa())
+    assert made is not None
+    out = np.full(placed.nbytes + 64, 0x77, dtype=np.uint8)[:-64]
+    if made.holes:
+        placed.fill(out)
+    apart = source[:, 24:].copy()
+    cuts = np.zeros((2, 2), dtype=native.CUT)
+    for e in range(2):
+        seeds = place("l", e, "w1", "weight")
+        pitch = source.shape[2]
+        first, then = source[e].ctypes.data + column, apart[e].ctypes.data + column
+        cuts[e, 0] = (first, pitch, 24, width, 0, 0, 5, column, seeds, 1)
+        cuts[e, 1] = (then, pitch, 40, width, 24, 0, 29, column, seeds, int(e == 0))
+    jobs = np.zeros(1, dtype=native.JOB)
+    jobs[0] = (made.address, cuts.ctypes.data, out.ctypes.data, 0, made.groups, 2, structs.FIELDS["weight"], 0, 0)
+    result = native.run(jobs, totals=1, columns=width, scratch=made.scratch, keep=[apart])
+    content = source[:, :, column : column + width]
+    counted = [(0, slice(0, 64)), (1, slice(0, 24))]
+    wanted = Digest()
+    for e, rows in counted:
+        wanted += matrix_digest("l", e, "w1", "weight", content[e, rows], row=5, column=column)
+    assert result.totals[0] == wanted
+    assert np.array_equal(out, placed.pack(np.ascontiguousarray(content)))
 
 
 @pytest.mark.parametrize("isa", HERE.values(), ids=HERE)

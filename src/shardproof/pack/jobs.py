@@ -72,6 +72,11 @@ def program_of(plan: Plan, key: str, rank: Rank, slot: Slot) -> Program | None:
     return program(plan.recipe.layouts[slot], shape, pad_value(slot[1]), isa=isa())
 
 
+def programs_made() -> int:
+    """How many layouts this process has compiled, each on one shape."""
+    return program.cache_info().misses
+
+
 def _starts(made: Program, experts: int) -> npt.NDArray[np.int64]:
     """Where jobs begin: near the bounds of experts, and often enough to keep every thread busy to the end."""
     a_job = max(1, _JOB_BYTES // max(made.group_bytes, 1))

@@ -20,7 +20,7 @@ from shardproof.mxfp4 import Bytes
 from shardproof.pack import native
 from shardproof.pack.biases import pack_biases
 from shardproof.pack.gathered import pack_gathered
-from shardproof.pack.jobs import Buffers, Slot, Tensor, program_of, run_tensors, tensor_of
+from shardproof.pack.jobs import Buffers, Slot, Tensor, program_of, programs_made, run_tensors, tensor_of
 from shardproof.pack.matrices import in_files
 from shardproof.pack.reference import pack_slot
 from shardproof.partition import Rank
@@ -64,42 +64,73 @@ def pack_ranks(
     `pack.scale_nan` or `pack.io`, CheckpointError `checkpoint.changed`, LayoutError `layout.value`.
     """
     check_plan(model, plan, key)
-    ranks = list(outs)
-    digests = dict.fromkeys(ranks, Digest())
-    tensors: list[Tensor] = []
-    native_here = mistake is None and native.library() is not None
-    spans = layer_spans(model, plan, key, ranks) if native_here else []
+    work = _Work(model, plan, key, outs, threads, mistake)
+    spans = layer_spans(model, plan, key, work.ranks) if work.native_here else []
     reader = reader or MappedReader(model.checkpoint, ())
-    biases: list[tuple[Rank, Slot, Bytes]] = []
-    where = Addresses(spans, reader.take(spans))
-    for number, rank in enumerate(ranks):
-        for slot in plan.fields(key):
-            out = outs[rank][slot]
-            _check_buffer(plan, key, rank, slot, out)
-            made = program_of(plan, key, rank, slot) if native_here else None
-            if made is not None and made.holes:
-                plan.placed(key, rank, *slot).fill(out)
-            if made is not None and stand_in_files(model, key, slot):
-                tensors.append(tensor_of(plan, model.layer(key), rank, slot, out, number, where))
-            elif made is not None:
-                digests[rank] += pack_gathered(model, plan, key, rank, slot, out, threads)
-            elif native_here and slot[1] == "bias" and stand_in_files(model, key, slot):
-                biases.append((rank, slot, out))
-            else:
-                digests[rank] += pack_slot(model, plan, key, rank, slot, out, mistake=mistake)
-
-    def meanwhile() -> None:
-        for rank, slot, out in biases:
-            digests[rank] += pack_biases(model, plan, key, rank, slot[0], out)
-
-    if tensors:
-        found = run_tensors(model, plan, key, outs, tensors, threads, meanwhile, fresh)
-        for rank, digest in zip(ranks, found, strict=True):
-            digests[rank] += digest
-    else:
-        meanwhile()
+    work.run(Addresses(spans, reader.take(spans)), fresh)
     reader.done(spans)
-    return digests
+    return work.digests
+
+
+class _Work:
+    """The tensors of a layer that wait, those that the engine can move, and the digests of those that are written."""
+
+    def __init__(
+        self, model: ExpertModel, plan: Plan, key: str, outs: Mapping[Rank, Buffers], threads: int | None,
+        mistake: Mistake | None,
+    ) -> None:  # fmt: skip
+        self._model, self._plan, self._key, self._outs = model, plan, key, outs
+        self._threads, self._mistake = threads, mistake
+        self.native_here = mistake is None and native.library() is not None
+        self.ranks = list(outs)
+        self.digests = dict.fromkeys(self.ranks, Digest())
+        self._waiting = [(rank, slot) for rank in self.ranks for slot in plan.fields(key)]
+        self._tensors: list[Tensor] = []
+        self._biases: list[tuple[Rank, Slot]] = []
+
+    def run(self, where: Addresses, fresh: bool) -> None:
+        """Write everything. Where a layout is new to this process, the others are compiled while the engine runs."""
+        for rank, slot in self._waiting:
+            _check_buffer(self._plan, self._key, rank, slot, self._outs[rank][slot])
+        known = programs_made()
+        while self._waiting and not (self._tensors and programs_made() > known):
+            self._prepare(where)
+        while self._tensors:
+            ready, self._tensors = self._tensors, []
+            found = run_tensors(
+                self._model, self._plan, self._key, self._outs, ready, self._threads,
+                lambda: self._rest(where), fresh,
+            )  # fmt: skip
+            for rank, digest in zip(self.ranks, found, strict=True):
+                self.digests[rank] += digest
+        self._rest(where)
+
+    def _prepare(self, where: Addresses) -> None:
+        """Make the next tensor ready for the engine, or write it."""
+        model, plan, key = self._model, self._plan, self._key
+        rank, slot = self._waiting.pop(0)
+        out = self._outs[rank][slot]
+        made = program_of(plan, key, rank, slot) if self.native_here else None
+        if made is not None and made.holes:
+            plan.placed(key, rank, *slot).fill(out)
+        if made is not None and stand_in_files(model, key, slot):
+            total = self.ranks.index(rank)
+            self._tensors.append(tensor_of(plan, model.layer(key), rank, slot, out, total, where))
+        elif made is not None:
+            self.digests[rank] += pack_gathered(model, plan, key, rank, slot, out, self._threads)
+        elif self.native_here and slot[1] == "bias" and stand_in_files(model, key, slot):
+            self._biases.append((rank, slot))
+        else:
+            self.digests[rank] += pack_slot(model, plan, key, rank, slot, out, mistake=self._mistake)
+
+    def _rest(self, where: Addresses) -> None:
+        """What the calling thread does while the engine runs."""
+        while self._waiting:
+            self._prepare(where)
+        for rank, slot in self._biases:
+            out = self._outs[rank][slot]
+            self.digests[rank] += pack_biases(self._model, self._plan, self._key, rank, slot[0], out)
+        self._biases = []
 
 
 def _check_buffer(plan: Plan, key: str, rank: Rank, slot: Slot, out: Bytes) -> None:

@@ -4,11 +4,16 @@ A register of 64 bytes is one line. A *term* brings any bytes of 128 bytes of th
 units below a byte it also takes, for each byte, 8 bits from any bit of its 64 on, of which a mask keeps some. Where
 bits of one byte go different ways, it multiplies each byte by an 8 x 8 matrix of bits instead; eight bytes share one,
 so such a line is put together in an order of its own, and one more step brings its bytes to their places.
+
+Most cheaply, bits change places inside the 64 bits that they are in: bytes are brought first, then each takes 8 bits
+from any bit of its 64 on, of which a mask keeps some. Where such 64 bits are cut by the lines, but not by those of the
+block, the block's lines are *folded* like that as they are gathered, and only bytes are left to bring.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +35,15 @@ Line = dict[int, dict[tuple[int, int], int]]
 
 def lines(tile: Tile) -> Moves | None:
     """Pieces and terms; None where a byte is filled only in part, or where the tables would be too large."""
+    return _lines(tile.of_row.tobytes(), tile.source.tobytes(), tile.target.tobytes(), tile.bits, tile.span)
+
+
+@lru_cache(maxsize=64)
+def _lines(of_row: bytes, source: bytes, target: bytes, bits: int, span: int) -> Moves | None:
+    """The same for the places of a tile, which are alike for a layout on most shapes."""
+    nothing = np.zeros(0, dtype=np.int64)
+    row, taken, to = (np.frombuffer(part, dtype=np.int64) for part in (of_row, source, target))
+    tile = Tile(nothing, nothing, row, taken, to, 0, bits, 0, span)
     size, cut = tile.pieces()
     block = -(-len(cut) * size // _WINDOW) * _WINDOW
     if block > _MOST_BLOCK:
@@ -38,7 +52,11 @@ def lines(tile: Tile) -> Moves | None:
     place = {(row, column + i): number * size + i for number, (row, column) in enumerate(cut) for i in range(size)}
     vectors: dict[bytes, int] = {bytes(LINE): 0}
     terms, whole, halves = [], True, False
-    for at, line in _cut_in_lines(tile, place):
+    cut_lines = _cut_in_lines(tile, place)
+    fold = None if bits == 8 or size != LINE else _fold([line for _, line in cut_lines], block, vectors)
+    if fold is not None:
+        cut_lines, bits = [(at, line) for (at, _), line in zip(cut_lines, fold[1], strict=True)], 8
+    for at, line in cut_lines:
         if any(_sum(sources.values()) != 255 for sources in line.values()):
             return None
         if tile.span:
@@ -49,12 +67,14 @@ def lines(tile: Tile) -> Moves | None:
         else:
             store = _sum(1 << byte for byte in line)
             whole &= len(line) == LINE and at % LINE == 0
-        found = _matrices(line) if tile.bits < 8 else None
+        found = _matrices(line) if bits < 8 else None
         steps = _steps(line, block)
-        if found is not None and _MATRIX_WORK * len(found[0]) + 1 < _SHIFT_WORK * len(steps):
+        if bits < 8 and (again := _again(line, block, vectors)) is not None:
+            terms += [(at, *term, store) for term in again]
+        elif found is not None and _MATRIX_WORK * len(found[0]) + 1 < _SHIFT_WORK * len(steps):
             terms += [(at, *term, store) for term in _matrix_terms(*found, vectors)]
         elif steps:
-            terms += [(at, *_term(*step, vectors, plain=tile.bits == 8), store) for step in steps]
+            terms += [(at, *_term(*step, vectors, plain=bits == 8), store) for step in steps]
         else:
             terms.append((at, *_NOTHING, store))
     if len(terms) > _MOST_TERMS:
@@ -62,7 +82,7 @@ def lines(tile: Tile) -> Moves | None:
     return Moves(
         s.LINES, masks=np.frombuffer(b"".join(vectors), dtype=np.uint8).reshape(-1, LINE),
         pieces=np.array(pieces, dtype=s.PART), terms=np.array(terms, dtype=s.TERM), word=size, block=block,
-        whole_lines=int(whole) + int(whole and halves),
+        whole_lines=int(whole) + int(whole and halves), fold=fold[0] if fold else (0, 0, 0),
     )  # fmt: skip
 
 
@@ -116,6 +136,60 @@ def _steps(line: Line, block: int) -> list[Step]:
     fixed = [(window, slot) for (window, _), slot in sorted(slots.items())]
     narrow = all(max(at for _, at, _, _ in slot) < LINE for _, slot in fixed)
     return own if len(own) == len(turns) and (len(own) < len(fixed) or not narrow) else fixed
+
+
+def _again(line: Line, block: int, vectors: dict[bytes, int]) -> list[tuple[int, ...]] | None:
+    """Two terms: each byte from where its bits stand right, then the others from the same 64; None if they cannot."""
+    own = {byte: at for byte, sources in line.items() for at, shift in sources if shift == 0}
+    first = min(min(own.values(), default=0), block - LINE)
+    if own.keys() != line.keys() or max(own.values()) >= first + LINE:
+        return None
+    control, keep = np.zeros(LINE, dtype=np.uint8), np.zeros(LINE, dtype=np.uint8)
+    for byte, sources in line.items():
+        eight = range(byte // 8 * 8, byte // 8 * 8 + 8)
+        for (at, shift), bits in sources.items():
+            if at == own[byte] and shift == 0:
+                continue
+            where = next((place for place in eight if own.get(place) == at), None)
+            if where is None or keep[byte]:
+                return None
+            control[byte], keep[byte] = (where % 8 * 8 - shift) % 64, bits
+    slot = [(byte, at - first, 0, 255) for byte, at in own.items()]
+    return [
+        _term(first, slot, vectors, plain=True),
+        (-1, 0, 0, _number(vectors, control), _number(vectors, keep), 0, 0, 0),
+    ]
+
+
+Fold = tuple[int, int, int]
+"""Vectors (index, control, keep) that fold a line of the block; all 0: none."""
+
+
+def _fold(cut: Sequence[Line], block: int, vectors: dict[bytes, int]) -> tuple[Fold, list[Line]] | None:
+    """How to fold the lines of the block, and what is left of the tile's; None where it does not come to bytes alone.
+
+    Two bytes that exchange half of their bits come to stand side by side; each line of the block must be alike.
+    """
+    made = {tuple(sorted(sources.items())) for line in cut for sources in line.values()}
+    pairs = sorted({tuple(at for (at, _), _ in sources) for sources in made})
+    if any(len(pair) != 2 for pair in pairs) or len(pairs) * 2 != block or len(made) != block:
+        return None
+    folded: list[Line] = [{} for _ in range(block // LINE)]
+    places: dict[tuple[tuple[tuple[int, int], int], ...], int] = {}
+    for number, pair in enumerate(pairs):
+        for sources in sorted(
+            (m for m in made if tuple(at for (at, _), _ in m) == pair), key=lambda m: m[0][0][1] != 0
+        ):
+            place = 2 * number + (sources[0][0][1] != 0)
+            start = place // LINE * LINE
+            places[sources] = place
+            folded[start // LINE][place - start] = {(at - start, shift): bits for (at, shift), bits in sources}
+    if any(line != folded[0] for line in folded) or len(folded[0]) != LINE:
+        return None
+    if (terms := _again(folded[0], LINE, vectors)) is None:
+        return None
+    left = [{byte: {(places[tuple(sorted(s.items()))], 0): 255} for byte, s in line.items()} for line in cut]
+    return (terms[0][2], terms[1][3], terms[1][4]), left
 
 
 Matrices = dict[tuple[int, int], dict[int, tuple[int, bytes]]]

@@ -29,6 +29,7 @@ class Moves:
     word: int = 1
     block: int = 0
     whole_lines: int = 0
+    fold: tuple[int, int, int] = (0, 0, 0)
 
 
 @dataclass(frozen=True)

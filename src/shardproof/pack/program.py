@@ -128,7 +128,7 @@ def _program(
         pad, placed.pad_value, change[0], change[1],
         placed.extents[-2], matrix_rows, experts * matrix_rows, width, padded, tile.size, offset + tile.start,
         *(a.ctypes.data for a in arrays), len(moves.pieces), len(moves.terms), moves.block, moves.whole_lines,
-        way, placed.nbytes, back.pieces.ctypes.data, len(back.pieces), back.piece, back.block,
+        *moves.fold, way, placed.nbytes, back.pieces.ctypes.data, len(back.pieces), back.piece, back.block,
     )  # fmt: skip
     groups = math.prod(int(n) for n in row_loops["count"])
     return Program(

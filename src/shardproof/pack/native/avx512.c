@@ -7,7 +7,7 @@
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <immintrin.h>
 #pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vnni,gfni,avx2")
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vnni,gfni,avx2,amx-tile,amx-int8")
 #include "avx512.h"
 
 static inline void put(uint8_t *dst, __m512i v, int stream) {
@@ -54,9 +54,9 @@ static inline __attribute__((always_inline)) void strip(const uint8_t *const *ro
     quad(v[0], v[1], v[2], v[3], (uint8_t *[4]){line, line + step, line + 2 * step, line + 3 * step}, stream);
     if (!weighed) continue;
     const __m512i x = get(w->k0 + (column + at) / 4), y = get(w->k1 + (column + at) / 4);
-    const __m512i odd_x = _mm512_srli_epi64(x, 32), odd_y = _mm512_srli_epi64(y, 32);
+    const __m512i odd_x = odd_words(x), odd_y = odd_words(y);
     for (int r = 0; r < 4; r++) {
-      const __m512i odd = _mm512_srli_epi64(v[r], 32);
+      const __m512i odd = odd_words(v[r]);
       sums[2 * r] = weigh(sums[2 * r], v[r], odd, x, odd_x);
       sums[2 * r + 1] = weigh(sums[2 * r + 1], v[r], odd, y, odd_y);
     }
@@ -82,6 +82,26 @@ static void ask_for_short(const uint8_t *const *ahead, int64_t column, int64_t b
   }
 }
 
+/* Columns of 64 bytes of 16 rows, each also added to the sums of AMX. */
+static void weighed_by_tiles(const uint8_t *const *rows, int64_t column, uint8_t *dst, int64_t step, int64_t tiles,
+                             int stream, const Aside *w) {
+  uint8_t line[2][TILE_ROWS * 64] __attribute__((aligned(64)));
+  const int64_t pitch = rows[1] - rows[0];
+  int even = 1; /* rows stand so that a tile is loaded from them */
+  for (int r = 2; r < TILE_ROWS; r++) even &= rows[r] - rows[r - 1] == pitch;
+  sp_tiles_begin();
+  int64_t from = 0;
+#define COLUMN(sum, rows_in, keys_in)                                                                                if (from < tiles) {                                                                                                  const int64_t at = column + 16 * from;                                                                             for (int r = 0; r < TILE_ROWS; r += 4)                                                                               strip(rows + r, w->ahead + r, column, dst + 16 * r, step, from, from + 4, stream, w, 0, NULL);                   for (int r = 0; r < TILE_ROWS && !even; r++) _mm512_store_si512((void *)(line[sum & 1] + 64 * r), get(rows[r] + at));     _tile_loadd(rows_in, even ? rows[0] + at : line[sum & 1], even ? pitch : 64);                                      _tile_loadd(keys_in, w->tiles + at / 64 * TILE_KEYS + at % 64 / 4 * 64, 64);                                       _tile_dpbuud(sum, rows_in, keys_in);                                                                               from += 4;                                                                                                       }
+  while (from < tiles) {
+    COLUMN(0, 4, 6)
+    COLUMN(1, 5, 7)
+    COLUMN(2, 4, 6)
+    COLUMN(3, 5, 7)
+  }
+#undef COLUMN
+  sp_tiles_take(w->row_key, w->acc);
+}
+
 static void tile16(const Program *p, const uint8_t *const *rows, int64_t column, uint8_t *dst, const ColumnLoop *c,
                    const Aside *w) {
   const int weighed = w->k0 != NULL;
@@ -89,7 +109,12 @@ static void tile16(const Program *p, const uint8_t *const *rows, int64_t column,
   const int64_t whole = c->count & ~(int64_t)3;
   const int is_short = 16 * c->count <= SHORT;
   const int64_t tiles = weighed || is_short ? WEIGHED_STRIP : STRIP;
-  for (int64_t from = 0; from < whole; from += tiles) {
+  const int by_tiles = weighed && w->tiles && !is_short && p->group_rows == TILE_ROWS && 16 * whole <= TILE_PASS;
+  if (by_tiles && stream)
+    weighed_by_tiles(rows, column, dst, c->dst, whole, 1, w);
+  else if (by_tiles)
+    weighed_by_tiles(rows, column, dst, c->dst, whole, 0, w);
+  for (int64_t from = by_tiles ? whole : 0; from < whole; from += tiles) {
     const int64_t to = whole - from < tiles ? whole : from + tiles;
     for (int32_t r = 0; r < p->group_rows; r += 4) {
       __m512i sums[8];
@@ -139,6 +164,26 @@ static void run(const uint8_t *src, const uint8_t *ahead, uint8_t *dst, int64_t 
   }
 }
 
+/* The same, and both lanes of the row are summed on the way. */
+static void run_weighed(const uint8_t *src, const uint8_t *ahead, uint8_t *dst, int64_t bytes, int64_t at, const Aside *w) {
+  const uint32_t *const k0 = w->k0 + at / 4, *const k1 = w->k1 + at / 4;
+  const int64_t whole = bytes & ~(int64_t)63;
+  const int stream = !w->cached && ((uintptr_t)dst & 63) == 0;
+  __m512i sums[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
+  for (int64_t i = 0; i < whole; i += 64) {
+    const __m512i v = get(src + i), odd = odd_words(v), x = get(k0 + i / 4), y = get(k1 + i / 4);
+    ASK("t1", ahead + i);
+    put(dst + i, v, stream);
+    sums[0] = weigh(sums[0], v, odd, x, odd_words(x));
+    sums[1] = weigh(sums[1], v, odd, y, odd_words(y));
+  }
+  for (int j = 0; j < 2; j++) add_weighed(w->acc + 8 * j, sums[j], w->row_key[0][j]);
+  if (whole == bytes) return;
+  memcpy(dst + whole, src + whole, (size_t)(bytes - whole));
+  const uint8_t *const rest[1] = {src + whole};
+  sp_sum_weights_avx512(rest, 1, bytes - whole, k0 + whole / 4, k1 + whole / 4, w->row_key, w->acc);
+}
+
 /* -- lines: pieces of rows are gathered in a block, and every line of the tile is put together from it ---------------- */
 
 enum { MOST_TILES = 8 };
@@ -185,6 +230,30 @@ static inline void turn(const Pieces *found, int64_t pieces, int64_t at, uint8_t
   }
 }
 
+/* Each byte of a line takes 8 bits from any bit of its 64 on, where `keep` says so. */
+static inline __m512i again(__m512i v, __m512i control, __m512i keep) {
+  return _mm512_ternarylogic_epi64(v, _mm512_multishift_epi64_epi8(control, v), keep, 0xD8); /* keep ? moved : v */
+}
+
+/* Pieces of 64 bytes of one row, each folded; with `sums` both lanes of the row are summed on the way. */
+static inline __attribute__((always_inline)) void fold(const Program *p, const Pieces *found, int64_t at, int64_t next,
+                                                       uint8_t *block, int tiles, const Aside *w, const uint8_t *row,
+                                                       __m512i sums[2]) {
+  const __m512i index = get(p->masks + p->fold_index), control = get(p->masks + p->fold_control);
+  const __m512i keep = get(p->masks + p->fold_keep);
+  for (int t = 0; t < tiles; t++, at += next, block += p->block)
+    for (int64_t q = 0; q < p->pieces; q++) {
+      const __m512i v = get(found->of[q] + at);
+      ASK("t1", found->ahead[q] + at);
+      put(block + 64 * q, again(_mm512_permutexvar_epi8(index, v), control, keep), 0);
+      if (!sums) continue;
+      const int64_t word = (found->of[q] + at - row) / 4;
+      const __m512i odd = odd_words(v), x = get(w->k0 + word), y = get(w->k1 + word);
+      sums[0] = weigh(sums[0], v, odd, x, odd_words(x));
+      sums[1] = weigh(sums[1], v, odd, y, odd_words(y));
+    }
+}
+
 /* Pieces of at least 32 bytes: a line of the block is stored at once. */
 static inline __attribute__((always_inline)) void join(const Pieces *found, int64_t pieces, int64_t word, int64_t at,
                                                        int64_t next, uint8_t *block, int64_t pitch, int tiles) {
@@ -198,9 +267,16 @@ static inline __attribute__((always_inline)) void join(const Pieces *found, int6
 static inline __attribute__((always_inline)) void gather(const Program *p, const uint8_t *const *rows,
                                                          const uint8_t *const *ahead, const Pieces *found,
                                                          int64_t column, int64_t at, int64_t next, uint8_t *block,
-                                                         int tiles) {
+                                                         int tiles, const Aside *w, __m512i sums[2]) {
   if (p->word == 8 && next == 8 && tiles == 8 && !(p->pieces & 7)) {
     turn(found, p->pieces, at, block, p->block);
+    return;
+  }
+  if (p->fold_index) {
+    if (w->k0)
+      fold(p, found, at, next, block, tiles, w, rows[0], sums);
+    else
+      fold(p, found, at, next, block, tiles, w, rows[0], NULL);
     return;
   }
   if (p->word == 64 || (p->word == 32 && !(p->pieces & 1))) {
@@ -235,7 +311,10 @@ static inline __attribute__((always_inline)) void lines(const Program *p, const 
     for (; term < end && term->dst == line->dst; term++) {
       const __m512i index = get(vectors + term->index);
       const uint8_t *from = block + term->window;
-      if (term->matrix) {
+      if (term->window < 0) {
+        const __m512i control = get(vectors + term->control), keep = get(vectors + term->keep);
+        for (int t = 0; t < tiles; t++) v[t] = again(v[t], control, keep);
+      } else if (term->matrix) {
         const __m512i matrix = get(vectors + term->matrix);
         for (int t = 0; t < tiles; t++) {
           const __m512i moved = pick(from + t * pitch, index, term->wide);
@@ -247,9 +326,11 @@ static inline __attribute__((always_inline)) void lines(const Program *p, const 
           const __m512i moved = _mm512_multishift_epi64_epi8(control, pick(from + t * pitch, index, term->wide));
           v[t] = _mm512_ternarylogic_epi64(v[t], moved, keep, 0xF8); /* v | (moved & keep) */
         }
+      } else if (term->wide) {
+        for (int t = 0; t < tiles; t++) v[t] = _mm512_mask_mov_epi8(v[t], term->in, pick(from + t * pitch, index, 1));
       } else {
         for (int t = 0; t < tiles; t++)
-          v[t] = _mm512_mask_mov_epi8(v[t], term->in, pick(from + t * pitch, index, term->wide));
+          v[t] = _mm512_mask_permutexvar_epi8(v[t], term->in, index, get(from + t * pitch));
       }
     }
     if (line->order) {
@@ -280,10 +361,11 @@ static void assemble(const Program *p, const uint8_t *const *rows, int64_t colum
     found.of[q] = rows[piece->row] + column + piece->column;
     found.ahead[q] = w->ahead[piece->row] + column + piece->column;
   }
+  __m512i sums[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
   int64_t i = 0;
 #define TILES(tiles, stores)                                                        \
   for (; i + (tiles) <= c->count; i += (tiles)) {                                   \
-    gather(p, rows, w->ahead, &found, column, i * c->src, c->src, block, tiles);    \
+    gather(p, rows, w->ahead, &found, column, i * c->src, c->src, block, tiles, w, sums); \
     lines(p, block, dst + i * c->dst, c->dst, tiles, stores);                       \
   }
   if (stream == LINE) {
@@ -304,6 +386,7 @@ static void assemble(const Program *p, const uint8_t *const *rows, int64_t colum
     TILES(1, HALVES)
   }
 #undef TILES
+  for (int j = 0; w->k0 && j < 2; j++) add_weighed(w->acc + 8 * j, sums[j], w->row_key[0][j]);
 }
 
 static void loop(const Program *p, int32_t level, const uint8_t *const *rows, int64_t column, uint8_t *dst,
@@ -316,7 +399,10 @@ static void loop(const Program *p, int32_t level, const uint8_t *const *rows, in
   } else if (p->kernel == RUN) {
     for (int64_t i = 0; i < c->count; i++) {
       const int64_t at = column + i * c->src;
-      run(rows[0] + at, w->ahead[0] + at, dst + i * c->dst, p->tile_bytes, w->cached);
+      if (w->k0)
+        run_weighed(rows[0] + at, w->ahead[0] + at, dst + i * c->dst, p->tile_bytes, at, w);
+      else
+        run(rows[0] + at, w->ahead[0] + at, dst + i * c->dst, p->tile_bytes, w->cached);
     }
   } else {
     assemble(p, rows, column, dst, c, w);

@@ -17,10 +17,10 @@ static inline __attribute__((always_inline)) void sum_weights(const uint8_t *con
     const int64_t left = bytes - i;
     const __mmask16 in = left >= 64 ? 0xFFFF : (__mmask16)((1u << (left / 4)) - 1);
     const __m512i x = _mm512_maskz_loadu_epi32(in, k0 + i / 4), y = _mm512_maskz_loadu_epi32(in, k1 + i / 4);
-    const __m512i odd_x = _mm512_srli_epi64(x, 32), odd_y = _mm512_srli_epi64(y, 32);
+    const __m512i odd_x = odd_words(x), odd_y = odd_words(y);
 #pragma GCC unroll 4
     for (int r = 0; r < rows; r++) {
-      const __m512i w = _mm512_maskz_loadu_epi32(in, src[r] + i), odd = _mm512_srli_epi64(w, 32);
+      const __m512i w = _mm512_maskz_loadu_epi32(in, src[r] + i), odd = odd_words(w);
       sums[2 * r] = weigh(sums[2 * r], w, odd, x, odd_x);
       sums[2 * r + 1] = weigh(sums[2 * r + 1], w, odd, y, odd_y);
     }

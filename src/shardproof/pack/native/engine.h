@@ -30,8 +30,8 @@ typedef struct { int32_t dst, row, column, size, index, keep, shift; } Part;
 /* LINES: bytes of the block's 64 (or, `wide`, 128) from `window` on go through vector `index` to the line at dst of the
  * tile, where `in` says; or, with `control`, through it as well: each byte takes 8 bits of its 64 from there on, of
  * which vector `keep` stay; or, with `matrix`, each 8 bytes are multiplied by 8 x 8 bits of it and added without carry,
- * and, as all terms of such a line have `order`, the sums go through it at last. Vectors are named by where they stand
- * in `masks`. `store` are the bytes of the line that are written. */
+ * and, as all terms of such a line have `order`, the sums go through it at last. With `window` below 0 it is the line itself
+ * that goes through `control`, and what `keep` says of it is replaced. Vectors are named by where they stand in `masks`. `store` are the bytes of the line that are written. */
 typedef struct { int32_t dst, window, wide, index, control, keep, matrix, order; uint64_t in, store; } Term;
 
 typedef struct {
@@ -52,6 +52,8 @@ typedef struct {
   const Term *term;
   int64_t pieces, terms, block; /* LINES: counts, bytes of a block */
   int64_t whole_lines;          /* LINES: 1 where every line is stored whole, 2 where the last one is half a line */
+  /* LINES of pieces of 64 bytes: as they are gathered they go through a plain term and one of the line itself; or 0 */
+  int64_t fold_index, fold_control, fold_keep;
   /* UNPACK: RUN, TILE16 and COPY go from the tile to the rows by the same tables. UNPACK_BLOCK: the moves make of a tile,
    * as of a single row, a block of `back_block` bytes, whose pieces of `back_piece` bytes go to (row, column). */
   int64_t way, bytes; /* of the whole kernel buffer */
@@ -91,6 +93,9 @@ typedef struct {
   int64_t *left; /* of every part, the jobs that have not ended; or NULL */
   int64_t running; /* threads that have not ended */
   int64_t fresh;   /* whether destinations are pages that nobody has touched yet */
+  /* For AMX, or NULL: of each word of weights 16 columns of 4 bytes, what each byte counts in each column. Columns 0 to 7
+   * are the powers of 256 of the first lane, 8 to 15 of the second. */
+  const uint8_t *weight_tiles;
 } Batch;
 
 /* The key of a row is mixed from its seed, place + row * ROW_STEP (digest.py). */
@@ -110,6 +115,7 @@ typedef struct {
   const uint8_t *const *ahead;
   const uint32_t *k0, *k1;
   uint64_t (*row_key)[2], *acc;
+  const uint8_t *tiles; /* for AMX, or NULL: the keys of the group's first byte, as Batch has them */
   int cached; /* the destination's lines are in the caches, where they were cleared: no stores past them */
 } Aside;
 
@@ -130,6 +136,12 @@ void sp_sum_weights_avx512(const uint8_t *const *src, int64_t rows, int64_t byte
                            const uint32_t *k1, uint64_t (*row_key)[2], uint64_t *acc);
 int sp_sum_scales_avx512(const uint8_t *const *src, int64_t rows, int64_t bytes, const uint8_t *key, int64_t keys,
                          const uint64_t *before, uint64_t (*row_key)[2], uint64_t *acc);
+int sp_has_tiles(void); /* AMX, and the system lets this process use it */
+/* Sums 0 to 3 are zero; a kernel adds tiles to them, in turns as each waits for itself; they are taken. */
+void sp_tiles_begin(void);
+void sp_tiles_take(uint64_t (*row_key)[2], uint64_t *acc);
+void sp_tiles_end(void); /* of this thread */
+enum { TILE_ROWS = 16, TILE_KEYS = 1024, TILE_PASS = 32 << 10 }; /* bytes of keys a tile; of a row: 2^9 times 64 * 255^2 */
 void sp_row_keys_avx512(uint64_t *seeds, int64_t count); /* seeds become keys, in place; room for a multiple of 8 */
 void sp_sum_weights_avx2(const uint8_t *src, int64_t bytes, const uint32_t *k0, const uint32_t *k1, uint64_t out[2]);
 int sp_sum_scales_avx2(const uint8_t *src, int64_t bytes, const int16_t *k, int64_t keys, uint64_t out[2]);

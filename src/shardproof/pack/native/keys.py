@@ -1,4 +1,4 @@
-"""The digest's column keys of scales as AVX-512 multiplies them: byte by byte."""
+"""The digest's column keys as AVX-512 (scales) and AMX (weights) multiply them: byte by byte."""
 
 from __future__ import annotations
 
@@ -30,3 +30,21 @@ def scale_key_bytes(columns: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np
     held = room[start : start + 8 * (count + _LINE)].reshape(2, 4, count + _LINE)
     held[..., :count] = parts.transpose(0, 1, 3, 2).reshape(2, 4, -1)
     return held, sums
+
+
+@lru_cache(maxsize=8)
+def tile_keys(columns: int) -> npt.NDArray[np.uint8]:
+    """What each byte of a word of weights counts in each of 16 columns (see engine.h): uint8 [words + 16, 16, 4].
+
+    16 words more than there are columns: the last tile may reach beyond.
+    """
+    words = column_keys(columns)[0]
+    of_words = words.astype("<u4").view(np.uint8).reshape(2, -1, 4)
+    count = words.shape[1]
+    room = np.zeros((count + 17) * _LINE, dtype=np.uint8)
+    start = -room.ctypes.data % _LINE
+    held = room[start : start + (count + 16) * _LINE].reshape(-1, 16, 4)
+    for lane in range(2):
+        for byte in range(4):
+            held[:count, 8 * lane + byte : 8 * lane + byte + 4, byte] = of_words[lane]
+    return held

@@ -32,7 +32,7 @@ for _size in (
 _OTHER_VERSION = "it was built from another version of shardproof: build it again"
 
 ENGINE = "SHARDPROOF_ENGINE"
-"""Environment: `numpy` leaves the native engine alone, `portable` and `avx2` hold it back; default is the fastest."""
+"""Environment: `numpy` leaves the engine alone, `portable`, `avx2` and `avx512` hold it back; else the fastest."""
 
 
 @cache
@@ -83,3 +83,9 @@ def isa() -> int:
     found = library()
     asked = {"portable": PORTABLE, "avx2": AVX2}.get(os.environ.get(ENGINE, ""), AVX512)
     return PORTABLE if found is None else min(asked, int(found.sp_isa()))
+
+
+def has_tiles() -> bool:
+    """Whether digests of weights may be taken with AMX."""
+    found = library()
+    return found is not None and os.environ.get(ENGINE) != "avx512" and bool(found.sp_has_tiles())

@@ -17,10 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from shardproof.digest import Digest, column_keys
-from shardproof.pack.native.keys import scale_key_bytes
+from shardproof.pack.native.keys import scale_key_bytes, tile_keys
+from shardproof.pack.native.library import has_tiles, library
 from shardproof.pack.native.library import isa as best_isa
-from shardproof.pack.native.library import library
-from shardproof.pack.native.structs import BatchStruct
+from shardproof.pack.native.structs import AVX512, BatchStruct
 
 Records = npt.NDArray[np.void]
 
@@ -102,11 +102,13 @@ def run(
     weight_keys, scale_keys = column_keys(columns)
     sums = np.zeros((totals, 2), dtype=np.uint64)
     scale_bytes, scale_before = scale_key_bytes(columns)
+    used = best_isa() if isa is None else isa
+    tiles = tile_keys(columns) if used == AVX512 and has_tiles() else None
     batch = BatchStruct(
         jobs.ctypes.data, len(jobs), 0, 0, sums.ctypes.data, weight_keys.ctypes.data, scale_keys.ctypes.data,
-        scale_bytes.ctypes.data, scale_before.ctypes.data, weight_keys.shape[1], best_isa() if isa is None else isa,
+        scale_bytes.ctypes.data, scale_before.ctypes.data, weight_keys.shape[1], used,
         0, 0, 0, 0, 0 if parts else len(jobs), left.ctypes.data if parts else None, 0,
-        int(fresh),
+        int(fresh), None if tiles is None else tiles.ctypes.data,
     )  # fmt: skip
     rows, pitch = scratch
     buffers = [np.empty(rows * (8 + pitch) + 64, dtype=np.uint8) for _ in range(count)]

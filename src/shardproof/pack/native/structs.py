@@ -43,7 +43,8 @@ class ProgramStruct(ctypes.Structure):
         *((name, I64) for name in ("tile_bytes", "offset")),
         *((name, P) for name in ("rows", "columns", "group_row", "group_base", "part", "masks", "tables")),
         *((name, P) for name in ("piece", "term")),
-        *((name, I64) for name in ("pieces", "terms", "block", "whole_lines", "way", "bytes")),
+        *((name, I64) for name in ("pieces", "terms", "block", "whole_lines")),
+        *((name, I64) for name in ("fold_index", "fold_control", "fold_keep", "way", "bytes")),
         ("back", P), *((name, I64) for name in ("backs", "back_piece", "back_block")),
     ]  # fmt: skip
 
@@ -55,5 +56,5 @@ class BatchStruct(ctypes.Structure):
         ("jobs", P), ("count", I64), ("next", I64), ("stop", I64), ("totals", P), ("weight_keys", P),
         ("scale_keys", P), ("scale_bytes", P), ("scale_before", P), ("keys", I64), ("isa", I64), ("fault", I64),
         ("fault_job", I64), ("fault_row", I64), ("fault_at", I64), ("open", I64), ("left", P), ("running", I64),
-        ("fresh", I64),
+        ("fresh", I64), ("weight_tiles", P),
     ]  # fmt: skip

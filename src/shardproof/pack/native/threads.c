@@ -88,6 +88,7 @@ static void work(Batch *batch, uint8_t *scratch, int64_t pointers) {
     __atomic_fetch_sub(&batch->left[job->part], 1, __ATOMIC_RELEASE);
   }
   streams_end();
+  sp_tiles_end();
 }
 
 /* -- all of them ------------------------------------------------------------------------------------------------ */

@@ -55,7 +55,7 @@ static void through_block(Task *task, const uint8_t *src, int64_t column, const 
     if (!inside(task->job, from)) from = memcpy(edge, from, (size_t)p->tile_bytes);
     task->few = (ColumnLoop){tiles, c->dst, p->back_block};
     const uint8_t *const row[1] = {from}, *const ahead[1] = {from + AHEAD};
-    const Aside aside = {ahead, NULL, NULL, NULL, NULL, 0};
+    const Aside aside = {ahead, NULL, NULL, NULL, NULL, NULL, 0};
     sp_move(task->isa, &task->moves, row, block, &aside);
     scatter(p, block, task->rows, column + i * c->src, c->src, tiles);
   }

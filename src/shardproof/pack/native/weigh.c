@@ -76,12 +76,21 @@ void sp_digest_group(Batch *batch, const Job *job, const Found *all, int is_long
   if (count) digest_rows(batch, job, of, count, sums);
 }
 
+/* Whether the kernel takes whole words of the row. */
+static int in_words(const Program *p) {
+  int64_t bytes = p->kernel == RUN ? p->tile_bytes : p->width;
+  for (int32_t l = 0; l < p->column_loops; l++) bytes |= p->columns[l].src;
+  return bytes % 4 == 0;
+}
+
 /* Whether the kernel can take the row sums: all rows share their column keys, and padding adds nothing. */
 int sp_weighs(const Batch *batch, const Job *job, const Found *all, Aside *aside) {
   const Program *p = job->program;
   const Found *rows[MOST_ROWS];
   int64_t shared = -1;
-  if (batch->isa != AVX512 || job->field != WEIGHT || p->kernel != TILE16 || p->pad || p->filler || p->add) return 0;
+  if (batch->isa != AVX512 || job->field != WEIGHT || p->pad || p->filler || p->add) return 0;
+  const int one_row = p->kernel == RUN || (p->kernel == LINES && p->fold_index && p->group_rows == 1);
+  if (p->kernel != TILE16 && !(one_row && in_words(p))) return 0;
   for (int32_t i = 0; i < p->group_rows; i++) {
     rows[i] = all + i;
     if (!all[i].data) continue;
@@ -93,5 +102,6 @@ int sp_weighs(const Batch *batch, const Job *job, const Found *all, Aside *aside
   keys_of(rows, p->group_rows, aside->row_key);
   aside->k0 = batch->weight_keys + shared / 4;
   aside->k1 = aside->k0 + batch->keys;
+  aside->tiles = batch->weight_tiles ? batch->weight_tiles + shared / 4 * 64 : NULL;
   return 1;
 }
