@@ -74,8 +74,8 @@ class Build:
     def shared_bytes(self) -> int:
         """Dynamic shared memory of a launch: `Shared::END_SMALL` of csrc/params.cuh, `Many::END`."""
         if self.many:
-            tokens = self.nmax * (132 if self.fp8 else 256)
-            stage = tokens + self.wgs * 2 * (2048 + 128)
+            tokens = self.nmax * (132 * self.each // 2 if self.fp8 else 128 * self.each)
+            stage = tokens + self.wgs * self.each * (2048 + 128)
             return self.w_depth * (stage + 16) + 2 * (self.nmax * 8 + 32 + 32) + 160
         step = 2 if self.fp8 else 1
         atoms = self.chunks // step

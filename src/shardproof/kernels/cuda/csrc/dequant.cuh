@@ -5,7 +5,7 @@
 
 // code * 2^-126 in bf16 bits: sign and magnitude in place. The block's multiplier carries 2^126. Left shifts are
 // multiplications here: they run on another pipe than the logic, which is the busiest.
-DEV void place_bf16(u32 w, const u32 (&powers)[5], u32* r) {
+DEV void place_bf16(u32 w, const u32 (&powers)[6], u32* r) {
   const u32 S = 0x80008000u, MAG = 0x01c001c0u;
   r[0] = ((w * powers[0]) & S) | ((w * powers[2]) & MAG);
   r[1] = ((w * powers[1]) & S) | ((w * powers[4]) & MAG);

@@ -4,7 +4,7 @@
 #include "params.cuh"
 #include "route.cuh"
 
-constexpr int DEPTH = W_DEPTH;                     // stages of 128 values of K: weights and tokens together
+constexpr int DEPTH = W_DEPTH;                     // stages of EACH chunks: weights and tokens together
 constexpr int MAKERS = 2;                          // warps that make token tiles
 constexpr int COLUMNS = 512;                       // activations in one job of a maker, for 8 rows; of x: 1 KB
 constexpr int BATCH = 4;                          // loads of a maker in flight
@@ -12,9 +12,9 @@ constexpr int RECORDS = 2;                         // depth of the ring of tile 
 constexpr int WARPS = WGS * 4;                     // consumer warps
 
 struct Many {
-  static constexpr int X_STAGE = (FP8 ? 1 : 2) * NMAX * 128;
-  static constexpr int W_STAGE = WGS * 2 * W_CHUNK, S_STAGE = WGS * 2 * S_CHUNK;
-  static constexpr int XS_STAGE = FP8 ? NMAX * 4 : 0;
+  static constexpr int X_STAGE = EACH / (FP8 ? 2 : 1) * NMAX * 128;
+  static constexpr int W_STAGE = WGS * EACH * W_CHUNK, S_STAGE = WGS * EACH * S_CHUNK;
+  static constexpr int XS_STAGE = FP8 ? EACH / 2 * NMAX * 4 : 0;
   static constexpr int X = 0;
   static constexpr int W = X + DEPTH * X_STAGE;
   static constexpr int S = W + DEPTH * W_STAGE;
@@ -35,7 +35,7 @@ struct ManyTile {
   int phase;                    // 0 w13, 1 w2, -1 none left
   int expert, start, count, row_tile, token_tile;
   int group;                    // groups of 8 rows before this tile
-  int pad;
+  int ready;                    // its tokens are made: known to whoever reads this
 };
 
 
