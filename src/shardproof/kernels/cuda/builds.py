@@ -99,7 +99,14 @@ MANY48_8 = replace(
 )
 MANY72_8 = replace(MANY48_8, name="many72_8", wgs=3, widths=(48, 56, 64, 72), consumer_regs=152, producer_regs=56)
 MANY144_8 = replace(
-    MANY112, name="many144_8", wgs=2, widths=(120, 128, 136, 144), fp8=True, w_depth=6, consumer_regs=232, producer_regs=40
+    MANY112,
+    name="many144_8",
+    wgs=2,
+    widths=(120, 128, 136, 144),
+    fp8=True,
+    w_depth=6,
+    consumer_regs=232,
+    producer_regs=40,
 )
 MANY192_8 = replace(MANY144_8, name="many192_8", cluster=2, widths=(96, 112, 176, 192), w_depth=5)
 _MANY = (MANY40, MANY72, MANY112, MANY144, MANY240, MANY48_8, MANY72_8, MANY144_8, MANY192_8)

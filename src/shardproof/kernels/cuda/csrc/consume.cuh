@@ -48,11 +48,11 @@ DEV void complete(const HalfBf16& t, u32 (&a)[16]) {
 struct HalfE4m3 {
   u32 codes[4], placed[8];
 };
-DEV void prepare(const Piece& p, u32 table, HalfE4m3& t) {
+DEV void prepare(const Piece& p, u32 table, const u32 (&powers)[6], HalfE4m3& t) {
   u32 words[4] = {p.codes.x, p.codes.y, p.codes.z, p.codes.w};
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    uint2 entry = load_shared8(table + 8 * ((p.scales >> (8 * i)) & 0xff));
+    uint2 entry = magnitudes(p.scales, i, table, powers);
     t.codes[i] = words[i];
     place_e4m3(words[i], entry, t.placed[2 * i], t.placed[2 * i + 1]);
   }
@@ -262,7 +262,7 @@ DEV void step_e4m3(const Params& p, Pipe& q, float* part, Before before) {
 #pragma unroll
   for (int c = 0; c < 2; ++c) {
     int chunk = 2 * atom + c;
-    prepare(read_piece(q, q.group * MW + m, chunk), q.base + Shared::TABLE - 8 * 239, half[c]);
+    prepare(read_piece(q, q.group * MW + m, chunk), q.base + Shared::TABLE, p.powers, half[c]);
   }
   if (STEP_INDEX == 1) release(q.base + Shared::W_EMPTY + 8 * q.w.at, q.lane);
   if (STEP_INDEX == 0) {

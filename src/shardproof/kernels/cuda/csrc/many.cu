@@ -66,7 +66,7 @@ DEV int next_ticket(const Params& p, u32 base, const Ring& slot, int drawn) {
 // Waits until all consumers are done with the tile of a record, if it holds one, and counts it: a warp that waited for
 // its own stores would hold up every stage that it shares.
 DEV void close_tile(const Params& p, const ManyTile* record, u32 base, const Ring& slot) {
-  bar_wait(base + Many::T_EMPTY + 8 * slot.at, slot.parity ^ 1);
+  bar_wait_idle(base + Many::T_EMPTY + 8 * slot.at, slot.parity ^ 1, 200);
   int phase = record->phase;
   if (phase >= 0) publish(phase ? p.sync + 1 : counter(p, record->token_tile, H_DONE));
 }

@@ -115,11 +115,12 @@ DEV void unpack(const Piece& p, u32 table, const u32 (&powers)[6], u32* a) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     u32 z[2];
-    place_e4m3(words[i], load_shared8(table + select_bytes(p.scales, 0, 0x4440 | i) * powers[5]), z[0], z[1]);
+    place_e4m3(words[i], magnitudes(p.scales, i, table, powers), z[0], z[1]);
 #pragma unroll
     for (int h = 0; h < 2; ++h) a[4 * (i >> 1) + 2 * h + (i & 1)] = sign_e4m3(words[i], z[h], h, powers[3]);
   }
 }
+
 // Reads a step's weights, ends the step before, then unpacks and starts this one. Other warpgroups fill the waits.
 template <int N>
 DEV void main_loop(const Params& p, Pipe& q, int chunks, u32 chunk_bytes, float (&acc)[NMAX / 2]) {
@@ -140,8 +141,8 @@ DEV void main_loop(const Params& p, Pipe& q, int chunks, u32 chunk_bytes, float 
     if (HALF == 0) bar_wait(q.base + Many::FULL + 8 * q.stage.at, q.stage.parity);
     Piece piece[2] = {read_piece(q, 2 * HALF, true), read_piece(q, 2 * HALF + 1, true)};
     if (!first.value) end_step(BEFORE, BEFORE == HALVES - 1);
-    unpack(piece[0], q.base + Many::TABLE - 8 * 239, p.powers, a);
-    unpack(piece[1], q.base + Many::TABLE - 8 * 239, p.powers, a + 8);
+    unpack(piece[0], q.base + Many::TABLE, p.powers, a);
+    unpack(piece[1], q.base + Many::TABLE, p.powers, a + 8);
     u32 b = descriptor_low(q.base + Many::X + q.stage.at * Many::X_STAGE + HALF * chunk_bytes);
     mma_fence();
 #pragma unroll

@@ -96,7 +96,7 @@ DEV void poll_at_least(const int* at, int target) {
   do {
     asm volatile("ld.relaxed.gpu.global.b32 %0, [%1];" : "=r"(v) : "l"(at) : "memory");
     if (v >= target) return;
-    __nanosleep(500);
+    __nanosleep(1000);
   } while (true);
 }
 

@@ -22,9 +22,8 @@ struct Many {
   static constexpr int FLAT = XS + DEPTH * XS_STAGE;       // [TILES][NMAX] routed slot, then its weight
   static constexpr int WEIGHT = FLAT + RECORDS * NMAX * 4;
   static constexpr int RECORD = WEIGHT + RECORDS * NMAX * 4;
-  static constexpr int TABLE = RECORD + RECORDS * 32;        // e4m3 magnitudes by exponent, then zeros (see fill_table)
-  static constexpr int ZERO = TABLE + 128;
-  static constexpr int FULL = ZERO + 32, EMPTY = FULL + 8 * DEPTH;
+  static constexpr int TABLE = RECORD + RECORDS * 32;        // e4m3 magnitudes by exponent
+  static constexpr int FULL = TABLE + 128, EMPTY = FULL + 8 * DEPTH;
   static constexpr int T_FULL = EMPTY + 8 * DEPTH, T_EMPTY = T_FULL + 8 * RECORDS;
   static constexpr int K_FULL = T_EMPTY + 8 * RECORDS;     // tickets from the cluster's first block
   static constexpr int TICKET = K_FULL + 8 * RECORDS;

@@ -120,7 +120,7 @@ struct Shared {
   static constexpr int ROWS = WEIGHT + TILES * NMAX * 4;   // [TILES][NMAX] source row
   static constexpr int RECORD = ROWS + TILES * NMAX * 4;
   static constexpr int TABLE = RECORD + TILES * 32;        // e4m3 magnitudes by exponent
-  static constexpr int W_FULL = TABLE + 160, W_EMPTY = W_FULL + 8 * W_DEPTH;
+  static constexpr int W_FULL = TABLE + 128, W_EMPTY = W_FULL + 8 * W_DEPTH;
   static constexpr int X_FULL = W_EMPTY + 8 * W_DEPTH, X_EMPTY = X_FULL + 8 * X_DEPTH;
   static constexpr int T_FULL = X_EMPTY + 8 * X_DEPTH, T_EMPTY = T_FULL + 8 * TILES;
   static constexpr int SUM_FULL = T_EMPTY + 8 * TILES, SUM_EMPTY = SUM_FULL + 8 * SUMS;
