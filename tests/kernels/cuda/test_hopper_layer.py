@@ -65,7 +65,7 @@ def test_w4a8(build: builds.Build, tokens: int, top_k: int) -> None:
 
 
 @pytest.mark.parametrize("build", [*BF16, *FP8], ids=lambda b: b.name)
-@pytest.mark.parametrize(("hidden", "intermediate"), [(64, 64), (96, 32), (320, 352), (2880, 480)])
+@pytest.mark.parametrize(("hidden", "intermediate"), [(64, 64), (96, 32), (320, 352), (448, 192), (2880, 480)])
 def test_shapes(build: builds.Build, hidden: int, intermediate: int) -> None:
     check(Case(3, hidden, intermediate, SILU, precision="w4a8" if build.fp8 else "w4a16"), build, 40, 2)
 

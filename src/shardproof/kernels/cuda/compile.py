@@ -25,8 +25,8 @@ class Build:
     leave the L2 cache first. Of e4m3 products (`fp8`), `direct` places codes as they are and multiplies the
     products of each block by its scale, for few tokens; others look scaled codes up. `activation` is 0 silu,
     1 swiglu_oai, 2 situ; `checked` is for compute-sanitizer, which follows arrivals by thread. `many` is the
-    kernel for many tokens (csrc/many.cu): `w_depth` stages of weights and tokens together, `mw` and `kw` 1,
-    `cluster` blocks that share a token tile.
+    kernel for many tokens (csrc/many.cu): `w_depth` stages of `each` chunks, weights and tokens together, `mw`
+    and `kw` 1, `cluster` blocks that share a token tile.
     """
 
     name: str
@@ -74,9 +74,9 @@ class Build:
     def shared_bytes(self) -> int:
         """Dynamic shared memory of a launch: `Shared::END_SMALL` of csrc/params.cuh, `Many::END`."""
         if self.many:
-            tokens = self.nmax * (132 if self.fp8 else 256)
-            stage = tokens + self.wgs * 2 * (2048 + 128)
-            return self.w_depth * (stage + 16) + 2 * (self.nmax * 8 + 32 + 32) + 160
+            tokens = self.nmax * (132 * self.each // 2 if self.fp8 else 128 * self.each)
+            stage = tokens + self.wgs * self.each * (2048 + 128)
+            return self.w_depth * (stage + 16) + 2 * (self.nmax * 8 + 32 + 32) + 128
         step = 2 if self.fp8 else 1
         atoms = self.chunks // step
         x = self.x_depth * atoms * self.nmax * 128
@@ -84,7 +84,7 @@ class Build:
         xs = self.x_depth * atoms * self.nmax * 4 if self.fp8 else 0
         sums = 2 * self.wgs * (self.nmax // 2) * 512
         staged = max(self.wgs * self.nmax * 128, self.nmax * self.row64 * 64)
-        meta = 4 * self.nmax * 12 + 4 * 32 + 160
+        meta = 4 * self.nmax * 12 + 4 * 32 + 128
         barriers = 16 * (self.w_depth + self.x_depth) + 16 * 4 + 32 + 16
         return x + w + xs + (sums if self.mw == 1 else staged) + meta + barriers + (512 * 20 if self.kw > 1 else 0)
 

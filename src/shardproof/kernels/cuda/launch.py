@@ -30,10 +30,9 @@ class Args(ctypes.Structure):
         *[(n, ctypes.c_int) for n in ("x_pitch", "h_pitch", "y_pitch")],
         *[(n, ctypes.c_int) for n in ("small_route", "round_x", "round_h", "weight_first")],
         *[(n, ctypes.c_float) for n in ("limit", "alpha", "beta", "linear_beta")],
-        ("powers", ctypes.c_uint32 * 5),
+        ("powers", ctypes.c_uint32 * 6),
         *[(n, ctypes.c_void_p) for n in ("rows_xs", "hq", "groups")],
         ("exponent_one", ctypes.c_uint32),
-        ("ahead", ctypes.c_int),
     )
 
 

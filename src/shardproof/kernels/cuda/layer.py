@@ -173,7 +173,7 @@ class HopperExperts:
         act = self.activation
         args.limit = float("inf") if act.limit is None else act.limit
         args.alpha, args.beta, args.linear_beta = act.alpha, act.beta, act.linear_beta
-        args.powers[:] = (4096, 256, 64, 16, 4)
+        args.powers[:] = (4096, 256, 64, 16, 4, 8)
         args.exponent_one = 1 << 23
         args.ids, args.weights, args.out = ids.data_ptr(), weights.data_ptr(), out.data_ptr()
         return args

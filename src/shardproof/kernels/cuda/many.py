@@ -42,7 +42,6 @@ def _args(
     args.slots = take("slots", slots, torch.int32)
     args.groups = take("groups", rows // 8, torch.int32)
     args.tile_count = take("tile_count", 2, torch.int32)
-    args.ahead = 2 * layer.processors // build.cluster
     return args
 
 

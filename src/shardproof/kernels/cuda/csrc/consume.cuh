@@ -27,7 +27,7 @@ DEV Piece read_piece(const Pipe& q, int row64, int chunk) {
 struct HalfBf16 {
   u32 placed[16], multiplier[4];   // [2 * block + row half][2d + f]
 };
-DEV void prepare(const Piece& p, const u32 (&powers)[5], HalfBf16& t) {
+DEV void prepare(const Piece& p, const u32 (&powers)[6], HalfBf16& t) {
   u32 words[4] = {p.codes.x, p.codes.y, p.codes.z, p.codes.w};
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
@@ -48,11 +48,11 @@ DEV void complete(const HalfBf16& t, u32 (&a)[16]) {
 struct HalfE4m3 {
   u32 codes[4], placed[8];
 };
-DEV void prepare(const Piece& p, u32 table, HalfE4m3& t) {
+DEV void prepare(const Piece& p, u32 table, const u32 (&powers)[6], HalfE4m3& t) {
   u32 words[4] = {p.codes.x, p.codes.y, p.codes.z, p.codes.w};
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    uint2 entry = load_shared8(table + 8 * ((p.scales >> (8 * i)) & 0xff));
+    uint2 entry = magnitudes(p.scales, i, table, powers);
     t.codes[i] = words[i];
     place_e4m3(words[i], entry, t.placed[2 * i], t.placed[2 * i + 1]);
   }
@@ -86,7 +86,7 @@ DEV void read_tokens(u32 atom, int lane, uint4 (&b)[2][N / 8]) {
 }
 
 template <int N>
-DEV void multiply(const Piece& p, const u32 (&powers)[5], const uint4 (&b)[2][N / 8], float* acc) {
+DEV void multiply(const Piece& p, const u32 (&powers)[6], const uint4 (&b)[2][N / 8], float* acc) {
   u32 words[4] = {p.codes.x, p.codes.y, p.codes.z, p.codes.w};
 #pragma unroll
   for (int block = 0; block < 2; ++block) {
@@ -177,7 +177,7 @@ DEV void main_loop(const Params& p, Pipe& q, const Walk& w, float (&acc)[MW][NMA
 }
 #elif DIRECT
 // A operand of the two 32-value steps of a chunk, code * 2^-6: the bits of each nibble moved to their places in a byte.
-DEV void place_direct(const Piece& p, const u32 (&powers)[5], u32* a) {
+DEV void place_direct(const Piece& p, const u32 (&powers)[6], u32* a) {
   const u32 S = 0x80808080u, MAG = 0x1c1c1c1cu;
   u32 words[4] = {p.codes.x, p.codes.y, p.codes.z, p.codes.w};
 #pragma unroll
@@ -262,7 +262,7 @@ DEV void step_e4m3(const Params& p, Pipe& q, float* part, Before before) {
 #pragma unroll
   for (int c = 0; c < 2; ++c) {
     int chunk = 2 * atom + c;
-    prepare(read_piece(q, q.group * MW + m, chunk), q.base + Shared::TABLE - 8 * 239, half[c]);
+    prepare(read_piece(q, q.group * MW + m, chunk), q.base + Shared::TABLE, p.powers, half[c]);
   }
   if (STEP_INDEX == 1) release(q.base + Shared::W_EMPTY + 8 * q.w.at, q.lane);
   if (STEP_INDEX == 0) {

@@ -5,7 +5,7 @@
 
 // code * 2^-126 in bf16 bits: sign and magnitude in place. The block's multiplier carries 2^126. Left shifts are
 // multiplications here: they run on another pipe than the logic, which is the busiest.
-DEV void place_bf16(u32 w, const u32 (&powers)[5], u32* r) {
+DEV void place_bf16(u32 w, const u32 (&powers)[6], u32* r) {
   const u32 S = 0x80008000u, MAG = 0x01c001c0u;
   r[0] = ((w * powers[0]) & S) | ((w * powers[2]) & MAG);
   r[1] = ((w * powers[1]) & S) | ((w * powers[4]) & MAG);
@@ -15,6 +15,10 @@ DEV void place_bf16(u32 w, const u32 (&powers)[5], u32* r) {
 // Byte `i` of `scales` is the exponent field of a bf16 power of two; returns it in both halves.
 DEV u32 bf16_multiplier(u32 scales, int i) { return select_bytes(scales, 0, 0x4040u | (i << 8) | i) << 7; }
 
+// The e4m3 bytes of the eight magnitudes times the power of two of block `i`, whose byte says which row of the table.
+DEV uint2 magnitudes(u32 scales, int i, u32 table, const u32 (&powers)[6]) {
+  return load_shared8(table - 8 * 239 + select_bytes(scales, 0, 0x4440 | i) * powers[5]);
+}
 // `table` holds the e4m3 bytes of the eight magnitudes times the block's power of two: exact, by construction.
 DEV void place_e4m3(u32 w, uint2 table, u32& z0, u32& z1) {
   u32 magnitude = w & 0x77777777u;
@@ -27,28 +31,25 @@ DEV u32 sign_e4m3(u32 w, u32 magnitudes, int z, u32 sixteen) {
   return r;
 }
 
-// e4m3 bytes of {0, .5, 1, 1.5, 2, 3, 4, 6} * 2^(index - 8), index 0..14.
-// By all threads of a block, into 160 bytes, of which 120 are looked up.
+// e4m3 bytes of {0, .5, 1, 1.5, 2, 3, 4, 6} * 2^(index - 8), index 0..14: 120 bytes, by all threads of a block.
 DEV void fill_table(u8* table) {
   int i = threadIdx.x;
-  if (i < 120) {
-    const float value[8] = {0.f, .5f, 1.f, 1.5f, 2.f, 3.f, 4.f, 6.f};
-    float v = 0.f;
+  if (i >= 120) return;
+  const float value[8] = {0.f, .5f, 1.f, 1.5f, 2.f, 3.f, 4.f, 6.f};
+  float v = 0.f;
 #pragma unroll
-    for (int c = 0; c < 8; ++c) v = (i & 7) == c ? value[c] : v;
-    table[i] = to_e4m3x2(v * exp2_int(i / 8 - 8), 0.f) & 0xff;
-  } else if (i < 160) {
-    table[i] = i < 144 ? 0 : 253;                     // zero codes, and scales that any table holds
-  }
+  for (int c = 0; c < 8; ++c) v = (i & 7) == c ? value[c] : v;
+  table[i] = to_e4m3x2(v * exp2_int(i / 8 - 8), 0.f) & 0xff;
 }
 
 // ---- e4m3 products
 // Adds 128 values' worth of products to the result, each token by its scale.
 template <int N>
 DEV void promote(u32 scales, int lane, const float* part, float* acc) {
+  scales = opaque(scales + 8 * (lane & 3));           // one register and offsets, rather than a register each
 #pragma unroll
   for (int j = 0; j < N / 8; ++j) {
-    uint2 s = load_shared8(scales + (8 * j + 2 * (lane & 3)) * 4);
+    uint2 s = load_shared8(scales + 32 * j);
     float lo = __uint_as_float(s.x), hi = __uint_as_float(s.y);
     acc[4 * j] += part[4 * j] * lo;
     acc[4 * j + 1] += part[4 * j + 1] * hi;

@@ -55,7 +55,7 @@ DEV void load_stage(const Weights& g, u32 base, int at, u64 policy) {
 
 // Publishes a tile and, for each of its tokens, the routed slot, its weight and the source row.
 DEV void announce(const Params& p, const Routed& r, const Tile& t, u8* smem, u32 base, Ring& slot) {
-  bar_wait(base + Shared::T_EMPTY + 8 * slot.at, slot.parity ^ 1);
+  bar_wait_idle(base + Shared::T_EMPTY + 8 * slot.at, slot.parity ^ 1);
   int at = slot.at * NMAX;
   if (lane_id() == 0) ((Tile*)(smem + Shared::RECORD))[slot.at] = t;
   for (int i = lane_id(); i < t.count; i += 32) {

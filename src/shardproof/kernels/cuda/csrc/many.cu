@@ -18,6 +18,14 @@ DEV void init_barriers(u32 base) {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 
+// What a stage reads past K's end, or of rows past the matrix's, must be within the table (read_piece). By all threads,
+// before the first copy.
+DEV void clear_scales(u8* scales) {
+  for (int i = threadIdx.x; i < DEPTH * Many::S_STAGE / 16; i += CONSUMERS + 128)
+    ((uint4*)scales)[i] = make_uint4(0xfdfdfdfd, 0xfdfdfdfd, 0xfdfdfdfd, 0xfdfdfdfd);
+  fence_async_proxy();
+}
+
 DEV ManyTile decode_ticket(const Params& p, int tile_count, int ticket) {
   ManyTile t = {-1, 0, 0, 0, 0, 0, 0, 0};
   int first = tile_count * tickets_each(p.gemm[0]);
@@ -58,37 +66,9 @@ DEV int next_ticket(const Params& p, u32 base, const Ring& slot, int drawn) {
 // Waits until all consumers are done with the tile of a record, if it holds one, and counts it: a warp that waited for
 // its own stores would hold up every stage that it shares.
 DEV void close_tile(const Params& p, const ManyTile* record, u32 base, const Ring& slot) {
-  bar_wait(base + Many::T_EMPTY + 8 * slot.at, slot.parity ^ 1);
+  bar_wait_idle(base + Many::T_EMPTY + 8 * slot.at, slot.parity ^ 1, 200);
   int phase = record->phase;
   if (phase >= 0) publish(phase ? p.sync + 1 : counter(p, record->token_tile, H_DONE));
-}
-
-// The scheduler warp: hands out tiles with the routed slots and weights of their tokens, and counts finished ones.
-DEV void hand_out(const Params& p, int tile_count, u8* smem, u32 base) {
-  Ring slot;
-  ManyTile* records = (ManyTile*)(smem + Many::RECORD);
-  if (lane_id() < RECORDS) records[lane_id()].phase = -1;
-  __syncwarp();
-  bool draws = lane_id() == 0 && (CLUSTER == 1 || cluster_rank() == 0);
-  while (true) {
-    int drawn = draws ? atomicAdd(p.sync, 1) : 0;
-    close_tile(p, records + slot.at, base, slot);
-    ManyTile t = decode_ticket(p, tile_count, next_ticket(p, base, slot, drawn));
-    __syncwarp();
-    if (lane_id() == 0) records[slot.at] = t;
-    for (int i = lane_id(); i < t.count; i += 32) {
-      int f = p.slots[t.start + i];
-      ((int*)(smem + Many::FLAT))[slot.at * NMAX + i] = f;
-      ((float*)(smem + Many::WEIGHT))[slot.at * NMAX + i] = p.weights[f];
-    }
-    release(base + Many::T_FULL + 8 * slot.at, lane_id());
-    if (t.phase < 0) break;
-    slot.next<RECORDS>();
-  }
-  for (int i = 1; i < RECORDS; ++i) {
-    slot.next<RECORDS>();
-    close_tile(p, records + slot.at, base, slot);
-  }
 }
 
 // The copies of one tile's tokens and how to know that they are made.
@@ -104,10 +84,42 @@ DEV Tokens token_source(const Params& p, const ManyTile& t, int rows) {
   bool own = t.phase && !remade(p);
   Tokens s;
   s.data = (t.phase ? own ? (const u8*)p.h : p.hq : p.xq) + first * row_bytes(g);
-  s.scales = FP8 ? (const u8*)((t.phase ? p.hs : p.xs) + first * ((g.chunks + 1) / 2)) : nullptr;
+  s.scales = FP8 ? (const u8*)(t.phase ? p.hs : p.xs) + first * ((g.chunks + 1) / 2) * 4 : nullptr;
   s.made = counter(p, t.token_tile, own ? H_DONE : t.phase ? H_MADE : X_MADE);
   s.target = own ? p.gemm[0].row_tiles : rows / 8 * column_jobs(p, t.phase);
   return s;
+}
+
+// The scheduler warp: hands out tiles with the routed slots and weights of their tokens, and counts finished ones.
+DEV void hand_out(const Params& p, int tile_count, u8* smem, u32 base) {
+  Ring slot;
+  ManyTile* records = (ManyTile*)(smem + Many::RECORD);
+  if (lane_id() < RECORDS) records[lane_id()].phase = -1;
+  __syncwarp();
+  bool draws = lane_id() == 0 && (CLUSTER == 1 || cluster_rank() == 0);
+  while (true) {
+    int drawn = draws ? atomicAdd(p.sync, 1) : 0;
+    close_tile(p, records + slot.at, base, slot);
+    ManyTile t = decode_ticket(p, tile_count, next_ticket(p, base, slot, drawn));
+    if (t.phase >= 0) {                               // here, since an acquiring load takes microseconds beside busy warps
+      Tokens tokens = token_source(p, t, tile_rows(t.count));
+      t.ready = load_acquire(tokens.made) >= tokens.target;
+    }
+    __syncwarp();
+    if (lane_id() == 0) records[slot.at] = t;
+    for (int i = lane_id(); i < t.count; i += 32) {
+      int f = p.slots[t.start + i];
+      ((int*)(smem + Many::FLAT))[slot.at * NMAX + i] = f;
+      ((float*)(smem + Many::WEIGHT))[slot.at * NMAX + i] = p.weights[f];
+    }
+    release(base + Many::T_FULL + 8 * slot.at, lane_id());
+    if (t.phase < 0) break;
+    slot.next<RECORDS>();
+  }
+  for (int i = 1; i < RECORDS; ++i) {
+    slot.next<RECORDS>();
+    close_tile(p, records + slot.at, base, slot);
+  }
 }
 
 // The weights of a tile's row groups: a stage of each is one run in memory, `row_chunks` from the next group's.
@@ -126,8 +138,8 @@ DEV void copy_weights(const Weights& g, int chunks, u32 base, int at, u64 policy
 #pragma unroll
   for (int r = 0; r < WGS; ++r) {
     if (r >= g.groups) break;
-    bulk_load(w + r * 2 * W_CHUNK, g.weight + r * g.row_chunks * W_CHUNK, chunks * W_CHUNK, full, policy);
-    bulk_load(s + r * 2 * S_CHUNK, g.scale + r * g.row_chunks * S_CHUNK, chunks * S_CHUNK, full, policy);
+    bulk_load(w + r * EACH * W_CHUNK, g.weight + r * g.row_chunks * W_CHUNK, chunks * W_CHUNK, full, policy);
+    bulk_load(s + r * EACH * S_CHUNK, g.scale + r * g.row_chunks * S_CHUNK, chunks * S_CHUNK, full, policy);
   }
 }
 
@@ -152,20 +164,20 @@ DEV void stream(const Params& p, const u8* smem, u32 base) {
     int rows = uniform(tile_rows(t.count)), left = uniform(g.chunks);
     Weights w = tile_weights(g, t);
     Tokens source = token_source(p, t, rows);
-    for (bool first = true; left > 0; left -= 2, first = false) {
-      int chunks = min(2, left), x_bytes = (FP8 ? 1 : chunks) * rows * 128, scale_bytes = FP8 ? rows * 4 : 0;
+    for (bool first = true; left > 0; left -= EACH, first = false) {
+      int chunks = min(EACH, left), x_bytes = (FP8 ? (chunks + 1) / 2 : chunks) * rows * 128, scale_bytes = FP8 ? x_bytes / 32 : 0;
       bar_wait(base + Many::EMPTY + 8 * ring.at, ring.parity ^ 1);
       if (elect_one()) {
         bar_expect(base + Many::FULL + 8 * ring.at, w.groups * chunks * (W_CHUNK + S_CHUNK) + x_bytes + scale_bytes);
         copy_weights(w, chunks, base, ring.at, weights);
       }
       if (first) {
-        wait_at_least(source.made, source.target);
+        if (!t.ready) wait_at_least(source.made, source.target);
         fence_copies();
       }
       if (elect_one()) copy_tokens(source, x_bytes, scale_bytes, base, ring.at, tokens);
       __syncwarp();
-      w.weight += 2 * W_CHUNK, w.scale += 2 * S_CHUNK;
+      w.weight += EACH * W_CHUNK, w.scale += EACH * S_CHUNK;
       source.data += x_bytes;
       if (FP8) source.scales += scale_bytes;
       ring.next<DEPTH>();
@@ -179,8 +191,8 @@ template <int N>
 DEV void run_tile(const Params& p, const ManyTile* record, Pipe& q) {
   float acc[NMAX / 2];
   q.base = opaque(q.base);                            // keeps one token count's addresses out of the others' registers
-  q.codes = opaque(q.base + Many::W + q.group * 2 * W_CHUNK + q.warp * 512 + q.lane * 16);
-  q.scales = opaque(q.base + Many::S + q.group * 2 * S_CHUNK + q.warp * 32 + (q.lane >> 2) * 4);
+  q.codes = opaque(q.base + Many::W + q.group * EACH * W_CHUNK + q.warp * 512 + q.lane * 16);
+  q.scales = opaque(q.base + Many::S + q.group * EACH * S_CHUNK + q.warp * 32 + (q.lane >> 2) * 4);
   main_loop<N>(p, q, p.gemm[record->phase].chunks, tile_rows(record->count) * 128, acc);
   asm volatile("" ::: "memory");                      // the record is read again rather than kept in registers
   finish_tile<N>(p, *record, q, acc);
@@ -217,6 +229,7 @@ extern "C" __global__ void __launch_bounds__(CONSUMERS + 128, 1) shardproof_many
   int warp = threadIdx.x >> 5;
   if (threadIdx.x == 0) init_barriers(base);
   fill_table(smem + Many::TABLE);
+  clear_scales(smem + Many::S);
   __syncthreads();
   if (CLUSTER > 1) cluster_sync();
   wait_for_earlier_kernel();

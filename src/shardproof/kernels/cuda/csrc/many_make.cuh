@@ -5,7 +5,6 @@
 
 struct Job {
   int phase, tile, count, start, group, row0, block;   // 8 rows from row0 of a token tile, a part of K
-  int part;                                            // of its expert's tiles
 };
 DEV Job decode_job(const Params& p, int job, int groups) {
   Job j;
@@ -18,7 +17,6 @@ DEV Job decode_job(const Params& p, int job, int groups) {
   int4 entry = p.tiles[j.tile];
   j.count = entry.x >> 20;
   j.start = entry.y;
-  j.part = entry.z & 0xffff;
   j.group = entry.w;
   j.row0 = (group - entry.w) * 8;
   return j;
@@ -98,20 +96,15 @@ DEV void poll_at_least(const int* at, int target) {
   do {
     asm volatile("ld.relaxed.gpu.global.b32 %0, [%1];" : "=r"(v) : "l"(at) : "memory");
     if (v >= target) return;
-    __nanosleep(500);
+    __nanosleep(1000);
   } while (true);
 }
 
-// Not too far before the blocks that will read the tile: it should still be in the L2 cache. Its first ticket is that
-// of its expert's first tile plus its part (decode_ticket), so that tiles in order have tickets in order.
-DEV void await_turn(const Params& p, const Job& j) {
+// Activations are rounded once all w13 tiles of their tokens are done.
+DEV void await_activations(const Params& p, const Job& j) {
   if (lane_id() == 0) {
-    if (j.phase) {
-      poll_at_least(counter(p, j.tile, H_DONE), p.gemm[0].row_tiles);
-      load_acquire(counter(p, j.tile, H_DONE));
-    } else {
-      poll_at_least(p.sync, (j.tile - j.part) * tickets_each(p.gemm[0]) + j.part - p.ahead);
-    }
+    poll_at_least(counter(p, j.tile, H_DONE), p.gemm[0].row_tiles);
+    load_acquire(counter(p, j.tile, H_DONE));
   }
   __syncwarp();
 }
@@ -123,9 +116,12 @@ DEV void make_tiles(const Params& p, int groups) {
     job = __shfl_sync(~0u, job, 0);
     if (job >= total) return;
     Job j = decode_job(p, job, groups);
-    await_turn(p, j);
-    if (j.phase) round_rows(p, j);
-    else copy_rows(p, j);
+    if (j.phase) {
+      await_activations(p, j);
+      round_rows(p, j);
+    } else {
+      copy_rows(p, j);
+    }
     publish(counter(p, j.tile, j.phase ? H_MADE : X_MADE));
   }
 }

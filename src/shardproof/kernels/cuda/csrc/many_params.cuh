@@ -4,7 +4,7 @@
 #include "params.cuh"
 #include "route.cuh"
 
-constexpr int DEPTH = W_DEPTH;                     // stages of 128 values of K: weights and tokens together
+constexpr int DEPTH = W_DEPTH;                     // stages of EACH chunks: weights and tokens together
 constexpr int MAKERS = 2;                          // warps that make token tiles
 constexpr int COLUMNS = 512;                       // activations in one job of a maker, for 8 rows; of x: 1 KB
 constexpr int BATCH = 4;                          // loads of a maker in flight
@@ -12,9 +12,9 @@ constexpr int RECORDS = 2;                         // depth of the ring of tile 
 constexpr int WARPS = WGS * 4;                     // consumer warps
 
 struct Many {
-  static constexpr int X_STAGE = (FP8 ? 1 : 2) * NMAX * 128;
-  static constexpr int W_STAGE = WGS * 2 * W_CHUNK, S_STAGE = WGS * 2 * S_CHUNK;
-  static constexpr int XS_STAGE = FP8 ? NMAX * 4 : 0;
+  static constexpr int X_STAGE = EACH / (FP8 ? 2 : 1) * NMAX * 128;
+  static constexpr int W_STAGE = WGS * EACH * W_CHUNK, S_STAGE = WGS * EACH * S_CHUNK;
+  static constexpr int XS_STAGE = FP8 ? EACH / 2 * NMAX * 4 : 0;
   static constexpr int X = 0;
   static constexpr int W = X + DEPTH * X_STAGE;
   static constexpr int S = W + DEPTH * W_STAGE;
@@ -22,9 +22,8 @@ struct Many {
   static constexpr int FLAT = XS + DEPTH * XS_STAGE;       // [TILES][NMAX] routed slot, then its weight
   static constexpr int WEIGHT = FLAT + RECORDS * NMAX * 4;
   static constexpr int RECORD = WEIGHT + RECORDS * NMAX * 4;
-  static constexpr int TABLE = RECORD + RECORDS * 32;        // e4m3 magnitudes by exponent, then zeros (see fill_table)
-  static constexpr int ZERO = TABLE + 128;
-  static constexpr int FULL = ZERO + 32, EMPTY = FULL + 8 * DEPTH;
+  static constexpr int TABLE = RECORD + RECORDS * 32;        // e4m3 magnitudes by exponent
+  static constexpr int FULL = TABLE + 128, EMPTY = FULL + 8 * DEPTH;
   static constexpr int T_FULL = EMPTY + 8 * DEPTH, T_EMPTY = T_FULL + 8 * RECORDS;
   static constexpr int K_FULL = T_EMPTY + 8 * RECORDS;     // tickets from the cluster's first block
   static constexpr int TICKET = K_FULL + 8 * RECORDS;
@@ -35,7 +34,7 @@ struct ManyTile {
   int phase;                    // 0 w13, 1 w2, -1 none left
   int expert, start, count, row_tile, token_tile;
   int group;                    // groups of 8 rows before this tile
-  int pad;
+  int ready;                    // its tokens are made: known to whoever reads this
 };
 
 

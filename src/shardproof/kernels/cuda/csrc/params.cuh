@@ -89,12 +89,11 @@ struct Params {
   int x_pitch, h_pitch, y_pitch;  // elements
   int small_route, round_x, round_h, weight_first;
   float limit, alpha, beta, linear_beta;
-  u32 powers[5];                // 4096, 256, 64, 16, 4: unknown to the compiler, so that it shifts by multiplying
+  u32 powers[6];                // 4096, 256, 64, 16, 4, 8: unknown to the compiler, so that it shifts by multiplying
   const float* rows_xs;         // many.cu, FP8: [x_pitch / 128, tokens], as xs elsewhere; x: its rows of x_pitch bytes
   u8* hq;                       // many.cu, rounded activations only: the token tiles of w2
   int* groups;                  // the token tile of each group of 8 rows; null: nobody asks
   u32 exponent_one;             // 2^23, unknown to the compiler as `powers`
-  int ahead;                    // many.cu: tickets by which a token tile may be made before its turn
 };
 
 struct Tile {
@@ -121,7 +120,7 @@ struct Shared {
   static constexpr int ROWS = WEIGHT + TILES * NMAX * 4;   // [TILES][NMAX] source row
   static constexpr int RECORD = ROWS + TILES * NMAX * 4;
   static constexpr int TABLE = RECORD + TILES * 32;        // e4m3 magnitudes by exponent
-  static constexpr int W_FULL = TABLE + 160, W_EMPTY = W_FULL + 8 * W_DEPTH;
+  static constexpr int W_FULL = TABLE + 128, W_EMPTY = W_FULL + 8 * W_DEPTH;
   static constexpr int X_FULL = W_EMPTY + 8 * W_DEPTH, X_EMPTY = X_FULL + 8 * X_DEPTH;
   static constexpr int T_FULL = X_EMPTY + 8 * X_DEPTH, T_EMPTY = T_FULL + 8 * TILES;
   static constexpr int SUM_FULL = T_EMPTY + 8 * TILES, SUM_EMPTY = SUM_FULL + 8 * SUMS;

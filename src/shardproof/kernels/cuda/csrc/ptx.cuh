@@ -48,8 +48,8 @@ DEV bool bar_try(u32 bar, u32 parity) {
   return done;
 }
 // For warps that mostly wait: each try takes an instruction from those that compute.
-DEV void bar_wait_idle(u32 bar, u32 parity) {
-  while (!bar_try(bar, parity)) __nanosleep(40);
+DEV void bar_wait_idle(u32 bar, u32 parity, u32 nanoseconds = 40) {
+  while (!bar_try(bar, parity)) __nanosleep(nanoseconds);
 }
 
 // ---- copies
