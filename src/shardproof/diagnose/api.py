@@ -69,7 +69,7 @@ def diagnose(
     hints = Hints(layer=named, rank=rank, tp=tp, ep=ep, policy=policy, placement=placement)
     tensors = read_dump(dump)
     groups = _by_layer(tensors, hints)
-    padding = [only_padding(model, group, hints, recipe) for group in groups]
+    padding = only_padding(model, groups, hints, recipe)
     examinations = [
         Examination(model, group, hints, recipe, most=most)
         for group, padded in zip(groups, padding, strict=True) if padded is None
