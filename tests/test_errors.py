@@ -20,6 +20,7 @@ SOURCE = Path(shardproof.__file__).parent
 PAGE = Path(__file__).parents[1] / "docs" / "errors.md"
 CLASSES = {name: kind for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, Exception)}
 ROOMS = (
+    "argument",
     "checkpoint",
     "format",
     "partition",
@@ -154,6 +155,7 @@ def test_explanations_are_complete_sorted_and_of_known_rooms():
 def test_codes_are_written_out_so_that_they_can_be_found():
     """No code is put together from parts, and each class raises codes of its own rooms."""
     own = {
+        "ArgumentError": ("argument",),
         "CheckpointError": ("checkpoint",), "FormatError": ("format",), "PartitionError": ("partition", "plan"),
         "LayoutError": ("layout",), "BackendError": ("backend",), "PackError": ("pack",), "PackedError": ("packed",),
         "VerifyError": ("verify",), "DiagnoseError": ("diagnose",), "KernelError": ("kernel",),

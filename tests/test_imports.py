@@ -35,7 +35,7 @@ LIGHT_ROOMS = (
 HOUSE = (
     "__main__", "cli", "demo", "bench", "integrations", "distributed", "moe", "api", "diagnose", "verify", "kernels", "repack",
     "pack", "packed", "digest", "mistakes", "plan", "oracle", "backends", "formats", "layouts", "checkpoint", "partition",
-    "experts", "mxfp4", "callable_module", "errors",
+    "experts", "mxfp4", "callable_module", "arguments", "errors",
 )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """Every error that shardproof raises, and the exit codes that the command line gives them.
 
     ShardproofError                 one thing is wrong, and the error says which and what to do
+    ├── ArgumentError               what a call was given: values of another kind
     ├── CheckpointError             the files: headers, index, byte ranges
     ├── FormatError                 what the files mean: dialect, names, dtypes, shapes
     ├── PartitionError              how experts and blocks are dealt to ranks
@@ -85,6 +86,10 @@ def _rebuild(kind: type[ShardproofError], state: dict[str, Any]) -> ShardproofEr
     error = kind(state["code"], state["what"])
     error.__dict__.update(state)
     return error
+
+
+class ArgumentError(ShardproofError):
+    """A call was given a value of another kind, or a number that means nothing there."""
 
 
 class CheckpointError(ShardproofError):

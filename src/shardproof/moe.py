@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from shardproof.arguments import expect
 from shardproof.callable_module import make_callable
 from shardproof.errors import KernelError
 from shardproof.experts import ExpertSpec
 from shardproof.kernels.implementation import Implementation, implementations
-from shardproof.packed import PackedLayer
+from shardproof.packed import PackedExperts, PackedLayer
 
 ACTIVATION_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _ID_DTYPES = (torch.int32, torch.int64)
+_A_TENSOR = "convert it: torch.as_tensor(...)"
+_A_LAYER = 'choose one layer: shardproof.load(FOLDER, RANK).layers["layers.0"]'
 
 
 class PreparedLayer:
@@ -31,7 +35,8 @@ class PreparedLayer:
         self, layer: PackedLayer, *, implementation: str | None = None, device: torch.device | str = "cpu",
         keep: bool = False, check_ids: bool | None = None,
     ) -> None:  # fmt: skip
-        self.layer, self.device = layer, torch.device(device)
+        self.layer = expect("packed", layer, PackedLayer, _A_LAYER)
+        self.device = torch.device(device)
         self.check_ids = self.device.type == "cpu" if check_ids is None else check_ids
         chosen = choose(layer, self.device, implementation)
         self.implementation = chosen.name
@@ -76,9 +81,11 @@ def moe(
     implementation  a name, or None for the best one that takes the layer
 
     Raises KernelError `kernel.shape`, `kernel.dtype`, `kernel.device`, `kernel.expert_id`, `kernel.implementation`,
-    `kernel.ranks`.
+    `kernel.ranks`, ArgumentError.
     """
-    ranks = [packed] if isinstance(packed, PackedLayer | PreparedLayer) else list(packed)
+    expect("x", x, Tensor, _A_TENSOR)
+    several = isinstance(packed, Iterable) and not isinstance(packed, PackedExperts | str)
+    ranks: list[Any] = list(packed) if several else [packed]  # type: ignore[arg-type]
     prepared = [
         rank
         if isinstance(rank, PreparedLayer)
@@ -169,13 +176,17 @@ def check_ranks(layers: Sequence[PackedLayer]) -> None:
 
 def check_inputs(layer: PackedLayer, device: torch.device, x: Tensor, topk_ids: Tensor, topk_weights: Tensor) -> None:
     """Raise KernelError for dtypes, shapes and devices that the layer cannot take; see `moe`."""
+    for name, tensor in (("x", x), ("topk_ids", topk_ids), ("topk_weights", topk_weights)):
+        expect(name, tensor, Tensor, _A_TENSOR)
     _check_dtype("x", x, ACTIVATION_DTYPES)
     _check_dtype("topk_ids", topk_ids, _ID_DTYPES)
     _check_dtype("topk_weights", topk_weights, ACTIVATION_DTYPES)
     hidden = layer.spec.hidden
     if x.ndim != 2 or x.shape[1] != hidden:
         padded = layer.shape.hidden
-        step = "give the model's own H: padding is inside" if x.shape[-1] == padded else "flatten batch and sequence"
+        step = (
+            "give the model's own H: padding is inside" if x.shape[-1:] == (padded,) else "flatten batch and sequence"
+        )
         raise KernelError(
             "kernel.shape", "x does not fit the layer", tensor="x", layer=layer.key, found=tuple(x.shape),
             needed=f"[M, {hidden}]", next_step=step,

@@ -7,10 +7,11 @@ never move an offset: computing offsets from padded sizes is the mistake that si
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, SupportsIndex, TypeAlias
 
+from shardproof.arguments import whole_number
 from shardproof.errors import PartitionError
 
 Policy: TypeAlias = Literal["balanced", "ceil"]
@@ -45,7 +46,7 @@ class Rank:
 
 
 def ranks(tp: int, ep: int) -> list[Rank]:
-    """All ranks of a TP x EP group in index order. Raises PartitionError `partition.size`."""
+    """All ranks of a TP x EP group in index order. Raises PartitionError `partition.size`, ArgumentError."""
     _check_size("tp", tp)
     _check_size("ep", ep)
     _check_size("tp x ep", tp * ep)
@@ -53,7 +54,7 @@ def ranks(tp: int, ep: int) -> list[Rank]:
 
 
 def _check_size(name: str, size: int) -> None:
-    if size < 1:
+    if whole_number(name, size) < 1:
         raise PartitionError(
             "partition.size", f"{name} must be at least 1", found=size, needed=">= 1", next_step="ask for at least 1"
         )
@@ -143,8 +144,15 @@ def _named_placement(experts: int, ep: int, placement: str) -> list[tuple[int, .
 
 
 def _rows(ep: int, placement: Mapping[int, Sequence[int]] | Sequence[Sequence[int]]) -> list[Sequence[int]]:
+    rows = list(placement.values() if isinstance(placement, Mapping) else placement) if _is_list(placement) else []
+    if not _is_list(placement) or not all(map(_is_list, rows)):
+        raise PartitionError(
+            "partition.placement", "the expert map does not hold a list of expert ids a rank",
+            found=f"{type(placement).__name__} {str(placement)[:80]}", needed=" or ".join(PLACEMENTS) + ", or lists",
+            next_step="give one list of expert ids for each expert-parallel rank: [[0, 1], [2, 3]]",
+        )  # fmt: skip
     if not isinstance(placement, Mapping):
-        return list(placement)
+        return rows
     strange = [str(rank) for rank in placement if rank not in range(ep)]
     if strange:
         raise PartitionError(
@@ -153,6 +161,10 @@ def _rows(ep: int, placement: Mapping[int, Sequence[int]] | Sequence[Sequence[in
             next_step="number the ranks of the map from 0, one row a rank",
         )  # fmt: skip
     return [placement.get(rank, ()) for rank in range(ep)]
+
+
+def _is_list(found: object) -> bool:
+    return isinstance(found, Iterable) and not isinstance(found, str)
 
 
 def _expert_id(found: object, rank: int) -> int:

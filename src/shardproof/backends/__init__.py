@@ -1,6 +1,6 @@
 """Backends: one kernel a file, as data. `oracle.select` chooses among them."""
 
-from shardproof.backends.backend import Backend, Check, GateMode, Recipe, Request
+from shardproof.backends.backend import Backend, Check, GateMode, Recipe, Request, check_gate_mode
 from shardproof.backends.kernel import Kernel, Variant
 from shardproof.backends.platform import Platform, describe, detect
 
@@ -13,6 +13,7 @@ __all__ = [
     "Recipe",
     "Request",
     "Variant",
+    "check_gate_mode",
     "describe",
     "detect",
 ]

@@ -5,9 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias, cast
 
 from shardproof.backends.platform import Platform
+from shardproof.errors import BackendError
 from shardproof.experts import ExpertSpec, Field, Stack
 from shardproof.mxfp4 import BLOCK
 from shardproof.partition import ranks
@@ -15,12 +16,22 @@ from shardproof.partition import ranks
 GateMode: TypeAlias = Literal["separated", "interleaved"]
 
 
+def check_gate_mode(name: str | None) -> GateMode | None:
+    """A gate mode by name; None leaves it to the backend. Raises BackendError `backend.gate_mode`."""
+    if name not in (None, "separated", "interleaved"):
+        raise BackendError(
+            "backend.gate_mode", "unknown gate mode", found=name, needed="separated or interleaved",
+            next_step="choose one of the two, or leave it to the backend",
+        )  # fmt: skip
+    return cast("GateMode | None", name)
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """What is asked of a backend: one model's experts on one platform, cut for tp x ep ranks.
 
     `gate_mode` and `activation_dtype` narrow the choice; None leaves it to the backend.
-    Raises PartitionError `partition.size` where tp or ep is below 1.
+    Raises PartitionError `partition.size` where tp or ep is below 1, BackendError `backend.gate_mode`.
     """
 
     spec: ExpertSpec
@@ -32,6 +43,7 @@ class Request:
 
     def __post_init__(self) -> None:
         ranks(self.tp, self.ep)
+        check_gate_mode(self.gate_mode)
 
     @property
     def rank_intermediate(self) -> int:

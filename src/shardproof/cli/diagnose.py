@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from shardproof.api import main_spec, open_model
-from shardproof.backends import Recipe
+from shardproof.backends import Recipe, check_gate_mode
 from shardproof.cli import show
 from shardproof.cli.options import (
     FormatName,
@@ -17,7 +17,6 @@ from shardproof.cli.options import (
     Json,
     PlacementName,
     With,
-    read_gate_mode,
     read_placement,
     read_policy,
 )  # fmt: skip
@@ -98,7 +97,7 @@ def _recipe(
         main_spec(model),
         platform=platform,
         packages=packages or (),
-        gate_mode=read_gate_mode(gate_mode),
+        gate_mode=check_gate_mode(gate_mode),
         tp=tp or 1,
         ep=ep or 1,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from shardproof.api import main_spec, open_model, platform_of
-from shardproof.backends import Request
+from shardproof.backends import Request, check_gate_mode
 from shardproof.cli import show
 from shardproof.cli.options import (
     BackendName,
@@ -18,7 +18,6 @@ from shardproof.cli.options import (
     Tp,
     With,
     one_tp,
-    read_gate_mode,
 )  # fmt: skip
 from shardproof.errors import EXIT_FINDING, BackendError
 from shardproof.oracle import Decision, Verdict
@@ -40,7 +39,7 @@ def explain(
     """Say which backend would run this model and why each other one would not."""
     model = open_model(checkpoint, format=format_name)
     where = platform_of(platform, packages or ())
-    request = Request(main_spec(model), where, one_tp(tp), ep, read_gate_mode(gate_mode))
+    request = Request(main_spec(model), where, one_tp(tp), ep, check_gate_mode(gate_mode))
     verdicts = explain_backends(request)
     decision, refusal = _decide(request, backend)
     data = decision.to_dict() if decision else {

@@ -9,8 +9,7 @@ from typing import Annotated, TypeAlias, cast
 
 import typer
 
-from shardproof.backends import GateMode
-from shardproof.errors import BackendError, PartitionError, ShardproofError
+from shardproof.errors import PartitionError, ShardproofError
 from shardproof.partition import MOST_RANKS, PLACEMENTS, POLICIES, Policy
 from shardproof.plan import ExpertMap
 
@@ -117,19 +116,6 @@ def read_policy(text: str) -> Policy:
         needed=" or ".join(POLICIES),
         next_step="choose one of the two",
     )
-
-
-def read_gate_mode(text: str | None) -> GateMode | None:
-    """A gate mode by name. Raises BackendError `backend.gate_mode`."""
-    if text not in (None, "separated", "interleaved"):
-        raise BackendError(
-            "backend.gate_mode",
-            "unknown gate mode",
-            found=text,
-            needed="separated or interleaved",
-            next_step="choose one of the two, or leave it to the backend",
-        )
-    return cast("GateMode | None", text)
 
 
 def read_placement(text: str) -> ExpertMap:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from shardproof.api import open_model, select
+from shardproof.backends import check_gate_mode
 from shardproof.cli import show
 from shardproof.cli.answers import Packed
 from shardproof.cli.options import (
@@ -26,7 +27,6 @@ from shardproof.cli.options import (
     With,
     one_tp,
     pick_layers,
-    read_gate_mode,
     read_placement,
     read_policy,
     read_range,
@@ -74,7 +74,7 @@ def pack(
     size = one_tp(tp)
     decision = select(
         model, platform=platform, packages=packages or (), tp=size, ep=ep, backend=backend,
-        gate_mode=read_gate_mode(gate_mode),
+        gate_mode=check_gate_mode(gate_mode),
     )  # fmt: skip
     plan = make_plan(
         model, decision.recipe, tp=size, ep=ep, policy=read_policy(policy), placement=read_placement(placement),

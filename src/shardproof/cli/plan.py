@@ -7,7 +7,7 @@ from typing import Any
 import typer
 
 from shardproof.api import main_spec, open_model, platform_of, select
-from shardproof.backends import Recipe, Request
+from shardproof.backends import Recipe, Request, check_gate_mode
 from shardproof.backends.registry import find as find_backend
 from shardproof.cli import show
 from shardproof.cli.options import (
@@ -23,7 +23,6 @@ from shardproof.cli.options import (
     PolicyName,
     Tp,
     With,
-    read_gate_mode,
     read_placement,
     read_policy,
     read_range,
@@ -55,7 +54,7 @@ def plan(
     """Show each rank's slices, padding, bytes and waste; with a range (--tp 1..16), compare sizes and backends."""
     model = open_model(checkpoint, format=format_name)
     sizes = read_range(tp, "--tp")
-    dealt, placed, mode = read_policy(policy), read_placement(placement), read_gate_mode(gate_mode)
+    dealt, placed, mode = read_policy(policy), read_placement(placement), check_gate_mode(gate_mode)
     if len(sizes) == 1:
         decision = select(
             model, platform=platform, packages=packages or (), tp=sizes[0], ep=ep, backend=backend, gate_mode=mode

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from shardproof.arguments import expect, path_of, whole_number
 from shardproof.backends import Recipe
 from shardproof.checkpoint import Checkpoint
 from shardproof.diagnose.examine import Examination
@@ -19,7 +20,7 @@ from shardproof.diagnose.slices import Hints
 from shardproof.errors import DiagnoseError
 from shardproof.formats import ExpertModel, read_experts
 from shardproof.mistakes import Mistake
-from shardproof.partition import Policy, Rank, ranks
+from shardproof.partition import POLICIES, Policy, Rank, block_intervals, expert_owners, ranks
 from shardproof.plan import ExpertMap, Plan
 from shardproof.verify import scene_of
 
@@ -51,9 +52,17 @@ def diagnose(
     activations a layer's input and output, to hold against the reference forward (one layer in the dump)
 
     Raises DiagnoseError: dump, empty, names, too_little, layer, rank; and repair_lost or repair_backend. PartitionError
-    for tp, ep, policy or placement that cannot be.
+    for tp, ep, policy or placement that cannot be, ArgumentError.
     """
-    model = checkpoint if isinstance(checkpoint, ExpertModel) else read_experts(Checkpoint.open(checkpoint))
+    if recipe is not None:
+        expect("recipe", recipe, Recipe, "give what a decision holds: decision.recipe")
+    if layer is not None and not isinstance(layer, str):
+        layer = whole_number("layer", layer, least=0)
+    most = whole_number("most", most, least=1)
+    rank = None if rank is None else whole_number("rank", rank)
+    model = checkpoint
+    if not isinstance(model, ExpertModel):
+        model = read_experts(Checkpoint.open(path_of("checkpoint", model)))
     named = f"layers.{layer}" if isinstance(layer, int) or (layer or "").isdecimal() else layer
     if rank is not None and tp is None:
         raise DiagnoseError(
@@ -65,7 +74,7 @@ def diagnose(
         raise DiagnoseError(
             "diagnose.rank", "no such rank", rank=rank, needed="0 or more", next_step="ranks count from 0, TP fastest"
         )
-    ranks(1 if tp is None else tp, 1 if ep is None else ep)  # refuses sizes that cannot be
+    _check_partition(tp, ep, policy, placement)
     hints = Hints(layer=named, rank=rank, tp=tp, ep=ep, policy=policy, placement=placement)
     tensors = read_dump(dump)
     groups = _by_layer(tensors, hints)
@@ -86,6 +95,14 @@ def diagnose(
 
         write_repaired(examinations, Path(repair))
     return Diagnosis(str(model.checkpoint.root), model.checkpoint.identity, reports, recipe.notes if recipe else ())
+
+
+def _check_partition(tp: int | None, ep: int | None, policy: Policy | None, placement: ExpertMap) -> None:
+    """Refuse what no plan could be made with, whatever the dump holds; only layers say how many experts there are."""
+    ranks(1 if tp is None else tp, 1 if ep is None else ep)
+    block_intervals(1, 1, policy or POLICIES[0])
+    if isinstance(placement, str):
+        expert_owners(1, 1, placement)
 
 
 def _by_layer(tensors: Sequence[Foreign], hints: Hints) -> list[list[Foreign]]:

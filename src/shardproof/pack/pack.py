@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from shardproof.arguments import expect, path_of, thread_count, whole_number
 from shardproof.checkpoint import MappedReader, Reader, open_reader
 from shardproof.digest import Digest
 from shardproof.errors import PackError
@@ -59,21 +60,21 @@ def pack(
     Raises PackError `pack.plan`, `pack.not_empty`, `pack.mount_point`, `pack.stale`, `pack.disk_full`, `pack.rank`,
     `pack.scale_nan` or `pack.io`, PackedError `packed.damaged` where a packed folder that is packed again lost
     its content, CheckpointError `checkpoint.changed`, `checkpoint.reader`, `checkpoint.reader_missing` or
-    `checkpoint.reader_failed`, LayoutError `layout.value`, FormatError `format.model` for a path instead of a model.
+    `checkpoint.reader_failed`, LayoutError `layout.value`, FormatError `format.model` for a path instead of a model,
+    ArgumentError.
     """
-    check_model(model)
-    check_plan(model, plan)
+    threads, out = _checked(model, plan, threads), path_of("output", out)
     if isinstance(reader, str):
         reader = open_reader(reader, model.checkpoint)
     share = worker or Worker()
     indices = share.ranks(_indices(plan, rank_indices))
     variant = f"mistake {mistake.name}" if mistake else ""
-    held = Output(Path(out), plan, model.checkpoint, indices, variant).held()
+    held = Output(out, plan, model.checkpoint, indices, variant).held()
     missing = [i for i in indices if i not in held]
     if not missing:
         log.info("%s holds these ranks already", out)
         return {i: held[i] for i in indices}
-    output = Output(Path(out), plan, model.checkpoint, missing, variant)
+    output = Output(out, plan, model.checkpoint, missing, variant)
     try:
         with output.begun() as done:
             run = _Run(model, plan, output, threads or share.threads(default_threads()), report, mistake)
@@ -88,8 +89,28 @@ def pack(
     return {} if packed is None else {i: {**held, **packed}[i] for i in indices}
 
 
+def _checked(model: ExpertModel, plan: Plan, threads: int | None) -> int | None:
+    """The number of threads, where model and plan are what they should be and belong together."""
+    check_model(model)
+    expect("plan", plan, Plan, "make one: shardproof.make_plan(model, recipe, ...)")
+    check_plan(model, plan)
+    return thread_count(threads)
+
+
+def check_rank(plan: Plan, rank: Rank) -> None:
+    """Raise PackError `pack.rank` for a rank of another plan, ArgumentError for anything but a Rank."""
+    if expect("rank", rank, Rank, "take it from the plan: plan.ranks[0]") not in plan.ranks:
+        raise PackError(
+            "pack.rank", "the rank is of another plan", rank=rank, needed=f"one of tp {plan.tp} x ep {plan.ep}",
+            next_step="take it from this plan: plan.ranks[0]",
+        )  # fmt: skip
+
+
 def _indices(plan: Plan, asked: Sequence[int] | None) -> list[int]:
-    indices = list(range(len(plan.ranks))) if asked is None else list(dict.fromkeys(asked))
+    if asked is None:
+        return list(range(len(plan.ranks)))
+    expect("rank_indices", asked, Iterable, "give a list, for instance [0, 1]")  # type: ignore[type-abstract]
+    indices = list(dict.fromkeys(whole_number("a rank index", index) for index in asked))
     for index in indices:
         if not 0 <= index < len(plan.ranks):
             raise PackError(
@@ -176,8 +197,8 @@ def pack_in_memory(
 
     `huge_pages`: see `shardproof.pack.memory`; None decides by the memory that is free.
     """
-    check_model(model)
-    check_plan(model, plan)
+    threads = _checked(model, plan, threads)
+    check_rank(plan, rank)
     layers, digest = {}, Digest()
     for key in plan.layers:
         sizes = {slot: plan.placed(key, rank, *slot).nbytes for slot in plan.fields(key)}
@@ -201,6 +222,9 @@ def pack_layer(
 
     Any writable memory will do: a NumPy array, `torch_tensor.numpy()` (pinned or not), shared memory, a mapped file.
     Returns the digest of the experts that this rank is the first to hold, so that ranks add up to the model.
-    Raises PackError `pack.buffer`, `pack.scale_nan` or `pack.io`, CheckpointError `checkpoint.changed`.
+    Raises PackError `pack.buffer`, `pack.rank`, `pack.scale_nan` or `pack.io`, PartitionError `plan.layer`,
+    CheckpointError `checkpoint.changed`, ArgumentError.
     """
+    check_rank(plan, rank)
+    threads = thread_count(threads)
     return pack_ranks(model, plan, key, {rank: out}, threads=threads, mistake=mistake)[rank]

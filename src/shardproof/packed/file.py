@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from shardproof.arguments import path_of, whole_number
 from shardproof.checkpoint import pages
 from shardproof.checkpoint.header import TensorInfo, read_header
 from shardproof.digest import Digest
@@ -85,9 +86,10 @@ def _whole(path: Path, rank: Rank) -> bool:
 def load(folder: str | Path, rank: int = 0) -> PackedExperts:
     """Map one rank of a packed folder; nothing is read but the header.
 
-    Raises PackedError `packed.not_found`, `packed.rank`, `packed.damaged`, `packed.mixed` or `packed.version`.
+    Raises PackedError `packed.not_found`, `packed.rank`, `packed.damaged`, `packed.mixed` or `packed.version`, and
+    ArgumentError.
     """
-    root = Path(folder)
+    root, rank = path_of("folder", folder), whole_number("rank", rank)
     manifest = read_manifest(root)
     plan = read_plan(manifest, root / MANIFEST)
     held = manifest["ranks"]

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from shardproof.arguments import expect, whole_number
 from shardproof.backends import Recipe
 from shardproof.errors import PartitionError
 from shardproof.experts import ExpertSpec, Field, Stack
@@ -62,7 +63,9 @@ class Plan:
         return BIAS_ITEM[self.recipe.bias_dtype]
 
     def shape(self, layer: str) -> LayerShape:
-        """The shape of a layer."""
+        """The shape of a layer. Raises PartitionError `plan.layer`."""
+        if layer not in self.layers:
+            raise self._no_layer(layer, layer)
         return self.shapes[self.layers[layer]]
 
     def fields(self, layer: str) -> list[tuple[Stack, Field]]:
@@ -125,12 +128,14 @@ class Plan:
         wanted = list(keys)
         unknown = [key for key in wanted if key not in self.layers]
         if unknown or not wanted:
-            raise PartitionError(
-                "plan.layer", "the plan has no such layer", layer=unknown[0] if unknown else None,
-                found=", ".join(wanted) or "no layer", needed=layer_span(list(self.layers)),
-                next_step="choose layers of the plan",
-            )  # fmt: skip
+            raise self._no_layer(unknown[0] if unknown else None, ", ".join(map(str, wanted)) or "no layer")
         return replace(self, layers={key: self.layers[key] for key in self.layers if key in set(wanted)})
+
+    def _no_layer(self, layer: str | None, found: str) -> PartitionError:
+        return PartitionError(
+            "plan.layer", "the plan has no such layer", layer=layer, found=found, needed=layer_span(list(self.layers)),
+            next_step="choose layers of the plan",
+        )  # fmt: skip
 
     def prove(self) -> list[str]:
         """Show that each checkpoint byte is taken exactly once by the ranks of a TP group and every expert is held.
@@ -190,9 +195,12 @@ def make_plan(
     """Plan a model's experts for a recipe on tp x ep ranks.
 
     Raises PartitionError (sizes, empty ranks, uncovered experts), LayoutError (a padded shape that the layouts
-    cannot hold) or FormatError `format.model` (a path: `open_model` reads it), and proves the cover before it returns.
+    cannot hold), FormatError `format.model` (a path: `open_model` reads it) or ArgumentError, and proves the cover
+    before it returns.
     """
     check_model(model)
+    expect("recipe", recipe, Recipe, "choose a backend first: shardproof.select(model, ...).recipe")
+    tp, ep = whole_number("tp", tp), whole_number("ep", ep)
     ranks(tp, ep)
     shapes: dict[ExpertSpec, LayerShape] = {}
     layers: dict[str, int] = {}

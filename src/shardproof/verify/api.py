@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
+from shardproof.arguments import path_of
 from shardproof.digest import Digest
 from shardproof.errors import VerifyError
 from shardproof.formats import ExpertModel, check_model
@@ -26,12 +27,13 @@ def verify(folder: str | Path, model: ExpertModel, *, report: Report | None = No
     """Prove all ranks of a packed folder against their checkpoint.
 
     Raises PackedError for a folder that cannot be read, VerifyError `verify.checkpoint` for another checkpoint and
-    `verify.itself` for the folder itself, FormatError `format.model` for a path instead of a model.
+    `verify.itself` for the folder itself, FormatError `format.model` for a path instead of a model, ArgumentError.
     """
     check_model(model)
-    manifest = read_manifest(Path(folder))
-    plan = read_plan(manifest, Path(folder) / MANIFEST)
-    _same_checkpoint(Path(folder), plan, model)
+    folder = path_of("folder", folder)
+    manifest = read_manifest(folder)
+    plan = read_plan(manifest, folder / MANIFEST)
+    _same_checkpoint(folder, plan, model)
     statements = plan.prove()
     differences: list[Difference] = []
     held = [r.index for r in plan.ranks if rank_file(r) in manifest["ranks"]]

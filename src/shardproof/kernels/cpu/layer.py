@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias, get_args
 
 import numpy as np
 
+from shardproof.arguments import thread_count
 from shardproof.errors import KernelError
 from shardproof.experts import Activation
 from shardproof.kernels.cpu.buffers import Buffer, activations, constant, empty_like, routing
@@ -83,7 +84,7 @@ class CpuExperts:
         }
         self.experts, self.hidden, self.intermediate = experts, hidden, intermediate
         self.activation = activation or Activation()
-        self.weight_before_w2, self.precision, self.threads = weight_before_w2, precision, threads
+        self.weight_before_w2, self.precision, self.threads = weight_before_w2, precision, thread_count(threads)
         self._struct = self._layer_struct(isa_index(isa))
         self._address = ctypes.addressof(self._struct)
 

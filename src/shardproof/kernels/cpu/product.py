@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 
+from shardproof.arguments import thread_count
 from shardproof.errors import KernelError
 from shardproof.kernels.cpu.buffers import Buffer, activations, constant, expect_contiguous, experts_of_tokens, view
 from shardproof.kernels.cpu.layer import PRECISIONS, Precision, check_map, check_precision, check_sizes, raise_failure
@@ -52,7 +53,7 @@ class ExpertMatrix:
     ) -> None:
         check_sizes(experts, {"columns": (columns, BLOCK), "rows": (rows, ROWS)})
         check_precision(precision)
-        self.experts, self.rows, self.columns, self.threads = experts, rows, columns, threads
+        self.experts, self.rows, self.columns, self.threads = experts, rows, columns, thread_count(threads)
         self._weight = cast("Buffer", constant(weight, "weight", np.uint8, experts * rows * columns // 2))
         self._scale = cast("Buffer", constant(scale, "scale", np.uint8, experts * rows * columns // BLOCK))
         self._map = constant(expert_map, "expert map", np.int32, None)

@@ -1,0 +1,65 @@
+"""Arguments: a value of another kind is refused where it is handed over, not where it is first used."""
+
+from __future__ import annotations
+
+import operator
+import os
+from pathlib import Path
+from typing import Any, TypeVar
+
+from shardproof.errors import ArgumentError
+
+Kind = TypeVar("Kind")
+
+
+def expect(name: str, found: object, kind: type[Kind], next_step: str) -> Kind:
+    """The value itself. Raises ArgumentError `argument.type` unless it is a `kind`."""
+    if isinstance(found, kind):
+        return found
+    needed = f"{'an' if kind.__name__[0] in 'AEIOU' else 'a'} {kind.__name__}"
+    raise ArgumentError(
+        "argument.type", f"{name} is not {needed}", found=_shown(found), needed=needed,
+        next_step=next_step,
+    )  # fmt: skip
+
+
+def whole_number(name: str, found: object, *, least: int | None = None) -> int:
+    """The number as an int, from any integer type (NumPy's too) but not from a bool, whose meaning would be guessed.
+
+    Raises ArgumentError `argument.type`, or `argument.value` below `least`.
+    """
+    try:
+        number = None if isinstance(found, bool) else operator.index(found)  # type: ignore[arg-type]
+    except TypeError:
+        number = None
+    if number is None:
+        raise ArgumentError(
+            "argument.type", f"{name} is not a whole number", found=_shown(found), needed="an integer",
+            next_step=f"give {name} as an int",
+        )  # fmt: skip
+    if least is not None and number < least:
+        raise ArgumentError(
+            "argument.value", f"{name} is too small", found=number, needed=f">= {least}",
+            next_step=f"give {name} from {least} up",
+        )  # fmt: skip
+    return number
+
+
+def thread_count(threads: object) -> int | None:
+    """A number of threads; None leaves it to the library. Raises ArgumentError `argument.type` or `argument.value`."""
+    return None if threads is None else whole_number("threads", threads, least=1)
+
+
+def path_of(name: str, found: str | os.PathLike[str]) -> Path:
+    """A path from text or a path. Raises ArgumentError `argument.type`."""
+    if isinstance(found, str | os.PathLike):
+        return Path(found)
+    raise ArgumentError(
+        "argument.type", f"{name} is not a path", found=_shown(found), needed="text or a pathlib.Path",
+        next_step=f"give the path of the {name}",
+    )  # fmt: skip
+
+
+def _shown(found: Any) -> str:
+    shape = getattr(found, "shape", None)
+    return f"{type(found).__name__} {list(shape) if isinstance(shape, tuple) else repr(str(found)[:120])}"
