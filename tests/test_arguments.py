@@ -83,6 +83,9 @@ NO_VALUE: dict[str, tuple[Callable[[Any], object], str, str]] = {
     "kernel": (
         lambda a: CpuExperts(*[None] * 6, experts=1, hidden=32, intermediate=32, threads=0), "argument.value", "0",
     ),
+    "experts": (
+        lambda a: CpuExperts(*[None] * 6, experts=1 << 40, hidden=32, intermediate=32), "kernel.shape", str(1 << 40),
+    ),
     "most": (lambda a: shardproof.diagnose(BYTES, a.model, most=0), "argument.value", "0"),
     "layer": (lambda a: shardproof.diagnose(BYTES, a.model, layer=-1), "argument.value", "-1"),
     "policy": (lambda a: shardproof.diagnose(BYTES, a.model, policy="foo"), "partition.policy", "'foo'"),

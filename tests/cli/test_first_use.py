@@ -391,13 +391,18 @@ def test_names_with_spaces_and_other_alphabets(tmp_path: Path, capsys: pytest.Ca
 @pytest.mark.parametrize(
     "option", [("plan", "CKPT", "--tp"), ("pack", "CKPT", "OUT", "--ranks"), ("pack", "CKPT", "OUT", "--layers")]
 )
-@pytest.mark.parametrize("text", ["1..99999999999999", "0-65535,7"])
+@pytest.mark.parametrize("text", ["1..99999999999999", "0-65535,7", "1..99999999999999999999"])
 def test_a_range_that_would_fill_the_memory(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: tuple[str, ...], text: str
 ) -> None:
     places = {"CKPT": checkpoint, "OUT": tmp_path / "out"}
     error = refused(capsys, *[places.get(word, word) for word in option], text)
     assert (error["code"], error["needed"]) == ("partition.range", "at most 65536")
+
+
+def test_no_part_of_a_range_is_dropped(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    error = refused(capsys, "plan", checkpoint, "--tp", "5..1,3")
+    assert (error["code"], error["what"]) == ("partition.range", "cannot read --tp")
 
 
 @pytest.mark.parametrize(
@@ -438,6 +443,17 @@ def test_what_needs_torch_says_so(
     places = {"CKPT": checkpoint, "DUMP": tmp_path / "dump.pt"}
     error = refused(capsys, *[places.get(word, word) for word in command])
     assert (error["code"], error["needed"], error["next_step"]) == ("system.package", "torch", "pip install torch")
+
+
+def test_a_part_of_an_installed_package_is_no_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`pip install numpy` would not help."""
+
+    def broken(*_: object, **__: object) -> None:
+        raise ModuleNotFoundError(name="numpy.nothing")
+
+    monkeypatch.setattr("shardproof.cli.app.application", lambda _: broken)
+    with pytest.raises(ModuleNotFoundError):
+        main(["inspect"])
 
 
 # -- files of other kinds ---------------------------------------------------------------------------------------------

@@ -47,7 +47,7 @@ def _run(given: list[str]) -> int:
         return _refused(_of_the_system(reason), given)
     except ModuleNotFoundError as missing:
         package = (missing.name or "shardproof").partition(".")[0]
-        if package == "shardproof":
+        if package == "shardproof" or sys.modules.get(package):  # a part of one that is there: no advice helps
             raise
         return _refused(_not_installed(package), given)
     except SystemExit:  # typer's answer to a closed pipe, with a code that means something else here

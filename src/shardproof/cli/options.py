@@ -65,13 +65,16 @@ def read_range(text: str, what: str, *, least: int | None = None) -> list[int]:
     try:
         for part in text.split(","):
             low, dots, high = part.replace("..", "-").partition("-")
-            found = range(int(low), int(high) + 1) if dots else [int(low)]
-            if len(numbers) + len(found) > MOST_RANKS:
+            first, last = int(low), int(high if dots else low)
+            if last < first:
+                numbers = []  # of what cannot be read no part is taken
+                break
+            if len(numbers) + last - first >= MOST_RANKS:
                 raise PartitionError(
                     "partition.range", f"{what} names too many numbers", found=text, needed=f"at most {MOST_RANKS}",
                     next_step="correct the end of the range",
                 )  # fmt: skip
-            numbers += found
+            numbers += range(first, last + 1)
     except ValueError:
         numbers = []
     if not numbers:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from shardproof.backends import Recipe
 from shardproof.diagnose.reading import Reading
-from shardproof.diagnose.trials import MOST_RANKS
+from shardproof.diagnose.trials import MOST_TRIED
 from shardproof.experts import ExpertSpec, Stack
 from shardproof.mistakes import museum
 from shardproof.mxfp4 import BLOCK
@@ -75,7 +75,7 @@ def interval_of(spec: ExpertSpec, part: Slice) -> tuple[int, int]:
 
 
 def _tps(spec: ExpertSpec, hints: Hints) -> list[int]:
-    return [hints.tp] if hints.tp else list(range(1, min(MOST_RANKS, spec.blocks) + 1))
+    return [hints.tp] if hints.tp else list(range(1, min(MOST_TRIED, spec.blocks) + 1))
 
 
 def _legal(spec: ExpertSpec, readings: Mapping[Stack, Reading], hints: Hints, inner: int) -> Iterator[Slice]:

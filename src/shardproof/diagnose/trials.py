@@ -16,7 +16,7 @@ from shardproof.layouts.placed import UNITS_PER_BYTE
 from shardproof.mxfp4 import BLOCK, BLOCK_BYTES, Bytes
 
 ALIGNMENTS = (32, 64, 128, 256, 512)
-MOST_RANKS = 64
+MOST_TRIED = 64
 _SOURCE = "not a kernel's order: tried by diagnose only"
 EXTRA = (
     Layout(name="transposed", field="weight", pattern="e n k -> e k n", summary="bytes along N", source=_SOURCE),
@@ -124,7 +124,7 @@ def expert_counts(dims: tuple[int, ...], spec: ExpertSpec) -> list[int]:
     """How many experts a tensor may hold: its first axis, or the model's experts shared by whole ranks."""
     if len(dims) >= 3 and 1 <= dims[0] <= 2 * spec.experts:
         return [dims[0]]
-    shared = {-(-spec.experts // ranks) for ranks in range(1, min(spec.experts, 4 * MOST_RANKS) + 1)}
+    shared = {-(-spec.experts // ranks) for ranks in range(1, min(spec.experts, 4 * MOST_TRIED) + 1)}
     return sorted(shared, reverse=True)
 
 
@@ -132,7 +132,7 @@ def expert_counts(dims: tuple[int, ...], spec: ExpertSpec) -> list[int]:
 def shares(blocks: int) -> tuple[int, ...]:
     """Numbers of blocks that a rank may hold, largest first."""
     found = {blocks}
-    for tp in range(2, min(MOST_RANKS, blocks) + 1):
+    for tp in range(2, min(MOST_TRIED, blocks) + 1):
         found |= {blocks // tp, -(-blocks // tp)}
     return tuple(sorted(found, reverse=True))
 

@@ -203,9 +203,9 @@ def check_sizes(experts: int, sizes: dict[str, tuple[int, int]]) -> None:
     if experts <= 0 or experts > sys.maxsize >> 32:
         raise KernelError(
             "kernel.shape",
-            "a layer needs at least one expert",
+            "no layer has so many experts" if experts > 0 else "a layer needs at least one expert",
             found=experts,
-            needed=">= 1",
+            needed=f"1 to {sys.maxsize >> 32}",
             next_step="give the number of experts of the layer",
         )
 
