@@ -12,7 +12,9 @@ import pytest
 import torch
 
 import shardproof
+from shardproof.distributed import DistributedLayer, load_rank
 from shardproof.errors import ShardproofError
+from shardproof.integrations.transformers import replace_experts
 from shardproof.kernels.cpu import CpuExperts
 from shardproof.kernels.device.upload import pack_layer_on_device
 from shardproof.moe import PreparedLayer
@@ -74,11 +76,15 @@ WRONG_KIND: dict[str, tuple[Callable[[Any], object], str]] = {
     "moe swapped": (lambda a: shardproof.moe(a.layer, a.x, a.ids, a.w), "x is not a Tensor"),
     "moe ids": (lambda a: shardproof.moe(a.x, a.layer, [[0, 1]] * 2, a.w), "topk_ids is not a Tensor"),
     "moe weights": (lambda a: shardproof.moe(a.x, a.layer, a.ids, a.w.numpy()), "topk_weights is not a Tensor"),
+    "distributed": (lambda a: DistributedLayer(a.loaded), "layer is not a PackedLayer"),
+    "replace path": (lambda a: replace_experts(torch.nn.Module(), str(a.packed)), "ranks is not a PackedExperts"),
+    "replace layer": (lambda a: replace_experts(torch.nn.Module(), [a.layer]), "ranks is not a PackedExperts"),
     "prepared": (lambda a: PreparedLayer(a.loaded), "packed is not a PackedLayer"),
 }  # fmt: skip
 
 NO_VALUE: dict[str, tuple[Callable[[Any], object], str, str]] = {
     "threads": (lambda a: shardproof.pack(a.model, a.plan, a.out, threads=0), "argument.value", "0"),
+    "no ranks": (lambda a: shardproof.pack(a.model, a.plan, a.out, rank_indices=[]), "pack.rank", "an empty list"),
     "negative": (lambda a: pack_in_memory(a.model, a.plan, a.rank, threads=-1), "argument.value", "-1"),
     "kernel": (
         lambda a: CpuExperts(*[None] * 6, experts=1, hidden=32, intermediate=32, threads=0), "argument.value", "0",
@@ -98,6 +104,8 @@ NO_VALUE: dict[str, tuple[Callable[[Any], object], str, str]] = {
         lambda a: shardproof.select(a.model, platform="cpu", gate_mode="foo"), "backend.gate_mode", "foo",
     ),
     "no layer": (lambda a: pack_layer(a.model, a.plan, "layers.9", a.rank, {}), "plan.layer", "layers.9"),
+    "no group": (lambda a: DistributedLayer(a.layer), "kernel.group", "torch.distributed was not initialised"),
+    "no group to load": (lambda a: load_rank(a.packed), "kernel.group", "torch.distributed was not initialised"),
     "x": (lambda a: shardproof.moe(torch.zeros(()), a.layer, a.ids, a.w), "kernel.shape", "()"),
 }  # fmt: skip
 

@@ -8,17 +8,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from shardproof.arguments import expect
 from shardproof.errors import KernelError
-from shardproof.moe import PreparedLayer
+from shardproof.moe import A_LAYER, PreparedLayer
 from shardproof.packed import PackedExperts, PackedLayer, load
 
 
 def load_rank(folder: str | Path, group: dist.ProcessGroup | None = None) -> PackedExperts:
     """Map this process's rank of a packed folder (TP rank fastest, then EP, as process ranks count).
 
-    Raises PackedError for a folder that does not hold it, KernelError `kernel.group` where the group's size differs.
+    Raises PackedError for a folder that does not hold it, KernelError `kernel.group` where there is no process
+    group, or one of another size.
     """
-    packed = load(folder, dist.get_rank(group))
+    packed = load(folder, _place(group)[0])
     _check_group(packed.rank.index, packed.rank.world, group)
     return packed
 
@@ -38,6 +40,7 @@ class DistributedLayer:
         self, layer: PackedLayer, group: dist.ProcessGroup | None = None, *, implementation: str | None = None,
         device: torch.device | str = "cpu", keep: bool = False,
     ) -> None:  # fmt: skip
+        expect("layer", layer, PackedLayer, A_LAYER)
         _check_group(layer.rank.index, layer.rank.world, group)
         self.group = group
         self.local = PreparedLayer(layer, implementation=implementation, device=device, keep=keep)
@@ -55,8 +58,19 @@ class DistributedLayer:
         return total.to(x.dtype)
 
 
+def _place(group: dist.ProcessGroup | None) -> tuple[int, int]:
+    """This process's rank, and how many there are."""
+    if group is None and not (dist.is_available() and dist.is_initialized()):
+        raise KernelError(
+            "kernel.group", "there is no process group", found="torch.distributed was not initialised",
+            needed="one process a rank", next_step="start with torchrun and call torch.distributed.init_process_group, "
+            "or give all ranks to moe in this process",
+        )  # fmt: skip
+    return dist.get_rank(group), dist.get_world_size(group)
+
+
 def _check_group(index: int, world: int, group: dist.ProcessGroup | None) -> None:
-    found = (dist.get_rank(group), dist.get_world_size(group))
+    found = _place(group)
     if found != (index, world):
         raise KernelError(
             "kernel.group", "the process group is not the one that the experts were packed for", rank=index,

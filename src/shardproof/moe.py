@@ -18,7 +18,7 @@ from shardproof.packed import PackedExperts, PackedLayer
 ACTIVATION_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _ID_DTYPES = (torch.int32, torch.int64)
 _A_TENSOR = "convert it: torch.as_tensor(...)"
-_A_LAYER = 'choose one layer: shardproof.load(FOLDER, RANK).layers["layers.0"]'
+A_LAYER = 'choose one layer: shardproof.load(FOLDER, RANK).layers["layers.0"]'
 
 
 class PreparedLayer:
@@ -35,7 +35,7 @@ class PreparedLayer:
         self, layer: PackedLayer, *, implementation: str | None = None, device: torch.device | str = "cpu",
         keep: bool = False, check_ids: bool | None = None,
     ) -> None:  # fmt: skip
-        self.layer = expect("packed", layer, PackedLayer, _A_LAYER)
+        self.layer = expect("packed", layer, PackedLayer, A_LAYER)
         self.device = torch.device(device)
         self.check_ids = self.device.type == "cpu" if check_ids is None else check_ids
         chosen = choose(layer, self.device, implementation)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from shardproof.arguments import expect
 from shardproof.distributed import DistributedLayer
 from shardproof.errors import KernelError
 from shardproof.moe import PreparedLayer, check_ranks, moe
@@ -61,13 +62,15 @@ def replace_experts(
     Raises KernelError `kernel.module` where model and packed experts do not hold the same layers and sizes,
     `kernel.ranks` or `kernel.group` where the ranks are not the whole group.
     """
-    packed = [ranks] if isinstance(ranks, PackedExperts) else list(ranks)
+    given = [ranks] if isinstance(ranks, PackedExperts | str) else ranks
+    load = "load them: [shardproof.load(FOLDER, r) for r in range(RANKS)]"
+    packed = [expect("ranks", rank, PackedExperts, load) for rank in given]
     if not packed:
         raise KernelError(
             "kernel.ranks",
             "no rank was given",
             needed="all ranks of a plan, or one rank a process",
-            next_step="load them: [shardproof.load(FOLDER, r) for r in range(RANKS)]",
+            next_step=load,
         )
     found = {match[1]: name for name, _ in model.named_modules() if (match := _EXPERTS.search(name))}
     _check_layers(found, packed[0])

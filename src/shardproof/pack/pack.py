@@ -111,6 +111,11 @@ def _indices(plan: Plan, asked: Sequence[int] | None) -> list[int]:
         return list(range(len(plan.ranks)))
     expect("rank_indices", asked, Iterable, "give a list, for instance [0, 1]")  # type: ignore[type-abstract]
     indices = list(dict.fromkeys(whole_number("a rank index", index) for index in asked))
+    if not indices:
+        raise PackError(
+            "pack.rank", "no rank was named", found="an empty list", needed=f"some of 0..{len(plan.ranks) - 1}",
+            next_step="name ranks, or leave rank_indices out to pack all",
+        )  # fmt: skip
     for index in indices:
         if not 0 <= index < len(plan.ranks):
             raise PackError(
