@@ -43,7 +43,7 @@ def _check(result: tuple[Any, ...]) -> Any:
             "the CUDA driver refused a call",
             found=str(result[0]),
             needed="CUDA_SUCCESS",
-            next_step="look at the GPU with nvidia-smi (memory, driver, earlier faults), then run again in a new process",
+            next_step="look at nvidia-smi (memory, driver, earlier faults), then run again in a new process",
         )
     return result[1] if len(result) > 1 else None
 
