@@ -10,8 +10,9 @@ from shardproof.experts import Activation
 def register(bench):
     from shardproof.kernels.cuda import builds, layer, pack
 
-    packed: list[torch.Tensor] = []
-    layers: dict[str, layer.HopperExperts] = {}
+    packed: list[torch.Tensor] = []  # of one problem
+    layers: dict[str, layer.HopperExperts] = {}  # its layer by precision, which geometries share
+    problem = []
 
     class Ours:
         name = "shardproof w4a16"
@@ -23,10 +24,13 @@ def register(bench):
             self.dry = bench.args.nogpu
             if self.dry:
                 return
-            if self.precision not in layers:  # geometries share their layer
-                if not packed:
-                    for t, s, c in ((p.w13, p.s13, "w13"), (p.w2, p.s2, "w2")):
-                        packed.extend((pack.pack_weight(t, c), pack.pack_scale(s, c)))
+            if problem != [p]:
+                problem[:] = [p]
+                packed.clear()
+                layers.clear()
+                for t, s, c in ((p.w13, p.s13, "w13"), (p.w2, p.s2, "w2")):
+                    packed.extend((pack.pack_weight(t, c), pack.pack_scale(s, c)))
+            if self.precision not in layers:
                 layers[self.precision] = layer.HopperExperts(
                     *packed,
                     experts=p.E,

@@ -183,7 +183,11 @@ def cache_folder() -> Path:
     return Path(root) if root else Path.home() / ".cache" / "shardproof"
 
 
-def _nvrtc(source: str, options: list[str]) -> bytes:
+_INSTALL = "pip install 'shardproof[cuda]', which brings NVRTC"
+
+
+def _nvrtc(source: str, options: list[str]) -> tuple[bytes, str]:
+    """The cubin of a source text and what the compiler said."""
     from cuda.bindings import nvrtc
 
     def check(result: tuple[object, ...]) -> object:
@@ -193,24 +197,26 @@ def _nvrtc(source: str, options: list[str]) -> bytes:
                 "NVRTC refused the kernel",
                 found=str(result[0]),
                 needed="CUDA 12.4 or later",
+                next_step=_INSTALL,
             )
         return result[1] if len(result) > 1 else None
 
     program = check(nvrtc.nvrtcCreateProgram(source.encode(), b"shardproof.cu", 0, [], []))
     encoded = [o.encode() for o in options]
     status = nvrtc.nvrtcCompileProgram(program, len(encoded), encoded)
+    log = b" " * int(check(nvrtc.nvrtcGetProgramLogSize(program)))  # type: ignore[call-overload]
+    check(nvrtc.nvrtcGetProgramLog(program, log))
     if int(status[0]) != 0:
-        log = b" " * int(check(nvrtc.nvrtcGetProgramLogSize(program)))  # type: ignore[call-overload]
-        check(nvrtc.nvrtcGetProgramLog(program, log))
         raise BackendError(
             "backend.compile",
             "the kernel does not compile",
             found=log.decode()[-2000:],
             needed="CUDA 12.4 or later",
+            next_step=_INSTALL,
         )
     code: bytes = b" " * int(check(nvrtc.nvrtcGetCUBINSize(program)))  # type: ignore[call-overload]
     check(nvrtc.nvrtcGetCUBIN(program, code))
-    return code
+    return code, log.decode()
 
 
 def compiled(name: str, source: str, options: list[str]) -> bytes:
@@ -219,7 +225,7 @@ def compiled(name: str, source: str, options: list[str]) -> bytes:
     path = cache_folder() / f"{name}-{key}.cubin"
     if path.is_file():
         return path.read_bytes()
-    code = _nvrtc(source, options)
+    code, _ = _nvrtc(source, options)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as f:
         f.write(code)
@@ -227,7 +233,16 @@ def compiled(name: str, source: str, options: list[str]) -> bytes:
     return code
 
 
+def _options(build: Build, arch: str) -> list[str]:
+    return [f"-arch={arch}", "-std=c++17", "-default-device", *build.macros]
+
+
 def machine_code(entry: str, build: Build, arch: str = "sm_90a") -> bytes:
     """The cubin of `entry` for `build`, from the cache or from NVRTC (a few seconds)."""
-    options = [f"-arch={arch}", "-std=c++17", "-default-device", *build.macros]
-    return compiled(f"{Path(entry).stem}-{build.name}-{build.activation}", source_text(entry, build), options)
+    name = f"{Path(entry).stem}-{build.name}-{build.activation}"
+    return compiled(name, source_text(entry, build), _options(build, arch))
+
+
+def assembler_report(entry: str, build: Build, arch: str = "sm_90a") -> str:
+    """What ptxas says of a kernel, compiled anew: registers, bytes spilled, and if it lets no products overlap."""
+    return _nvrtc(source_text(entry, build), [*_options(build, arch), "--ptxas-options=-v"])[1]

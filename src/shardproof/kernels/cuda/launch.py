@@ -38,7 +38,13 @@ class Args(ctypes.Structure):
 
 def _check(result: tuple[Any, ...]) -> Any:
     if int(result[0]) != 0:
-        raise KernelError("kernel.cuda", "the CUDA driver refused a call", found=str(result[0]), needed="CUDA_SUCCESS")
+        raise KernelError(
+            "kernel.cuda",
+            "the CUDA driver refused a call",
+            found=str(result[0]),
+            needed="CUDA_SUCCESS",
+            next_step="look at nvidia-smi (memory, driver, earlier faults), then run again in a new process",
+        )
     return result[1] if len(result) > 1 else None
 
 

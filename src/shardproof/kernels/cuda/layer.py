@@ -94,7 +94,12 @@ class HopperExperts:
                 next_step="pack for the backend shardproof_gpu, which pads hidden and intermediate to 64",
             )
         if reason := refuse_arch(t.device):
-            raise KernelError("kernel.device", f"the GPU cannot run the Hopper kernel: {reason}", tensor=name)
+            raise KernelError(
+                "kernel.device",
+                f"the GPU cannot run the Hopper kernel: {reason}",
+                tensor=name,
+                next_step="pack for another backend: `shardproof explain` says which ones this GPU runs",
+            )
 
     def _check_call(self, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> None:
         wanted = (
@@ -110,6 +115,7 @@ class HopperExperts:
                     tensor=name,
                     found=f"{t.dtype} {tuple(t.shape)} on {t.device}, contiguous: {t.is_contiguous()}",
                     needed=f"contiguous {dtype} {shape} on {self.device}",
+                    next_step=f"convert it: {name}.to({str(self.device)!r}, {dtype}).contiguous()",
                 )
 
     def build_for(self, tokens: int, top_k: int) -> Build:
