@@ -67,6 +67,22 @@ def test_without_tp_it_was_never_loaded(tmp_path: Path, hints: dict[str, Any]) -
     assert_never_loaded(diagnose(dump, model, **hints), UNLESS)
 
 
+@pytest.mark.parametrize("hints", [{"tp": 3}, {"tp": 3, "ep": 1}, {"tp": 3, "policy": "ceil"}])
+def test_a_tp_that_leaves_no_rank_empty(tmp_path: Path, hints: dict[str, Any]) -> None:
+    """Nine blocks by three: no examination of pieces, of which there are none."""
+    model, plan = made(tmp_path, "deepseek", RECIPES["raw"])
+    dump = put_back(model, plan, "layers.0", plan.ranks[LAST])
+    found = diagnose(dump, model, **hints)
+    assert_never_loaded(found, "every tensor holds padding only: the layer was never loaded: tp 3 leaves no rank empty")
+    assert found.findings[0].also == ("padded_offset",)
+
+
+def test_an_offset_beyond_the_checkpoint_is_still_named(tmp_path: Path) -> None:
+    model, plan = made(tmp_path, "deepseek", RECIPES["raw"])
+    dump = put_back(model, plan, "layers.0", plan.ranks[LAST])
+    assert "padded_offset" in diagnose(dump, model, tp=8, rank=LAST, policy="balanced").names
+
+
 @pytest.mark.parametrize("hints", [{}, {"tp": 8}, {"tp": 8, "recipe": RECIPES["raw"]}])
 def test_one_layer_of_many_was_never_loaded(tmp_path: Path, hints: dict[str, Any]) -> None:
     """A rank that holds blocks of one layer holds blocks of all."""

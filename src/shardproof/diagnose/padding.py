@@ -39,16 +39,16 @@ def _report(model: ExpertModel, tensors: Sequence[Foreign], hints: Hints, *, alo
     known = hints.rank is not None and hints.tp is not None
     empty = {p: set.intersection(*(_empty(layer.spec.blocks, p, hints) for layer in concerned)) for p in POLICIES}
     policies = " or ".join(policy for policy, left in empty.items() if left)
-    if hints.tp is not None and not policies:
-        return None
+    if known and not policies:
+        return None  # the cut is known, so that known mistakes can explain it
     where: dict[str, Any] = {"tp": hints.tp} if hints.tp else {}
     where["intermediate"] = f"nothing of {concerned[0].spec.intermediate}, {_WHAT}"
     findings: tuple[Finding, ...] = ()
     notes: tuple[str, ...] = (f"tp and rank leave it no block (policy {policies}): so it should be",)
-    if not known:
+    if not known and policies:
         notes = (f"right for {_ranks(sorted(set.union(*empty.values())), policies)}; any other was never loaded",)
-    if not known and (hints.tp is None or not alone):
-        findings, notes = (_never_loaded(alone=alone),), ()
+    if not known and not (policies and alone):
+        findings, notes = (_never_loaded(hints, alone=alone),), ()
     share, needed = (0.0, "blocks of the checkpoint") if findings else (1.0, _WHAT)
     rows = tuple(
         Row(t.name, f"{t.stack}.{t.field}", share, _WHAT, needed, 0, 0) for t in tensors if t.stack and t.field
@@ -64,12 +64,15 @@ def _ranks(empty: Sequence[int], policies: str) -> str:
     return f"tensor-parallel {several} {', '.join(map(str, empty))}, left no block (policy {policies})"
 
 
-def _never_loaded(*, alone: bool) -> Finding:
-    unless = ", unless tp and rank leave it no block" if alone else ": other layers of the dump hold content"
+def _never_loaded(hints: Hints, *, alone: bool) -> Finding:
+    unless = ": other layers of the dump hold content"
+    if alone:
+        unless = f": tp {hints.tp} leaves no rank empty" if hints.tp else ", unless tp and rank leave it no block"
     return Finding(
         "never_loaded", f"every tensor holds padding only: the layer was never loaded{unless}", (),
         explanation="Memory was allocated as padding and no loader wrote to it, so that the layer gives zeros.",
         repair="load the layer, and fail where a tensor is absent; give --tp and --rank of a rank that may be empty",
+        also=("padded_offset",),
     )  # fmt: skip
 
 
