@@ -44,11 +44,13 @@ def _report(model: ExpertModel, tensors: Sequence[Foreign], hints: Hints, *, alo
     where: dict[str, Any] = {"tp": hints.tp} if hints.tp else {}
     where["intermediate"] = f"nothing of {concerned[0].spec.intermediate}, {_WHAT}"
     findings: tuple[Finding, ...] = ()
-    notes: tuple[str, ...] = (f"tp and rank leave it no block (policy {policies}): so it should be",)
-    if not known and policies:
+    notes: tuple[str, ...] = ()
+    if known:
+        notes = (f"tp and rank leave it no block (policy {policies}): so it should be",)
+    elif policies and alone:
         notes = (f"right for {_ranks(sorted(set.union(*empty.values())), policies)}; any other was never loaded",)
-    if not known and not (policies and alone):
-        findings, notes = (_never_loaded(hints, alone=alone),), ()
+    else:
+        findings = (_never_loaded(hints, alone=alone),)
     share, needed = (0.0, "blocks of the checkpoint") if findings else (1.0, _WHAT)
     rows = tuple(
         Row(t.name, f"{t.stack}.{t.field}", share, _WHAT, needed, 0, 0) for t in tensors if t.stack and t.field
