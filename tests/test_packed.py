@@ -189,6 +189,15 @@ def test_a_manifest_that_lost_its_plan(copy, change):
     assert refused(load, copy).code == "packed.damaged"
 
 
+@pytest.mark.parametrize("size", ["2", 2.0, True, None, 0, 1 << 40, [2]])
+@pytest.mark.parametrize("name", ["tp", "ep"])
+def test_a_plan_with_a_size_of_another_kind(copy, name, size):
+    manifest = json.loads((copy / MANIFEST).read_text())
+    manifest["plan"][name] = size
+    (copy / MANIFEST).write_text(json.dumps(manifest))
+    assert refused(load, copy).code == "packed.damaged"
+
+
 @pytest.mark.parametrize("version", [0, 2, "1", None])
 def test_a_version_from_the_future(copy, version):
     manifest = json.loads((copy / MANIFEST).read_text())

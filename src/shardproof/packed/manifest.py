@@ -10,7 +10,7 @@ from typing import Any
 
 from shardproof.checkpoint import Checkpoint
 from shardproof.digest import Digest
-from shardproof.errors import FormatError, PackedError, PartitionError
+from shardproof.errors import ArgumentError, FormatError, PackedError, PartitionError
 from shardproof.packed.key import FORMAT_VERSION, MANIFEST, plan_key, plan_record
 from shardproof.partition import Rank
 from shardproof.plan import Plan
@@ -71,7 +71,7 @@ def read_plan(record: Mapping[str, Any], path: Path) -> Plan:
     try:
         plan = Plan.from_dict(record["plan"])
         plan.prove()
-    except (LookupError, ValueError, TypeError, AttributeError, FormatError, PartitionError) as reason:
+    except (LookupError, ValueError, TypeError, AttributeError, ArgumentError, FormatError, PartitionError) as reason:
         raise PackedError(
             "packed.damaged", "the record of how this was packed is not whole", file=path, found=repr(reason)[:120],
             needed="the plan as `shardproof pack` writes it", next_step="pack again",
