@@ -59,6 +59,7 @@ WRONG_KIND: dict[str, tuple[Callable[[Any], object], str]] = {
     "pack threads": (lambda a: shardproof.pack(a.model, a.plan, a.out, threads="2"), "threads is not a whole number"),
     "memory rank": (lambda a: pack_in_memory(a.model, a.plan, 1), "rank is not a Rank"),
     "memory plan": (lambda a: pack_in_memory(a.model, a.recipe, a.rank), "plan is not a Plan"),
+    "layer plan": (lambda a: pack_layer(a.model, a.recipe, KEY, a.rank, {}), "plan is not a Plan"),
     "layer rank": (lambda a: pack_layer(a.model, a.plan, KEY, 1, {}), "rank is not a Rank"),
     "load rank": (lambda a: shardproof.load(a.packed, "0"), "rank is not a whole number"),
     "load Rank": (lambda a: shardproof.load(a.packed, a.rank), "rank is not a whole number"),

@@ -89,11 +89,11 @@ def pack(
     return {} if packed is None else {i: {**held, **packed}[i] for i in indices}
 
 
-def _checked(model: ExpertModel, plan: Plan, threads: int | None) -> int | None:
+def _checked(model: ExpertModel, plan: Plan, threads: int | None, key: str | None = None) -> int | None:
     """The number of threads, where model and plan are what they should be and belong together."""
     check_model(model)
     expect("plan", plan, Plan, "make one: shardproof.make_plan(model, recipe, ...)")
-    check_plan(model, plan)
+    check_plan(model, plan, key)
     return thread_count(threads)
 
 
@@ -227,9 +227,9 @@ def pack_layer(
 
     Any writable memory will do: a NumPy array, `torch_tensor.numpy()` (pinned or not), shared memory, a mapped file.
     Returns the digest of the experts that this rank is the first to hold, so that ranks add up to the model.
-    Raises PackError `pack.buffer`, `pack.rank`, `pack.scale_nan` or `pack.io`, PartitionError `plan.layer`,
-    CheckpointError `checkpoint.changed`, ArgumentError.
+    Raises PackError `pack.plan`, `pack.buffer`, `pack.rank`, `pack.scale_nan` or `pack.io`, PartitionError `plan.layer`,
+    CheckpointError `checkpoint.changed`, FormatError `format.model`, ArgumentError.
     """
+    threads = _checked(model, plan, threads, key)
     check_rank(plan, rank)
-    threads = thread_count(threads)
     return pack_ranks(model, plan, key, {rank: out}, threads=threads, mistake=mistake)[rank]
