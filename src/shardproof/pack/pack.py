@@ -227,8 +227,8 @@ def pack_layer(
 
     Any writable memory will do: a NumPy array, `torch_tensor.numpy()` (pinned or not), shared memory, a mapped file.
     Returns the digest of the experts that this rank is the first to hold, so that ranks add up to the model.
-    Raises PackError `pack.plan`, `pack.buffer`, `pack.rank`, `pack.scale_nan` or `pack.io`, PartitionError `plan.layer`,
-    CheckpointError `checkpoint.changed`, FormatError `format.model`, ArgumentError.
+    Raises PackError `pack.plan`, `pack.buffer`, `pack.rank`, `pack.scale_nan` or `pack.io`, PartitionError
+    `plan.layer`, CheckpointError `checkpoint.changed`, FormatError `format.model`, ArgumentError.
     """
     threads = _checked(model, plan, threads, key)
     check_rank(plan, rank)
