@@ -6,8 +6,11 @@
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <immintrin.h>
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vnni,gfni,avx2,amx-tile,amx-int8")
+#ifdef WITH_AMX
+TARGET_BEGIN("avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vnni,gfni,avx2,amx-tile,amx-int8")
+#else
+TARGET_BEGIN("avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vnni,gfni,avx2")
+#endif
 #include "avx512.h"
 
 static inline void put(uint8_t *dst, __m512i v, int stream) {
@@ -82,6 +85,7 @@ static void ask_for_short(const uint8_t *const *ahead, int64_t column, int64_t b
   }
 }
 
+#ifdef WITH_AMX
 /* Columns of 64 bytes of 16 rows, each also added to the sums of AMX. */
 static void weighed_by_tiles(const uint8_t *const *rows, int64_t column, uint8_t *dst, int64_t step, int64_t tiles,
                              int stream, const Aside *w) {
@@ -101,6 +105,12 @@ static void weighed_by_tiles(const uint8_t *const *rows, int64_t column, uint8_t
 #undef COLUMN
   sp_tiles_take(w->row_key, w->acc);
 }
+#else /* nobody asks for it: `tiles` is NULL */
+static void weighed_by_tiles(const uint8_t *const *rows, int64_t column, uint8_t *dst, int64_t step, int64_t tiles,
+                             int stream, const Aside *w) {
+  (void)rows, (void)column, (void)dst, (void)step, (void)tiles, (void)stream, (void)w;
+}
+#endif
 
 static void tile16(const Program *p, const uint8_t *const *rows, int64_t column, uint8_t *dst, const ColumnLoop *c,
                    const Aside *w) {
@@ -414,7 +424,7 @@ int sp_move_avx512(const Program *p, const uint8_t *const *rows, uint8_t *dst, c
   loop(p, 0, rows, 0, dst, w);
   return 1;
 }
-#pragma GCC pop_options
+TARGET_END
 #else
 int64_t sp_untile_avx512(const uint8_t *src, int64_t step, int64_t count, uint8_t *const *rows, int32_t group, int64_t at) {
   (void)src, (void)step, (void)count, (void)rows, (void)group, (void)at;

@@ -8,6 +8,23 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* The instructions that functions may use up to TARGET_END. Clang has its own word for it. */
+#define PRAGMA(words) _Pragma(#words)
+#if defined(__clang__)
+#define TARGET_BEGIN(names) PRAGMA(clang attribute push(__attribute__((target(names))), apply_to = function))
+#define TARGET_END PRAGMA(clang attribute pop)
+#else
+#define TARGET_BEGIN(names) PRAGMA(GCC push_options) PRAGMA(GCC target(names))
+#define TARGET_END PRAGMA(GCC pop_options)
+#endif
+
+/* GCC before 11 and clang before 11 know no AMX: what they build does without. SHARDPROOF_NO_AMX does the same. */
+#if defined(__x86_64__) && defined(__linux__) && defined(__has_include) && !defined(SHARDPROOF_NO_AMX)
+#if __has_include(<amxint8intrin.h>) || __has_include(<amxintrin.h>)
+#define WITH_AMX
+#endif
+#endif
+
 enum kernel { RUN = 0, TILE16 = 1, SHUFFLE = 2, COPY = 3, WORDS = 4, LINES = 5 };
 enum isa { PORTABLE = 0, AVX2 = 1, AVX512 = 2 };
 enum { MOST_ROWS = 256, MOST_BLOCK = 2048 }; /* of a group; bytes that one tile of LINES gathers */
