@@ -199,9 +199,7 @@ def _fold(cut: Sequence[Line], block: int, vectors: dict[bytes, int]) -> tuple[F
 Vector = npt.NDArray[np.uint8]
 
 
-def _paired(
-    cut: Sequence[Line], vectors: dict[bytes, int]
-) -> tuple[Fold, list[tuple[int, ...]]] | None:
+def _paired(cut: Sequence[Line], vectors: dict[bytes, int]) -> tuple[Fold, list[tuple[int, ...]]] | None:
     """How to fold the lines of the block, and of each line of the tile its term; None where that does not do.
 
     Where bytes of the line mix the low halves of the same four bytes of the block, or their high halves, two pairs of
