@@ -29,7 +29,7 @@ def engine(request, monkeypatch):
     return request.param
 
 
-def _damage(made, expert: int, projection: str, row: int, block: int, value: int):
+def damage(made, expert: int, projection: str, row: int, block: int, value: int):
     """Put one scale byte into the checkpoint's file and open it again."""
     source = made.layer("layers.0").sources[projection, "scale"]
     path = made.checkpoint.paths[int(source.file[expert])]
@@ -43,7 +43,7 @@ def _damage(made, expert: int, projection: str, row: int, block: int, value: int
 def test_a_nan_scale_is_named(engine, tmp_path, where):
     """Byte 255 anywhere: tensor, expert, row and block."""
     expert, projection, row, block = where
-    made = _damage(model(tmp_path), expert, projection, row, block, 255)
+    made = damage(model(tmp_path), expert, projection, row, block, 255)
     plan = make_plan(made, RECIPES["aiter"], tp=3)
     rank = next(
         r for r in plan.ranks for stack in ("w13", "w2") for cut in plan.cuts("layers.0", r, stack, "scale")
@@ -60,7 +60,7 @@ def test_a_nan_scale_is_named(engine, tmp_path, where):
 
 def test_a_value_that_the_layout_cannot_hold(engine, tmp_path):
     """marlin.scale_a8 adds 6: byte 250 has no place in it."""
-    made = _damage(model(tmp_path, hidden=128, intermediate=128), 1, "w1", 5, 1, 250)
+    made = damage(model(tmp_path, hidden=128, intermediate=128), 1, "w1", 5, 1, 250)
     plan = make_plan(made, RECIPES["marlin_a8"])
     with pytest.raises(LayoutError) as caught:
         pack_layer(made, plan, "layers.0", plan.ranks[0], poisoned(plan, "layers.0", plan.ranks[0]))

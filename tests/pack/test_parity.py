@@ -165,14 +165,20 @@ def test_fast_kernels_are_chosen_for_avx512():
 
 
 def test_bits_that_part_ways_are_multiplied():
-    """Hopper's words take four products a line and one step more, where shifts and masks would take seven."""
-    placed = find("triton_kernels.hopper_value")[0].place((1, 64, 256))
-    found = fit(digits_of(placed), placed, structs.AVX512)
-    assert found is not None
-    terms = found[1].terms
-    assert len(terms) == 4 * len(np.unique(terms["dst"]))
-    assert (terms["matrix"] > 0).all()
-    assert (terms["order"] > 0).all()
+    """FlashInfer's words take four products a line and one step more, where shifts and masks would take seven.
+
+    Hopper's bytes exchange halves first: one term with two products, whose bytes need not be brought.
+    """
+    for name, a_line in (("flashinfer.sm90_w13", 4), ("triton_kernels.hopper_value", 1)):
+        placed = find(name)[0].place((1, 256, 256))
+        found = fit(digits_of(placed), placed, structs.AVX512)
+        assert found is not None
+        terms = found[1].terms
+        assert len(terms) == a_line * len(np.unique(terms["dst"]))
+        assert (terms["matrix"] > 0).all()
+        assert (terms["order"] > 0).all()
+        assert (terms["wide"] == (0 if a_line == 4 else 2)).all()
+        assert any(found[1].fold) == (a_line == 1)
 
 
 def test_holes_are_written_with_the_rest():

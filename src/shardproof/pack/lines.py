@@ -26,6 +26,7 @@ from shardproof.pack.tile import Tile
 _WINDOW = 128
 _MOST_BLOCK = 2048  # as engine.h says
 _SHIFT_WORK, _MATRIX_WORK = 3, 3  # instructions a term
+_TWICE = 2  # as engine.h says
 _NOTHING = (0, 0, 0, 0, 0, 0, 0, 0)  # a plain term that brings no byte
 _MOST_TERMS = 256  # so that their tables stay in the first-level cache
 
@@ -54,9 +55,10 @@ def _lines(of_row: bytes, source: bytes, target: bytes, bits: int, span: int) ->
     terms, whole, halves = [], True, False
     cut_lines = _cut_in_lines(tile, place)
     fold = None if bits == 8 or size != LINE else _fold([line for _, line in cut_lines], block, vectors)
+    paired = None if bits == 8 or size < LINE // 2 or fold else _paired([line for _, line in cut_lines], vectors)
     if fold is not None:
         cut_lines, bits = [(at, line) for (at, _), line in zip(cut_lines, fold[1], strict=True)], 8
-    for at, line in cut_lines:
+    for number, (at, line) in enumerate(cut_lines):
         if any(_sum(sources.values()) != 255 for sources in line.values()):
             return None
         if tile.span:
@@ -69,7 +71,9 @@ def _lines(of_row: bytes, source: bytes, target: bytes, bits: int, span: int) ->
             whole &= len(line) == LINE and at % LINE == 0
         found = _matrices(line) if bits < 8 else None
         steps = _steps(line, block)
-        if bits < 8 and (again := _again(line, block, vectors)) is not None:
+        if paired is not None:
+            terms.append((at, *paired[1][number], store))
+        elif bits < 8 and (again := _again(line, block, vectors)) is not None:
             terms += [(at, *term, store) for term in again]
         elif found is not None and _MATRIX_WORK * len(found[0]) + 1 < _SHIFT_WORK * len(steps):
             terms += [(at, *term, store) for term in _matrix_terms(*found, vectors)]
@@ -82,7 +86,7 @@ def _lines(of_row: bytes, source: bytes, target: bytes, bits: int, span: int) ->
     return Moves(
         s.LINES, masks=np.frombuffer(b"".join(vectors), dtype=np.uint8).reshape(-1, LINE),
         pieces=np.array(pieces, dtype=s.PART), terms=np.array(terms, dtype=s.TERM), word=size, block=block,
-        whole_lines=int(whole) + int(whole and halves), fold=fold[0] if fold else (0, 0, 0),
+        whole_lines=int(whole) + int(whole and halves), fold=(fold or paired or ((0, 0, 0),))[0],
     )  # fmt: skip
 
 
@@ -190,6 +194,77 @@ def _fold(cut: Sequence[Line], block: int, vectors: dict[bytes, int]) -> tuple[F
         return None
     left = [{byte: {(places[tuple(sorted(s.items()))], 0): 255} for byte, s in line.items()} for line in cut]
     return (terms[0][2], terms[1][3], terms[1][4]), left
+
+
+Vector = npt.NDArray[np.uint8]
+
+
+def _paired(cut: Sequence[Line], vectors: dict[bytes, int]) -> tuple[Fold, list[tuple[int, ...]]] | None:
+    """How to fold the lines of the block, and of each line of the tile its term; None where that does not do.
+
+    Where bytes of the line mix the low halves of the same four bytes of the block, or their high halves, two pairs of
+    those exchange halves first, and two products a line are enough, of bytes that need not be brought.
+    """
+    fold: set[tuple[bytes, bytes]] = set()
+    terms: list[tuple[int, ...]] = []
+    for line in cut:
+        window = min(at for sources in line.values() for at, _ in sources) // LINE * LINE
+        made = _pairs({b: {(at - window, s): n for (at, s), n in sources.items()} for b, sources in line.items()})
+        if made is None:
+            return None
+        control, keep, first, second, order = made
+        fold.add((control.tobytes(), keep.tobytes()))
+        numbers = [_number(vectors, vector) for vector in (second, first, order)]
+        terms.append((window, _TWICE, numbers[0], 0, 0, numbers[1], numbers[2], 0))
+    if len(fold) != 1:
+        return None
+    control_and_keep = [_number(vectors, np.frombuffer(v, dtype=np.uint8)) for v in fold.pop()]
+    return (0, control_and_keep[0], control_and_keep[1]), terms
+
+
+def _pairs(line: Line) -> tuple[Vector, Vector, Vector, Vector, Vector] | None:
+    """Of a line of 64 bytes: how its bytes are folded (control, keep), the matrices of both halves, and the order."""
+    half = LINE // 2
+    families = _families(line)
+    if any(len(f) != 4 or f[2:] != [f[0] + half, f[1] + half] or f[0] // 8 != f[1] // 8 for f in families):
+        return None
+    control, keep, order = (np.zeros(LINE, dtype=np.uint8) for _ in range(3))
+    other: dict[int, int] = {}
+    for low, high in (pair for family in families for pair in (family[:2], family[2:])):
+        other[low], other[high] = high, low
+        control[low], keep[low] = (8 * high - 4) % 64, 0xF0
+        control[high], keep[high] = (8 * low + 4) % 64, 0x0F
+    classes: list[bytes] = []
+    for byte, sources in sorted(line.items()):
+        matrices, upper = bytearray(16), set()
+        for (at, shift), bits in sources.items():
+            for bit in (bit for bit in range(8) if bits >> bit & 1):
+                upper.add((bit - shift) // 4)
+                matrices[8 * (at // half) + 7 - bit] |= 1 << (bit - shift) % 4 + 4 * (at > other[at])
+        if bytes(matrices) not in classes:
+            classes.append(bytes(matrices))
+        if len(upper) != 1:
+            return None
+        low = min(sources)[0] % half
+        low = min(low, other[low])
+        order[byte] = half * classes.index(bytes(matrices)) + (other[low] if upper == {1} else low)
+    if len(classes) != 2 or sorted(order.tolist()) != list(range(LINE)):
+        return None
+    first, second = (
+        np.frombuffer(b"".join(both[turn : turn + 8] * (half // 8) for both in classes), dtype=np.uint8)
+        for turn in (0, 8)
+    )
+    return control, keep, first, second, order
+
+
+def _families(line: Line) -> list[list[int]]:
+    """Bytes of the block that meet in a byte of the line, or by way of others that do."""
+    found: list[set[int]] = []
+    for sources in line.values():
+        met = {at for at, _ in sources}
+        apart = [family for family in found if not family & met]
+        found = [*apart, met.union(*(family for family in found if family & met))]
+    return sorted(sorted(family) for family in found)
 
 
 Matrices = dict[tuple[int, int], dict[int, tuple[int, bytes]]]

@@ -5,8 +5,7 @@
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <immintrin.h>
-#pragma GCC push_options
-#pragma GCC target("avx2")
+TARGET_BEGIN("avx2")
 
 static inline void put(uint8_t *dst, __m256i v, int stream) {
   if (stream)
@@ -182,7 +181,7 @@ int sp_move_avx2(const Program *p, const uint8_t *const *rows, uint8_t *dst, int
   loop(p, 0, rows, 0, dst, cached);
   return 1;
 }
-#pragma GCC pop_options
+TARGET_END
 #else
 int64_t sp_untile_avx2(const uint8_t *src, int64_t step, int64_t count, uint8_t *const *rows, int32_t group, int64_t at) {
   (void)src, (void)step, (void)count, (void)rows, (void)group, (void)at;

@@ -6,8 +6,11 @@
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <immintrin.h>
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vnni,gfni,avx2,amx-tile,amx-int8")
+#ifdef WITH_AMX
+TARGET_BEGIN("avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vnni,gfni,avx2,amx-tile,amx-int8")
+#else
+TARGET_BEGIN("avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vnni,gfni,avx2")
+#endif
 #include "avx512.h"
 
 static inline void put(uint8_t *dst, __m512i v, int stream) {
@@ -82,6 +85,7 @@ static void ask_for_short(const uint8_t *const *ahead, int64_t column, int64_t b
   }
 }
 
+#ifdef WITH_AMX
 /* Columns of 64 bytes of 16 rows, each also added to the sums of AMX. */
 static void weighed_by_tiles(const uint8_t *const *rows, int64_t column, uint8_t *dst, int64_t step, int64_t tiles,
                              int stream, const Aside *w) {
@@ -101,6 +105,12 @@ static void weighed_by_tiles(const uint8_t *const *rows, int64_t column, uint8_t
 #undef COLUMN
   sp_tiles_take(w->row_key, w->acc);
 }
+#else /* nobody asks for it: `tiles` is NULL */
+static void weighed_by_tiles(const uint8_t *const *rows, int64_t column, uint8_t *dst, int64_t step, int64_t tiles,
+                             int stream, const Aside *w) {
+  (void)rows, (void)column, (void)dst, (void)step, (void)tiles, (void)stream, (void)w;
+}
+#endif
 
 static void tile16(const Program *p, const uint8_t *const *rows, int64_t column, uint8_t *dst, const ColumnLoop *c,
                    const Aside *w) {
@@ -230,6 +240,11 @@ static inline void turn(const Pieces *found, int64_t pieces, int64_t at, uint8_t
   }
 }
 
+static inline void ask_for_pieces(const Pieces *found, int64_t pieces, int64_t at, int64_t next, int tiles) {
+  for (int64_t q = 0; q < pieces; q++)
+    for (int64_t i = 0; i == 0 || i < tiles * next; i += next > 64 ? next : 64) ASK("t1", found->ahead[q] + at + i);
+}
+
 /* Each byte of a line takes 8 bits from any bit of its 64 on, where `keep` says so. */
 static inline __m512i again(__m512i v, __m512i control, __m512i keep) {
   return _mm512_ternarylogic_epi64(v, _mm512_multishift_epi64_epi8(control, v), keep, 0xD8); /* keep ? moved : v */
@@ -254,11 +269,20 @@ static inline __attribute__((always_inline)) void fold(const Program *p, const P
     }
 }
 
+/* Two pieces of 32 bytes are a line, whose bytes are folded where they are. */
+static inline __attribute__((always_inline)) void fold_pairs(const Program *p, const Pieces *found, int64_t at,
+                                                             int64_t next, uint8_t *block, int tiles) {
+  const __m512i control = get(p->masks + p->fold_control), keep = get(p->masks + p->fold_keep);
+  ask_for_pieces(found, p->pieces, at, next, tiles);
+  for (int t = 0; t < tiles; t++, at += next, block += p->block)
+    for (int64_t q = 0; q < p->pieces; q += 2)
+      put(block + 32 * q, again(halves(found->of[q] + at, found->of[q + 1] + at), control, keep), 0);
+}
+
 /* Pieces of at least 32 bytes: a line of the block is stored at once. */
 static inline __attribute__((always_inline)) void join(const Pieces *found, int64_t pieces, int64_t word, int64_t at,
                                                        int64_t next, uint8_t *block, int64_t pitch, int tiles) {
-  for (int64_t q = 0; q < pieces; q++)
-    for (int64_t i = 0; i == 0 || i < tiles * next; i += next > 64 ? next : 64) ASK("t1", found->ahead[q] + at + i);
+  ask_for_pieces(found, pieces, at, next, tiles);
   for (int t = 0; t < tiles; t++, at += next, block += pitch)
     for (int64_t q = 0, dst = 0; q < pieces; dst += 64, q += word == 32 ? 2 : 1)
       put(block + dst, word == 32 ? halves(found->of[q] + at, found->of[q + 1] + at) : get(found->of[q] + at), 0);
@@ -277,6 +301,10 @@ static inline __attribute__((always_inline)) void gather(const Program *p, const
       fold(p, found, at, next, block, tiles, w, rows[0], sums);
     else
       fold(p, found, at, next, block, tiles, w, rows[0], NULL);
+    return;
+  }
+  if (p->fold_control) {
+    fold_pairs(p, found, at, next, block, tiles);
     return;
   }
   if (p->word == 64 || (p->word == 32 && !(p->pieces & 1))) {
@@ -298,6 +326,10 @@ static inline __attribute__((always_inline)) __m512i pick(const uint8_t *from, _
   return wide ? _mm512_permutex2var_epi8(get(from), index, get(from + 64)) : _mm512_permutexvar_epi8(index, get(from));
 }
 
+static inline __m512i twice(const uint8_t *from) {
+  return _mm512_broadcast_i64x4(_mm256_load_si256((const __m256i *)from));
+}
+
 /* Terms of one line stand together. A plain term brings bytes; one with `control` or `matrix` also moves bits. */
 static inline __attribute__((always_inline)) void lines(const Program *p, const uint8_t *block, uint8_t *dst,
                                                         int64_t step, int tiles, int stream) {
@@ -314,6 +346,11 @@ static inline __attribute__((always_inline)) void lines(const Program *p, const 
       if (term->window < 0) {
         const __m512i control = get(vectors + term->control), keep = get(vectors + term->keep);
         for (int t = 0; t < tiles; t++) v[t] = again(v[t], control, keep);
+      } else if (term->wide == TWICE) {
+        const __m512i matrix = get(vectors + term->matrix);
+        for (int t = 0; t < tiles; t++)
+          v[t] = _mm512_xor_si512(_mm512_gf2p8affine_epi64_epi8(twice(from + t * pitch), matrix, 0),
+                                  _mm512_gf2p8affine_epi64_epi8(twice(from + t * pitch + 32), index, 0));
       } else if (term->matrix) {
         const __m512i matrix = get(vectors + term->matrix);
         for (int t = 0; t < tiles; t++) {
@@ -414,7 +451,7 @@ int sp_move_avx512(const Program *p, const uint8_t *const *rows, uint8_t *dst, c
   loop(p, 0, rows, 0, dst, w);
   return 1;
 }
-#pragma GCC pop_options
+TARGET_END
 #else
 int64_t sp_untile_avx512(const uint8_t *src, int64_t step, int64_t count, uint8_t *const *rows, int32_t group, int64_t at) {
   (void)src, (void)step, (void)count, (void)rows, (void)group, (void)at;

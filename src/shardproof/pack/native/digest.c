@@ -33,8 +33,7 @@ int sp_sum_scales(const uint8_t *src, int64_t bytes, const int16_t *k, int64_t k
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <immintrin.h>
-#pragma GCC push_options
-#pragma GCC target("avx2")
+TARGET_BEGIN("avx2")
 
 static inline uint64_t total(__m256i v) {
   __m128i s = _mm_add_epi64(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
@@ -103,7 +102,7 @@ int sp_sum_scales_avx2(const uint8_t *src, int64_t bytes, const int16_t *k, int6
   }
   return nan;
 }
-#pragma GCC pop_options
+TARGET_END
 #else
 void sp_sum_weights_avx2(const uint8_t *src, int64_t bytes, const uint32_t *k0, const uint32_t *k1, uint64_t out[2]) {
   sp_sum_weights(src, bytes, k0, k1, out);

@@ -3,8 +3,7 @@
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <immintrin.h>
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vnni,avx2")
+TARGET_BEGIN("avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vnni,avx2")
 #include "avx512.h"
 
 /* One row, or four that share their column keys. */
@@ -147,7 +146,7 @@ void sp_row_keys_avx512(uint64_t *seeds, int64_t count) {
     _mm512_storeu_si512(seeds + i, x);
   }
 }
-#pragma GCC pop_options
+TARGET_END
 #else
 void sp_sum_weights_avx512(const uint8_t *const *src, int64_t rows, int64_t bytes, const uint32_t *k0,
                            const uint32_t *k1, uint64_t (*row_key)[2], uint64_t *acc) {

@@ -8,8 +8,26 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* The instructions that functions may use up to TARGET_END. Clang has its own word for it. */
+#define PRAGMA(words) _Pragma(#words)
+#if defined(__clang__)
+#define TARGET_BEGIN(names) PRAGMA(clang attribute push(__attribute__((target(names))), apply_to = function))
+#define TARGET_END PRAGMA(clang attribute pop)
+#else
+#define TARGET_BEGIN(names) PRAGMA(GCC push_options) PRAGMA(GCC target(names))
+#define TARGET_END PRAGMA(GCC pop_options)
+#endif
+
+/* GCC before 11 and clang before 11 know no AMX: what they build does without. SHARDPROOF_NO_AMX does the same. */
+#if defined(__x86_64__) && defined(__linux__) && defined(__has_include) && !defined(SHARDPROOF_NO_AMX)
+#if __has_include(<amxint8intrin.h>) || __has_include(<amxintrin.h>)
+#define WITH_AMX
+#endif
+#endif
+
 enum kernel { RUN = 0, TILE16 = 1, SHUFFLE = 2, COPY = 3, WORDS = 4, LINES = 5 };
 enum isa { PORTABLE = 0, AVX2 = 1, AVX512 = 2 };
+enum wide { NARROW = 0, WIDE = 1, TWICE = 2 }; /* what a term brings bytes from */
 enum { MOST_ROWS = 256, MOST_BLOCK = 2048 }; /* of a group; bytes that one tile of LINES gathers */
 enum way { PACK = 0, UNPACK = 1, UNPACK_BLOCK = 2 };
 enum field { WEIGHT = 0, SCALE = 1, OTHER = 2 };
@@ -30,7 +48,8 @@ typedef struct { int32_t dst, row, column, size, index, keep, shift; } Part;
 /* LINES: bytes of the block's 64 (or, `wide`, 128) from `window` on go through vector `index` to the line at dst of the
  * tile, where `in` says; or, with `control`, through it as well: each byte takes 8 bits of its 64 from there on, of
  * which vector `keep` stay; or, with `matrix`, each 8 bytes are multiplied by 8 x 8 bits of it and added without carry,
- * and, as all terms of such a line have `order`, the sums go through it at last. With `window` below 0 it is the line itself
+ * and, as all terms of such a line have `order`, the sums go through it at last Where `wide` is TWICE, each half of the 64
+ * bytes fills the line, the first one multiplied by `matrix`, the other by `index`. With `window` below 0 it is the line itself
  * that goes through `control`, and what `keep` says of it is replaced. Vectors are named by where they stand in `masks`. `store` are the bytes of the line that are written. */
 typedef struct { int32_t dst, window, wide, index, control, keep, matrix, order; uint64_t in, store; } Term;
 
@@ -52,7 +71,8 @@ typedef struct {
   const Term *term;
   int64_t pieces, terms, block; /* LINES: counts, bytes of a block */
   int64_t whole_lines;          /* LINES: 1 where every line is stored whole, 2 where the last one is half a line */
-  /* LINES of pieces of 64 bytes: as they are gathered they go through a plain term and one of the line itself; or 0 */
+  /* LINES of pieces of 64 bytes: as they are gathered they go through a plain term and one of the line itself; or 0. Of
+   * pairs of 32 bytes: through the latter alone. */
   int64_t fold_index, fold_control, fold_keep;
   /* UNPACK: RUN, TILE16 and COPY go from the tile to the rows by the same tables. UNPACK_BLOCK: the moves make of a tile,
    * as of a single row, a block of `back_block` bytes, whose pieces of `back_piece` bytes go to (row, column). */

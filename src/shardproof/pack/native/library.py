@@ -40,8 +40,13 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
     built = sorted(Path(__file__).parent.glob("_engine*.so"))
     if not built:
         return None, "it was not built (no C compiler at installation)"
+    return opened(built[0])
+
+
+def opened(path: Path) -> tuple[ctypes.CDLL | None, str]:
+    """The library in a file; or None, and why."""
     try:
-        found = ctypes.CDLL(str(built[0]))
+        found = ctypes.CDLL(str(path))
     except OSError as reason:
         return None, f"it cannot be loaded: {reason}"
     if not hasattr(found, "sp_sizes"):

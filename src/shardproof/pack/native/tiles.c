@@ -7,11 +7,10 @@
 
 #include "engine.h"
 
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__)
+#ifdef WITH_AMX
 #include <immintrin.h>
 #include <sys/syscall.h>
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,amx-tile,amx-int8")
+TARGET_BEGIN("avx512f,avx512bw,avx512vl,avx512dq,amx-tile,amx-int8")
 #include "avx512.h"
 
 enum { ASK_FOR_STATE = 0x1023, TILE_DATA = 18 }; /* of arch_prctl */
@@ -74,7 +73,7 @@ void sp_tiles_take(uint64_t (*row_key)[2], uint64_t *acc) {
   _mm512_storeu_si512(acc + 8, sum[1]);
 }
 
-#pragma GCC pop_options
+TARGET_END
 #else
 int sp_has_tiles(void) { return 0; }
 void sp_tiles_begin(void) {}
