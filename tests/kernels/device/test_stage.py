@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from tests.pack.recipes import RECIPES, model
-from tests.pack.test_faults import _damage
+from tests.pack.test_faults import damage as damaged
 from tests.pack.threads import left_over
 
 from shardproof.errors import PackError
@@ -20,7 +20,7 @@ from shardproof.plan import make_plan
 def _layer(tmp_path, damage=None):
     made = model(tmp_path, experts=6, hidden=256, intermediate=256)
     if damage is not None:
-        made = _damage(made, *damage)
+        made = damaged(made, *damage)
     plan = make_plan(made, RECIPES["aiter"])
     rank = plan.ranks[0]
     slots = plan.fields("layers.0")

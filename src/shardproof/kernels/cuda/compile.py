@@ -7,6 +7,7 @@ import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from shardproof.errors import BackendError
 
@@ -190,8 +191,8 @@ def _nvrtc(source: str, options: list[str]) -> tuple[bytes, str]:
     """The cubin of a source text and what the compiler said."""
     from cuda.bindings import nvrtc
 
-    def check(result: tuple[object, ...]) -> object:
-        if int(result[0]) != 0:  # type: ignore[call-overload]
+    def check(result: tuple[Any, ...]) -> Any:
+        if int(result[0]) != 0:
             raise BackendError(
                 "backend.compile",
                 "NVRTC refused the kernel",
@@ -204,7 +205,7 @@ def _nvrtc(source: str, options: list[str]) -> tuple[bytes, str]:
     program = check(nvrtc.nvrtcCreateProgram(source.encode(), b"shardproof.cu", 0, [], []))
     encoded = [o.encode() for o in options]
     status = nvrtc.nvrtcCompileProgram(program, len(encoded), encoded)
-    log = b" " * int(check(nvrtc.nvrtcGetProgramLogSize(program)))  # type: ignore[call-overload]
+    log = _room(check(nvrtc.nvrtcGetProgramLogSize(program)))
     check(nvrtc.nvrtcGetProgramLog(program, log))
     if int(status[0]) != 0:
         raise BackendError(
@@ -214,9 +215,15 @@ def _nvrtc(source: str, options: list[str]) -> tuple[bytes, str]:
             needed="CUDA 12.4 or later",
             next_step=_INSTALL,
         )
-    code: bytes = b" " * int(check(nvrtc.nvrtcGetCUBINSize(program)))  # type: ignore[call-overload]
+    size = check(nvrtc.nvrtcGetCUBINSize(program))
+    code = _room(size)
     check(nvrtc.nvrtcGetCUBIN(program, code))
-    return code, log.decode()
+    return code[:size], log.rstrip(b"\0").decode()
+
+
+def _room(size: int) -> bytes:
+    """Bytes that NVRTC writes into: never one alone, as Python has each single byte once, for everybody."""
+    return bytes(size + 1)
 
 
 def compiled(name: str, source: str, options: list[str]) -> bytes:
