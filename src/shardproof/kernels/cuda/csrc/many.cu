@@ -18,14 +18,6 @@ DEV void init_barriers(u32 base) {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 
-// What a stage reads past K's end, or of rows past the matrix's, must be within the table (read_piece). By all threads,
-// before the first copy.
-DEV void clear_scales(u8* scales) {
-  for (int i = threadIdx.x; i < DEPTH * Many::S_STAGE / 16; i += CONSUMERS + 128)
-    ((uint4*)scales)[i] = make_uint4(0xfdfdfdfd, 0xfdfdfdfd, 0xfdfdfdfd, 0xfdfdfdfd);
-  fence_async_proxy();
-}
-
 DEV ManyTile decode_ticket(const Params& p, int tile_count, int ticket) {
   ManyTile t = {-1, 0, 0, 0, 0, 0, 0, 0};
   int first = tile_count * tickets_each(p.gemm[0]);
@@ -229,7 +221,8 @@ extern "C" __global__ void __launch_bounds__(CONSUMERS + 128, 1) shardproof_many
   int warp = threadIdx.x >> 5;
   if (threadIdx.x == 0) init_barriers(base);
   fill_table(smem + Many::TABLE);
-  clear_scales(smem + Many::S);
+  clear_scales<DEPTH * Many::S_STAGE, CONSUMERS + 128>(smem + Many::S);
+  fence_async_proxy();
   __syncthreads();
   if (CLUSTER > 1) cluster_sync();
   wait_for_earlier_kernel();

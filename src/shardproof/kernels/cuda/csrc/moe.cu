@@ -27,12 +27,6 @@ DEV void init_barriers(u32 base) {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 
-// What a stage reads past K's end must be finite (read_piece). By all threads, before the first copy.
-DEV void clear_scales(u8* scales) {
-  for (int i = threadIdx.x; i < W_DEPTH * S_BYTES / 16; i += THREADS)
-    ((uint4*)scales)[i] = make_uint4(0xfdfdfdfd, 0xfdfdfdfd, 0xfdfdfdfd, 0xfdfdfdfd);
-}
-
 template <int N>
 DEV void run_tile(const Params& p, const Tile& t, Pipe& q, const u8* smem) {
   float acc[MW][NMAX / 2];
@@ -78,7 +72,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) shardproof_moe(const __
   int warp = threadIdx.x >> 5;
   if (threadIdx.x == 0) init_barriers(base);
   fill_table(smem + Shared::TABLE);
-  clear_scales(smem + Shared::S);
+  clear_scales<W_DEPTH * S_BYTES, THREADS>(smem + Shared::S);
   wait_for_earlier_kernel();
   int ticket = threadIdx.x == CONSUMERS ? atomicAdd(p.sync, 1) : 0;
   Routed routed = {p.tiles, p.slots, 0};
