@@ -104,6 +104,9 @@ NO_VALUE: dict[str, tuple[Callable[[Any], object], str, str]] = {
     "gate mode": (
         lambda a: shardproof.select(a.model, platform="cpu", gate_mode="foo"), "backend.gate_mode", "foo",
     ),
+    "threads on a device": (
+        lambda a: pack_layer_on_device(a.model, a.plan, KEY, a.rank, {}, threads=0), "argument.value", "0",
+    ),
     "no layer": (lambda a: pack_layer(a.model, a.plan, "layers.9", a.rank, {}), "plan.layer", "layers.9"),
     "no group": (lambda a: DistributedLayer(a.layer), "kernel.group", "torch.distributed was not initialised"),
     "no group to load": (lambda a: load_rank(a.packed), "kernel.group", "torch.distributed was not initialised"),

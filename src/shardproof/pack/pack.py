@@ -97,13 +97,18 @@ def _checked(model: ExpertModel, plan: Plan, threads: int | None, key: str | Non
     return thread_count(threads)
 
 
-def check_rank(plan: Plan, rank: Rank) -> None:
-    """Raise PackError `pack.rank` for a rank of another plan, ArgumentError for anything but a Rank."""
+def checked_rank(model: ExpertModel, plan: Plan, rank: Rank, threads: int | None, key: str | None = None) -> int | None:
+    """The number of threads, where model, plan and rank are what they should be and belong together.
+
+    Raises PackError `pack.plan` or `pack.rank`, PartitionError `plan.layer`, FormatError `format.model`, ArgumentError.
+    """
+    threads = _checked(model, plan, threads, key)
     if expect("rank", rank, Rank, "take it from the plan: plan.ranks[0]") not in plan.ranks:
         raise PackError(
             "pack.rank", "the rank is of another plan", rank=rank, needed=f"one of tp {plan.tp} x ep {plan.ep}",
             next_step="take it from this plan: plan.ranks[0]",
         )  # fmt: skip
+    return threads
 
 
 def _indices(plan: Plan, asked: Sequence[int] | None) -> list[int]:
@@ -202,8 +207,7 @@ def pack_in_memory(
 
     `huge_pages`: see `shardproof.pack.memory`; None decides by the memory that is free.
     """
-    threads = _checked(model, plan, threads)
-    check_rank(plan, rank)
+    threads = checked_rank(model, plan, rank, threads)
     layers, digest = {}, Digest()
     for key in plan.layers:
         sizes = {slot: plan.placed(key, rank, *slot).nbytes for slot in plan.fields(key)}
@@ -230,6 +234,5 @@ def pack_layer(
     Raises PackError `pack.plan`, `pack.buffer`, `pack.rank`, `pack.scale_nan` or `pack.io`, PartitionError
     `plan.layer`, CheckpointError `checkpoint.changed`, FormatError `format.model`, ArgumentError.
     """
-    threads = _checked(model, plan, threads, key)
-    check_rank(plan, rank)
+    threads = checked_rank(model, plan, rank, threads, key)
     return pack_ranks(model, plan, key, {rank: out}, threads=threads, mistake=mistake)[rank]

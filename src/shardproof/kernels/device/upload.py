@@ -26,9 +26,9 @@ from shardproof.layouts.sizing import number
 from shardproof.pack import native
 from shardproof.pack.biases import pack_biases
 from shardproof.pack.jobs import Slot, cuts_of, raise_fault
-from shardproof.pack.layer import check_plan, layer_spans, stand_in_files
+from shardproof.pack.layer import layer_spans, stand_in_files
 from shardproof.pack.native.structs import FIELDS
-from shardproof.pack.pack import check_rank
+from shardproof.pack.pack import checked_rank
 from shardproof.pack.program import Program, staging_program
 from shardproof.pack.reference import pack_slot
 from shardproof.partition import Rank
@@ -51,8 +51,7 @@ def pack_layer_on_device(
     larger than a quarter of it. Works on any torch device; `permute.py` says what permutes where.
     Raises what `pack_layer` raises.
     """
-    check_plan(model, plan, key)
-    check_rank(plan, rank)
+    threads = checked_rank(model, plan, rank, threads, key)
     digest = Digest()
     spans = layer_spans(model, plan, key, [rank])
     reader = MappedReader(model.checkpoint, ())
