@@ -85,16 +85,24 @@ def test_the_report_tells_products_that_do_not_overlap() -> None:
     assert "serialized" in kernel_compile.assembler_report("many.cu", narrow)
 
 
+def test_tokens_that_registers_cannot_hold_take_turns() -> None:
+    """The widths of `many224_8` are twice those of its products; those of `many192_8` are its products' own."""
+    assert [builds.BUILDS[n].pieces for n in ("many192_8", "many224_8", "many240")] == [1, 2, 1]
+    text = kernel_compile.mma_text(builds.BUILDS["many224_8"])
+    assert [f"Mma<{n}>" in text for n in (104, 112, 208, 224)] == [True, True, False, False]
+
+
 def test_choice_follows_the_table() -> None:
     assert builds.choose(0.02, "w4a16").name == "small"
     assert builds.choose(1e9, "w4a8 exact").name == "many192_8"
     assert builds.choose(24, "w4a8").name == "many40"
     assert [builds.choose(n, "w4a16").name for n in (24, 96, 192)] == ["many40", "many112", "many240"]
-    assert [builds.choose(n, "w4a8 exact").name for n in (0.02, 1, 12, 24)] == [
+    assert [builds.choose(n, "w4a8 exact").name for n in (0.02, 1, 12, 24, 192)] == [
         "small",
         "few16_8",
         "few24_8",
         "many48_8",
+        "many224_8",
     ]
     for key, rows in builds.table("*").items():
         shape = next((s for s in ("few", "short") if key.endswith(s)), "")

@@ -53,8 +53,8 @@ LARGE8 = Build(
 LARGE64 = replace(LARGE, name="large64", widths=(48, 64), w_depth=6, x_depth=4)
 LARGE64_8 = replace(LARGE8, name="large64_8", widths=(48, 64))
 # csrc/many.cu: tiles of 64 rows a warpgroup; as many widths as one kernel holds, so that few columns are padding.
-MANY112 = Build(
-    "many112",
+_FOUR = Build(
+    "four",
     wgs=4,
     mw=1,
     kw=1,
@@ -66,8 +66,9 @@ MANY112 = Build(
     consumer_regs=112,
     producer_regs=32,
 )
+MANY112 = replace(_FOUR, name="many112", cluster=2)
 MANY40 = replace(
-    MANY112,
+    _FOUR,
     name="many40",
     widths=(16, 24, 32, 40),
     each=4,
@@ -76,10 +77,10 @@ MANY40 = replace(
     consumer_regs=104,
     producer_regs=64,
 )
-MANY72 = replace(MANY112, name="many72", widths=(48, 56, 64, 72), each=4, w_depth=3)
-MANY144 = replace(MANY112, name="many144", wgs=3, widths=(120, 128, 136, 144), consumer_regs=152, producer_regs=56)
+MANY72 = replace(_FOUR, name="many72", widths=(48, 56, 64, 72), each=4, w_depth=3)
+MANY144 = replace(_FOUR, name="many144", wgs=3, widths=(120, 128, 136, 144), consumer_regs=152, producer_regs=56)
 MANY240 = replace(
-    MANY112,
+    _FOUR,
     name="many240",
     wgs=2,
     cluster=2,
@@ -89,7 +90,7 @@ MANY240 = replace(
     producer_regs=72,
 )
 MANY48_8 = replace(
-    MANY112,
+    _FOUR,
     name="many48_8",
     widths=(24, 32, 40, 48),
     each=4,
@@ -99,7 +100,7 @@ MANY48_8 = replace(
 )
 MANY72_8 = replace(MANY48_8, name="many72_8", wgs=3, widths=(48, 56, 64, 72), consumer_regs=152, producer_regs=56)
 MANY144_8 = replace(
-    MANY112,
+    _FOUR,
     name="many144_8",
     wgs=2,
     widths=(120, 128, 136, 144),
@@ -109,7 +110,8 @@ MANY144_8 = replace(
     producer_regs=40,
 )
 MANY192_8 = replace(MANY144_8, name="many192_8", cluster=2, widths=(96, 112, 176, 192), w_depth=5)
-_MANY = (MANY40, MANY72, MANY112, MANY144, MANY240, MANY48_8, MANY72_8, MANY144_8, MANY192_8)
+MANY224_8 = replace(MANY192_8, name="many224_8", widths=(208, 224))
+_MANY = (MANY40, MANY72, MANY112, MANY144, MANY240, MANY48_8, MANY72_8, MANY144_8, MANY192_8, MANY224_8)
 _ALL = (SMALL, SHORT, HALF, WIDE, MID, LARGE64, LARGE, FEW16_8, FEW24_8, MID8, LARGE64_8, LARGE8, *_MANY)
 BUILDS = {b.name: b for b in _ALL}
 

@@ -62,6 +62,11 @@ class Build:
         return self.wgs * 128 + 128 + 128 * (self.mw == 1 and not self.many)
 
     @property
+    def pieces(self) -> int:
+        """Parts of a tile's tokens that take turns, where registers do not hold all their unscaled sums."""
+        return 2 if self.many and self.fp8 and self.nmax > 192 else 1
+
+    @property
     def chunks(self) -> int:
         """64-value chunks of K a stage."""
         return self.kw * self.each
@@ -77,7 +82,7 @@ class Build:
         if self.many:
             tokens = self.nmax * (132 * self.each // 2 if self.fp8 else 128 * self.each)
             stage = tokens + self.wgs * self.each * (2048 + 128)
-            return self.w_depth * (stage + 16) + 2 * (self.nmax * 8 + 32 + 32) + 128
+            return self.w_depth * (stage + 16) + 2 * (self.nmax * 8 + self.wgs * 512 + 32 + 32) + 128
         step = 2 if self.fp8 else 1
         atoms = self.chunks // step
         x = self.x_depth * atoms * self.nmax * 128
@@ -107,6 +112,7 @@ class Build:
             "PAIR": self.pair,
             "DIRECT": int(self.direct),
             "ONCE": int(self.once),
+            "PIECES": self.pieces,
             "CLUSTER": self.cluster,
             "ACTIVATION": self.activation,
             "CHECKED": int(self.checked),
@@ -150,7 +156,7 @@ def _mma(n: int, kind: str, k: int, types: str, trans: str) -> str:
 def mma_text(build: Build) -> str:
     """`Mma<N>` for every width: 64 weight rows from registers times N tokens from shared memory."""
     text = ["template <int N> struct Mma;\n"]
-    for n in build.widths:
+    for n in (w // build.pieces for w in build.widths):
         kind = ("e4m3", 32, "e4m3.e4m3", "") if build.fp8 else ("bf16", 16, "bf16.bf16", ", 0")
         body = _mma(n, *kind) + (_mma_first(n, *kind) if build.many or build.direct else "")
         text.append(f"template <> struct Mma<{n}> {{\n{body}}};\n")

@@ -99,10 +99,11 @@ DEV void hand_out(const Params& p, int tile_count, u8* smem, u32 base) {
     }
     __syncwarp();
     if (lane_id() == 0) records[slot.at] = t;
+    bool weighted = t.phase != p.weight_first;
     for (int i = lane_id(); i < t.count; i += 32) {
       int f = p.slots[t.start + i];
       ((int*)(smem + Many::FLAT))[slot.at * NMAX + i] = f;
-      ((float*)(smem + Many::WEIGHT))[slot.at * NMAX + i] = p.weights[f];
+      ((float*)(smem + Many::WEIGHT))[slot.at * NMAX + i] = weighted ? p.weights[f] : 1.f;
     }
     release(base + Many::T_FULL + 8 * slot.at, lane_id());
     if (t.phase < 0) break;
@@ -114,16 +115,26 @@ DEV void hand_out(const Params& p, int tile_count, u8* smem, u32 base) {
   }
 }
 
-// The weights of a tile's row groups: a stage of each is one run in memory, `row_chunks` from the next group's.
+// The weights of a tile's row groups: a stage of each is one run in memory, `row_chunks` from the next group's. Their rows'
+// factors: a scale each, and a bias if there is one.
 struct Weights {
   const u8 *weight, *scale;
   int groups;
   long row_chunks;
+  const float *row_scale, *bias;
 };
 DEV Weights tile_weights(const Gemm& g, const ManyTile& t) {
   int row_tile = uniform(t.row_tile), row64s = uniform(g.row64s);
-  long chunks = uniform(g.chunks), at = ((long)uniform(t.expert) * row64s + row_tile * WGS) * chunks;
-  return {g.weight + at * W_CHUNK, g.scale + at * S_CHUNK, max(0, min(WGS, row64s - row_tile * WGS)), chunks};
+  long chunks = uniform(g.chunks), row64 = (long)uniform(t.expert) * row64s + row_tile * WGS, at = row64 * chunks;
+  return {g.weight + at * W_CHUNK, g.scale + at * S_CHUNK, max(0, min(WGS, row64s - row_tile * WGS)), chunks,
+          g.row_scale + row64 * 64, g.bias ? g.bias + row64 * 64 : nullptr};
+}
+// Into the place of the tile's record, with the tile's first stage.
+DEV int factor_bytes(const Weights& g) { return g.groups * (g.bias ? 512 : 256); }
+DEV void copy_factors(const Weights& g, u32 base, int record, u32 full, u64 policy) {
+  u32 to = base + Many::FACTORS + record * FACTORS_TILE;
+  if (g.groups) bulk_load(to, g.row_scale, g.groups * 256, full, policy);
+  if (g.groups && g.bias) bulk_load(to + WGS * 256, g.bias, g.groups * 256, full, policy);
 }
 DEV void copy_weights(const Weights& g, int chunks, u32 base, int at, u64 policy) {
   u32 w = base + Many::W + at * Many::W_STAGE, s = base + Many::S + at * Many::S_STAGE, full = base + Many::FULL + 8 * at;
@@ -160,8 +171,10 @@ DEV void stream(const Params& p, const u8* smem, u32 base) {
       int chunks = min(EACH, left), x_bytes = (FP8 ? (chunks + 1) / 2 : chunks) * rows * 128, scale_bytes = FP8 ? x_bytes / 32 : 0;
       bar_wait(base + Many::EMPTY + 8 * ring.at, ring.parity ^ 1);
       if (elect_one()) {
-        bar_expect(base + Many::FULL + 8 * ring.at, w.groups * chunks * (W_CHUNK + S_CHUNK) + x_bytes + scale_bytes);
+        bar_expect(base + Many::FULL + 8 * ring.at,
+                   w.groups * chunks * (W_CHUNK + S_CHUNK) + x_bytes + scale_bytes + (first ? factor_bytes(w) : 0));
         copy_weights(w, chunks, base, ring.at, weights);
+        if (first) copy_factors(w, base, slot.at, base + Many::FULL + 8 * ring.at, tokens);
       }
       if (first) {
         if (!t.ready) wait_at_least(source.made, source.target);

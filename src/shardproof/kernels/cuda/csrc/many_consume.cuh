@@ -121,17 +121,24 @@ DEV void unpack(const Piece& p, u32 table, const u32 (&powers)[6], u32* a) {
   }
 }
 
-// Reads a step's weights, ends the step before, then unpacks and starts this one. Other warpgroups fill the waits.
+// Reads a step's weights, ends the step before, then unpacks and starts this one. Other warpgroups fill the waits. More
+// tokens than registers hold sums for take turns: PIECES, of which all but the last end within the step.
 template <int N>
 DEV void main_loop(const Params& p, Pipe& q, int chunks, u32 chunk_bytes, float (&acc)[NMAX / 2]) {
-  float part[N / 2];
+  constexpr int PIECE = N / PIECES;
+  static_assert(PIECE % 8 == 0, "a matrix width");
+  float part[PIECE / 2];
   u32 a[16];
   int at = q.stage.at;                                // the stage whose sums come next
 #pragma unroll
   for (int i = 0; i < N / 2; ++i) acc[i] = 0.f;
-  auto end_step = [&](int half, bool last) {
+  auto end_piece = [&](int stage, int half, int piece) {
     mma_wait<0>();
-    promote<N>(q.base + Many::XS + at * Many::XS_STAGE + half * (chunk_bytes >> 5), q.lane, part, acc);
+    u32 scales = q.base + Many::XS + stage * Many::XS_STAGE + half * (chunk_bytes >> 5) + piece * PIECE * 4;
+    promote<PIECE>(scales, q.lane, part, acc + piece * (PIECE / 2));
+  };
+  auto end_step = [&](int half, bool last) {
+    end_piece(at, half, PIECES - 1);
     if (!last) return;
     release_stage(q, at);
     at = at + 1 == DEPTH ? 0 : at + 1;
@@ -144,14 +151,19 @@ DEV void main_loop(const Params& p, Pipe& q, int chunks, u32 chunk_bytes, float 
     unpack(piece[0], q.base + Many::TABLE, p.powers, a);
     unpack(piece[1], q.base + Many::TABLE, p.powers, a + 8);
     u32 b = descriptor_low(q.base + Many::X + q.stage.at * Many::X_STAGE + HALF * chunk_bytes);
-    mma_fence();
 #pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      u64 tokens = mma_descriptor(b + 2 * k);
-      if (k == 0) Mma<N>::e4m3_first(part, a[0], a[1], a[2], a[3], tokens);
-      else Mma<N>::e4m3(part, a[4 * k], a[4 * k + 1], a[4 * k + 2], a[4 * k + 3], tokens);
+    for (int i = 0; i < PIECES; ++i, b += PIECE * 8) {
+      mma_fence();
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        u64 tokens = mma_descriptor(b + 2 * k);
+        // A later piece overwrites the first one's registers by name: given new ones, the compiler keeps both sets.
+        if (k == 0 && i == 0) Mma<PIECE>::e4m3_first(part, a[0], a[1], a[2], a[3], tokens);
+        else Mma<PIECE>::e4m3(part, a[4 * k], a[4 * k + 1], a[4 * k + 2], a[4 * k + 3], tokens, k > 0);
+      }
+      mma_commit();
+      if (i < PIECES - 1) end_piece(q.stage.at, HALF, i);
     }
-    mma_commit();
     if (HALF == HALVES - 1) q.stage.next<DEPTH>();
   };
   walk(q, chunks, step, [&](auto index) { end_step(HALVES == 2 ? index.value : 0, true); });

@@ -7,11 +7,10 @@
 struct RowFactors {
   float scale[2], bias[2];
 };
-DEV RowFactors row_factors(const Gemm& g, const ManyTile& t, const Pipe& q) {
-  int row64 = min(t.row_tile * WGS + q.group, g.row64s - 1);
-  long at = ((long)t.expert * g.row64s + row64) * 64 + q.warp * 16 + (q.lane >> 2);
-  RowFactors f = {{g.row_scale[at], g.row_scale[at + 8]}, {0.f, 0.f}};
-  if (g.bias) f.bias[0] = g.bias[at], f.bias[1] = g.bias[at + 8];
+DEV RowFactors row_factors(const Pipe& q, bool biased) {
+  u32 at = q.base + Many::FACTORS + q.tile.at * FACTORS_TILE + (q.group * 64 + q.warp * 16 + (q.lane >> 2)) * 4;
+  RowFactors f = {{load_shared_float(at), load_shared_float(at + 32)}, {0.f, 0.f}};
+  if (biased) f.bias[0] = load_shared_float(at + WGS * 256), f.bias[1] = load_shared_float(at + WGS * 256 + 32);
   return f;
 }
 
@@ -22,11 +21,13 @@ DEV u32 transpose8(u32 v) {
   return r;
 }
 
-// Token weights of this thread: tokens 8j + 2q and 8j + 2q + 1.
+// Token weights of this thread: tokens 8j + 2q and 8j + 2q + 1. Ones where it is the other product that is weighted.
 DEV float2 token_weights(const Pipe& q, int j) {
   uint2 w = load_shared8(q.base + Many::WEIGHT + (q.tile.at * NMAX + 8 * j + 2 * (q.lane & 3)) * 4);
   return make_float2(__uint_as_float(w.x), __uint_as_float(w.y));
 }
+
+constexpr int TOGETHER = 4;                        // blocks of 8 tokens whose stores hide each other's waits
 
 // Where this thread's two activations of the tile's first 8 tokens go, and how far the next 8 are.
 struct Target {
@@ -47,18 +48,19 @@ DEV Target activation_target(const Params& p, const ManyTile& t, const Pipe& q, 
 template <int N>
 DEV void store_activations(const Params& p, const ManyTile& t, const Pipe& q, const RowFactors& f, int row64, const float* acc) {
   Target to = activation_target(p, t, q, row64);
+  int count = t.count;
 #pragma unroll
   for (int j = 0; j < N / 8; ++j) {
-    if (8 * j >= t.count) break;
-    float2 w = make_float2(1.f, 1.f);
-    if (p.weight_first) w = token_weights(q, j);
+    if (j % TOGETHER == 0 && 8 * j >= count) break;
+    float2 w = token_weights(q, j);
     float v[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       float g = acc[4 * j + i] * f.scale[0] + f.bias[0], u = acc[4 * j + 2 + i] * f.scale[1] + f.bias[1];
       v[i] = activate(p, g, u) * (i ? w.y : w.x);
     }
-    *(u32*)to.at = transpose8(pack_bf16(v[0], v[1]));
+    u32 pair = transpose8(pack_bf16(v[0], v[1]));
+    if (8 * j < count) *(u32*)to.at = pair;
     to.at += to.step;
   }
 }
@@ -69,25 +71,25 @@ DEV void store_rows(const Params& p, const ManyTile& t, const Pipe& q, const Row
   int odd = q.lane & 1;
   u16* y = (u16*)p.y + row64 * 64 + q.warp * 16 + odd * 8 + (q.lane & 2) * 2;
   u32 flat = q.base + Many::FLAT + (q.tile.at * NMAX + (q.lane >> 2)) * 4;
+  int count = t.count, mine = count - (q.lane >> 2);
 #pragma unroll
   for (int j = 0; j < N / 8; ++j) {
-    if (8 * j >= t.count) break;
-    float2 w = make_float2(1.f, 1.f);
-    if (!p.weight_first) w = token_weights(q, j);
+    if (j % TOGETHER == 0 && 8 * j >= count) break;
+    float2 w = token_weights(q, j);
     float v[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) v[i] = (acc[4 * j + i] * f.scale[i >> 1] + f.bias[i >> 1]) * (i & 1 ? w.y : w.x);
     u32 low = transpose8(pack_bf16(v[0], v[1])), high = transpose8(pack_bf16(v[2], v[3]));
     u32 got = __shfl_xor_sync(~0u, odd ? low : high, 1);
     u32 slot = load_shared4(flat + 32 * j);
-    if (8 * j + (q.lane >> 2) < t.count) *(uint2*)(y + (long)(int)slot * p.y_pitch) = odd ? make_uint2(got, high) : make_uint2(low, got);
+    if (8 * j < mine) *(uint2*)(y + (long)(int)slot * p.y_pitch) = odd ? make_uint2(got, high) : make_uint2(low, got);
   }
 }
 
 template <int N>
 DEV void finish_tile(const Params& p, const ManyTile& t, const Pipe& q, const float* acc) {
   const Gemm& g = p.gemm[t.phase];
-  RowFactors f = row_factors(g, t, q);
+  RowFactors f = row_factors(q, g.bias != nullptr);
   int row64 = t.row_tile * WGS + q.group;
   if (row64 < g.row64s) {
     if (t.phase) store_rows<N>(p, t, q, f, row64, acc);

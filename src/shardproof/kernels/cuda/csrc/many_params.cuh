@@ -10,6 +10,7 @@ constexpr int COLUMNS = 512;                       // activations in one job of 
 constexpr int BATCH = 4;                          // loads of a maker in flight
 constexpr int RECORDS = 2;                         // depth of the ring of tile records
 constexpr int WARPS = WGS * 4;                     // consumer warps
+constexpr int FACTORS_TILE = 2 * WGS * 256;        // bytes: a scale and a bias for each row of a tile
 
 struct Many {
   static constexpr int X_STAGE = EACH / (FP8 ? 2 : 1) * NMAX * 128;
@@ -19,9 +20,10 @@ struct Many {
   static constexpr int W = X + DEPTH * X_STAGE;
   static constexpr int S = W + DEPTH * W_STAGE;
   static constexpr int XS = S + DEPTH * S_STAGE;
-  static constexpr int FLAT = XS + DEPTH * XS_STAGE;       // [TILES][NMAX] routed slot, then its weight
+  static constexpr int FLAT = XS + DEPTH * XS_STAGE;       // [RECORDS][NMAX] routed slot, then its weight
   static constexpr int WEIGHT = FLAT + RECORDS * NMAX * 4;
-  static constexpr int RECORD = WEIGHT + RECORDS * NMAX * 4;
+  static constexpr int FACTORS = WEIGHT + RECORDS * NMAX * 4;   // [RECORDS] scales of the tile's rows, then their biases
+  static constexpr int RECORD = FACTORS + RECORDS * FACTORS_TILE;
   static constexpr int TABLE = RECORD + RECORDS * 32;        // e4m3 magnitudes by exponent
   static constexpr int FULL = TABLE + 128, EMPTY = FULL + 8 * DEPTH;
   static constexpr int T_FULL = EMPTY + 8 * DEPTH, T_EMPTY = T_FULL + 8 * RECORDS;

@@ -23,6 +23,7 @@
 #define EACH 2
 #define OVERLAP 0
 #define PAIR 1
+#define PIECES 1              // many.cu, FP8: parts of a tile's tokens that take turns
 #define CLUSTER 1             // many.cu: blocks that share token tiles
 #define DIRECT 0              // FP8, few tokens: codes are placed, not looked up; their scales multiply products
 #define ONCE 1                // weights are read once: first to leave the L2 cache

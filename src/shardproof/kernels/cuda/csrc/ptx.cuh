@@ -157,6 +157,7 @@ DEV u32 load_shared4(u32 addr) {
   asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(addr));
   return v;
 }
+DEV float load_shared_float(u32 addr) { return __uint_as_float(load_shared4(addr)); }
 DEV uint2 load_shared8(u32 addr) {
   uint2 v;
   asm volatile("ld.shared.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(addr));
