@@ -64,6 +64,20 @@ def test_w4a8(build: builds.Build, tokens: int, top_k: int) -> None:
     check(Case(6, 512, 256, SILU, precision="w4a8"), build, tokens, top_k)
 
 
+@pytest.mark.parametrize(
+    ("build", "width"), [(b, w) for b in (*BF16, *FP8) for w in b.widths], ids=lambda v: getattr(v, "name", v)
+)
+def test_every_compiled_width(build: builds.Build, width: int) -> None:
+    """One expert has exactly as many tokens as a width holds."""
+    check(Case(1, 512, 256, SILU, precision="w4a8" if build.fp8 else "w4a16"), build, width, 1)
+
+
+@pytest.mark.parametrize("build", [*BF16, *FP8], ids=lambda b: b.name)
+@pytest.mark.parametrize("top_k", [9, 40])
+def test_more_experts_a_token_than_the_last_sum_takes_at_once(build: builds.Build, top_k: int) -> None:
+    check(Case(48, 128, 64, SILU, precision="w4a8" if build.fp8 else "w4a16"), build, 5, top_k)
+
+
 @pytest.mark.parametrize("build", [*BF16, *FP8], ids=lambda b: b.name)
 @pytest.mark.parametrize(("hidden", "intermediate"), [(64, 64), (96, 32), (320, 352), (448, 192), (2880, 480)])
 def test_shapes(build: builds.Build, hidden: int, intermediate: int) -> None:

@@ -27,7 +27,8 @@ class Build:
     products of each block by its scale, for few tokens; others look scaled codes up. `activation` is 0 silu,
     1 swiglu_oai, 2 situ; `checked` is for compute-sanitizer, which follows arrivals by thread. `many` is the
     kernel for many tokens (csrc/many.cu): `w_depth` stages of `each` chunks, weights and tokens together, `mw`
-    and `kw` 1, `cluster` blocks that share a token tile.
+    and `kw` 1, `cluster` blocks that share a token tile. `consumer_regs` and `producer_regs` are registers a
+    thread.
     """
 
     name: str
@@ -37,6 +38,8 @@ class Build:
     widths: tuple[int, ...]
     w_depth: int
     x_depth: int
+    consumer_regs: int
+    producer_regs: int
     each: int = 2
     fp8: bool = False
     narrow: bool = False
@@ -48,8 +51,6 @@ class Build:
     cluster: int = 1
     activation: int = 0
     checked: bool = False
-    consumer_regs: int = 0
-    producer_regs: int = 0
 
     @property
     def nmax(self) -> int:
@@ -116,9 +117,9 @@ class Build:
             "CLUSTER": self.cluster,
             "ACTIVATION": self.activation,
             "CHECKED": int(self.checked),
+            "CONSUMER_REGS": self.consumer_regs,
+            "PRODUCER_REGS": self.producer_regs,
         }
-        if self.consumer_regs:
-            values |= {"CONSUMER_REGS": self.consumer_regs, "PRODUCER_REGS": self.producer_regs}
         return [f"-D{k}={v}" for k, v in values.items()]
 
 

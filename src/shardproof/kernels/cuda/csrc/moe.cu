@@ -94,17 +94,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) shardproof_moe(const __
   else
 #endif
   if (warp >= WGS * 4) {
-#ifdef PRODUCER_REGS
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(PRODUCER_REGS));
-#endif
     int role = warp - WGS * 4;
     if (role == 0) hand_out(p, routed, ticket, smem, base);
     else if (role > 1) gather_tokens(p, smem, base, threadIdx.x - CONSUMERS - 64);
     else stream_weights(p, (const Tile*)(smem + Shared::RECORD), base);
   } else {
-#ifdef CONSUMER_REGS
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(CONSUMER_REGS));
-#endif
     consume(p, smem, base);
     if (threadIdx.x == 0) wait_at_least(p.sync + 1, routed.tile_count * p.gemm[1].row_tiles * PUBLISHERS);
     named_sync(1, CONSUMERS);

@@ -29,6 +29,8 @@
 #define ONCE 1                // weights are read once: first to leave the L2 cache
 #define ACTIVATION 0          // 0 silu, 1 swiglu_oai, 2 situ
 #define CHECKED 0             // for compute-sanitizer
+#define CONSUMER_REGS 88      // registers a thread: consumers, producers
+#define PRODUCER_REGS 48
 #endif
 
 constexpr int STEP = FP8 ? 2 : 1;                  // 64-value chunks an MMA step covers
