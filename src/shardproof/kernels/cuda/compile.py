@@ -68,6 +68,11 @@ class Build:
         return 2 if self.many and self.fp8 and self.nmax > 192 else 1
 
     @property
+    def token_bytes(self) -> int:
+        """Bytes of a stage that a token of csrc/many.cu has, scales included."""
+        return self.each // 2 * 132 if self.fp8 else self.each * 128
+
+    @property
     def chunks(self) -> int:
         """64-value chunks of K a stage."""
         return self.kw * self.each
@@ -81,8 +86,7 @@ class Build:
     def shared_bytes(self) -> int:
         """Dynamic shared memory of a launch: `Shared::END_SMALL` of csrc/params.cuh, `Many::END`."""
         if self.many:
-            tokens = self.nmax * (132 * self.each // 2 if self.fp8 else 128 * self.each)
-            stage = tokens + self.wgs * self.each * (2048 + 128)
+            stage = -(-self.nmax * self.token_bytes // 1024) * 1024 + self.wgs * self.each * (2048 + 128)
             return self.w_depth * (stage + 16) + 2 * (self.nmax * 8 + self.wgs * 512 + 32 + 32) + 128
         step = 2 if self.fp8 else 1
         atoms = self.chunks // step

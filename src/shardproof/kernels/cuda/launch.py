@@ -10,12 +10,17 @@ from shardproof.errors import KernelError
 from shardproof.kernels.cuda.compile import Build, machine_code
 
 
+TensorMap = ctypes.c_uint64 * 16  # CUtensorMap
+
+
 class GemmArgs(ctypes.Structure):
-    """`Gemm` of csrc/params.cuh."""
+    """`Gemm` of csrc/params.cuh, whose tensor maps make it a multiple of 64 bytes."""
 
     _fields_ = (
-        *[(n, ctypes.c_void_p) for n in ("weight", "scale", "row_scale", "bias")],
+        *[(n, TensorMap) for n in ("weight", "scale")],
+        *[(n, ctypes.c_void_p) for n in ("row_scale", "bias")],
         *[(n, ctypes.c_int) for n in ("row64s", "chunks", "row_tiles")],
+        ("pad", ctypes.c_uint32 * 9),
     )
 
 
@@ -31,8 +36,9 @@ class Args(ctypes.Structure):
         *[(n, ctypes.c_int) for n in ("small_route", "round_x", "round_h", "weight_first")],
         *[(n, ctypes.c_float) for n in ("limit", "alpha", "beta", "linear_beta")],
         ("powers", ctypes.c_uint32 * 6),
-        *[(n, ctypes.c_void_p) for n in ("rows_xs", "hq", "groups")],
+        *[(n, ctypes.c_void_p) for n in ("hq", "groups")],
         ("exponent_one", ctypes.c_uint32),
+        ("pad", ctypes.c_uint32 * 7),
     )
 
 
@@ -46,6 +52,37 @@ def _check(result: tuple[Any, ...]) -> Any:
             next_step="look at nvidia-smi (memory, driver, earlier faults), then run again in a new process",
         )
     return result[1] if len(result) > 1 else None
+
+
+def tensor_map(
+    address: int, chunk_bytes: int, sizes: tuple[int, int, int], end: int, box: tuple[int, int]
+) -> TensorMap:
+    """The tensor map of bytes [experts][row groups][chunks][chunk_bytes] (`sizes`) that are copied in boxes.
+
+    `box` is (row groups, chunks). Copies put zeros past each end but of chunks: there past `end`, up to which they read
+    on in memory.
+    """
+    from cuda.bindings import driver
+
+    experts, row_groups, chunks = sizes
+    whole, run = driver.cuuint64_t, driver.cuuint32_t
+    element = 8  # bytes: a box has at most 256 elements a dimension
+    made = _check(
+        driver.cuTensorMapEncodeTiled(
+            driver.CUtensorMapDataType.CU_TENSOR_MAP_DATA_TYPE_UINT64,
+            4,
+            address,
+            [whole(n) for n in (chunk_bytes // element, end, row_groups, experts)],
+            [whole(n * chunk_bytes) for n in (1, chunks, chunks * row_groups)],
+            [run(n) for n in (chunk_bytes // element, box[1], box[0], 1)],
+            [run(1)] * 4,
+            driver.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
+            driver.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_NONE,
+            driver.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+            driver.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+        )
+    )
+    return TensorMap.from_buffer_copy(ctypes.string_at(made.getPtr(), ctypes.sizeof(TensorMap)))
 
 
 @functools.cache

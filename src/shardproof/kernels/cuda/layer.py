@@ -78,6 +78,7 @@ class HopperExperts:
         )
         self.exact8 = self.derived[0].exact8 and self.derived[1].exact8
         self.biases = (_padded_bias(w13_bias, 2, i), _padded_bias(w2_bias, 1, h))
+        self.tensor_maps: dict[tuple[int, int, int], tuple[launch.TensorMap, ...]] = {}
         self.row_scales8 = [d.row_scale * 2.0**-6 for d in self.derived]
         self.expert_map = None if expert_map is None else expert_map.to(self.device, torch.int32).contiguous()
         properties = torch.cuda.get_device_properties(self.device)
@@ -152,19 +153,37 @@ class HopperExperts:
         layer = launch.function("moe.cu", build, device)
         launch.launch(layer, self.processors, build.threads, build.shared_bytes, stream, not args.small_route, args)
 
+    def _chunks(self, which: int) -> tuple[int, int]:
+        """64-row groups and 64-value chunks of K of w13 (0) or w2 (1)."""
+        h, i = self.padded_hidden // 64, self.padded_intermediate // 64
+        return ((2 * i, h), (h, i))[which]
+
+    def _maps(self, which: int, build: Build) -> tuple[launch.TensorMap, launch.TensorMap]:
+        """Tensor maps of the codes and multipliers, a box of which is a stage of a tile."""
+        key = (which, build.chunks, build.row64)
+        if key not in self.tensor_maps:
+            row64s, chunks = self._chunks(which)
+            stages = -(-chunks // build.chunks)
+            tensors = ((self.weights[which], 2048, chunks), (self.derived[which].multiplier, 128, stages * build.chunks))
+            self.tensor_maps[key] = tuple(
+                launch.tensor_map(t.data_ptr(), size, (self.experts, row64s, chunks), end, (build.row64, build.chunks))
+                for t, size, end in tensors
+            )
+        return self.tensor_maps[key]
+
     def _gemm(self, which: int, build: Build) -> launch.GemmArgs:
-        h, i = self.padded_hidden, self.padded_intermediate
-        rows, columns = ((2 * i, h), (h, i))[which]
+        row64s, chunks = self._chunks(which)
         d, bias = self.derived[which], self.biases[which]
         factors = self.row_scales8[which] if build.fp8 and not build.direct else d.row_scale
+        weight, scale = self._maps(which, build)
         return launch.GemmArgs(
-            weight=self.weights[which].data_ptr(),
-            scale=d.multiplier.data_ptr(),
+            weight=weight,
+            scale=scale,
             row_scale=factors.data_ptr(),
             bias=None if bias is None else bias.data_ptr(),
-            row64s=rows // 64,
-            chunks=columns // 64,
-            row_tiles=-(-rows // 64 // (build.row64 * build.cluster)) * build.cluster,
+            row64s=row64s,
+            chunks=chunks,
+            row_tiles=-(-row64s // (build.row64 * build.cluster)) * build.cluster,
         )
 
     def plain_args(self, build: Build, ids: torch.Tensor, weights: torch.Tensor, out: torch.Tensor) -> launch.Args:

@@ -20,9 +20,9 @@ def _args(
     slots = ids.numel()
     most_tiles = min(slots, layer.experts + slots // build.nmax)
     rows = 8 * (slots // 8 + min(slots, layer.experts))  # each expert's tokens rounded up to 8
-    atom = 128 if build.fp8 else 64
-    hidden = -(-layer.padded_hidden // atom) * 128  # bytes of a row of a token tile
-    inter = -(-layer.padded_intermediate // atom) * 128
+    values = 64 * build.each  # of K in a stage
+    hidden = -(-layer.padded_hidden // values) * build.token_bytes  # bytes of a token in a tile
+    inter = -(-layer.padded_intermediate // values) * build.token_bytes
 
     def take(name: str, size: int, dtype: torch.dtype = torch.uint8, *, zero: bool = False) -> int:
         return workspace.buffer(f"many_{name}", size, dtype, layer.device, zero=zero).data_ptr()
@@ -32,10 +32,8 @@ def _args(
     remade = build.fp8 or args.round_h
     args.h_pitch = layer.padded_intermediate
     args.xq = take("x", rows * hidden)
-    args.h = take("h", rows * 2 * layer.padded_intermediate)
+    args.h = take("h", rows * (2 * layer.padded_intermediate if remade else inter))
     args.hq = take("hq", rows * inter) if remade else None
-    if build.fp8:
-        args.xs, args.hs = take("xs", rows * hidden // 32), take("hs", rows * inter // 32)
     args.y = take("y", 2 * slots * layer.padded_hidden)
     args.sync = take("sync", 4 + 3 * most_tiles, torch.int32, zero=True)
     args.tiles = take("tiles", 4 * most_tiles, torch.int32)
@@ -51,7 +49,7 @@ def _route(layer: HopperExperts, build: Build, args: launch.Args, x: torch.Tenso
     def take(name: str, size: int, dtype: torch.dtype) -> torch.Tensor:
         return workspace.buffer(f"many_{name}", size, dtype, layer.device)
 
-    tiles, scales, rounded = args.xq, args.xs, None
+    tiles, rounded = args.xq, None
     if build.fp8:
         args.x_pitch = -(-layer.hidden // 128) * 128
         args.xq = take("codes", x.shape[0] * args.x_pitch, torch.uint8).data_ptr()
@@ -60,7 +58,7 @@ def _route(layer: HopperExperts, build: Build, args: launch.Args, x: torch.Tenso
         rounded = take("rounded", x.numel(), torch.bfloat16)
     route.run(layer, build, args, x, rounded, stream)
     args.x = args.xq if build.fp8 else (x if rounded is None else rounded).data_ptr()
-    args.rows_xs, args.xq, args.xs = args.xs, tiles, scales
+    args.xq = tiles
 
 
 def run(

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from shardproof.experts import Stack
 
 ALIGN = 64
+BEHIND = 15 * 128  # a stage has at most 16 chunks, of 128 multipliers
 SPAN8 = 14  # an e4m3 number holds an e2m1 number times 2^-8 .. 2^6: fifteen exponents
 
 
@@ -65,7 +66,8 @@ def pack_bias(bias: torch.Tensor, stack: Stack) -> torch.Tensor:
 class Derived(NamedTuple):
     """What the kernel reads beside the codes: a multiplier field a block, a factor a row; both exact.
 
-    multiplier  uint8, packed scale order: 253 - (row's largest scale - scale), a bf16 exponent field
+    multiplier  uint8, packed scale order: 253 - (row's largest scale - scale), a bf16 exponent field; behind the last
+                lie `BEHIND` bytes more, as kernels read whole stages
     row_scale   float32 [E, N], packed row order: 2^(largest - 127), NaN where a scale byte is 255
     exact8      no row's scales span more than 14 binades (zero blocks aside): e4m3 holds every weight
     """
@@ -78,7 +80,9 @@ class Derived(NamedTuple):
 def derive(weight: torch.Tensor, scale: torch.Tensor, experts: int, rows: int, columns: int) -> Derived:
     """From packed `weight` and `scale` of [experts, rows, columns]; waits for the device once (`exact8`)."""
     n, k = rows // 64, columns // 64
-    multiplier = torch.empty(experts, rows, columns // 32, dtype=torch.uint8, device=weight.device)
+    size = experts * rows * columns // 32
+    stored = torch.full((size + BEHIND,), 253, dtype=torch.uint8, device=weight.device)
+    multiplier = stored[:size].view(experts, rows, columns // 32)
     row_scale = torch.empty(experts, rows, dtype=torch.float32, device=weight.device)
     spread = torch.zeros((), dtype=torch.int32, device=weight.device)
     words = weight.reshape(experts, -1).view(torch.int32).view(experts, n, k, 4, 8, 4, 2, 2)

@@ -10,8 +10,7 @@ struct Pipe {
   Ring w, x, tile, sum;
 };
 
-// The four words and scale bytes of this thread in one 64-row chunk. Past K's end lie those of a stage before, or what
-// `clear_scales` left: finite, and the tokens there are zeros.
+// The four words and scale bytes of this thread in one 64-row chunk. Past K's end codes are zeros, scales finite.
 struct Piece {
   uint4 codes;
   u32 scales;

@@ -66,7 +66,6 @@ DEV void close_tile(const Params& p, const ManyTile* record, u32 base, const Rin
 // The copies of one tile's tokens and how to know that they are made.
 struct Tokens {
   const u8* data;
-  const u8* scales;
   const int* made;
   int target;
 };
@@ -76,7 +75,6 @@ DEV Tokens token_source(const Params& p, const ManyTile& t, int rows) {
   bool own = t.phase && !remade(p);
   Tokens s;
   s.data = (t.phase ? own ? (const u8*)p.h : p.hq : p.xq) + first * row_bytes(g);
-  s.scales = FP8 ? (const u8*)(t.phase ? p.hs : p.xs) + first * ((g.chunks + 1) / 2) * 4 : nullptr;
   s.made = counter(p, t.token_tile, own ? H_DONE : t.phase ? H_MADE : X_MADE);
   s.target = own ? p.gemm[0].row_tiles : rows / 8 * column_jobs(p, t.phase);
   return s;
@@ -115,78 +113,69 @@ DEV void hand_out(const Params& p, int tile_count, u8* smem, u32 base) {
   }
 }
 
-// The weights of a tile's row groups: a stage of each is one run in memory, `row_chunks` from the next group's. Their rows'
-// factors: a scale each, and a bias if there is one.
-struct Weights {
-  const u8 *weight, *scale;
-  int groups;
-  long row_chunks;
-  const float *row_scale, *bias;
+// The scales of a tile's rows, and their biases if there are some: into the place of its record, with its first stage.
+struct Factors {
+  const float *scale, *bias;
+  u32 bytes;                    // of each
+  DEV u32 all() const { return bias ? 2 * bytes : bytes; }
+  DEV void copy(u32 base, int record, u32 full) const {
+    u32 to = base + Many::FACTORS + record * FACTORS_TILE;
+    if (bytes) bulk_load(to, scale, bytes, full);
+    if (bytes && bias) bulk_load(to + WGS * 256, bias, bytes, full);
+  }
 };
-DEV Weights tile_weights(const Gemm& g, const ManyTile& t) {
-  int row_tile = uniform(t.row_tile), row64s = uniform(g.row64s);
-  long chunks = uniform(g.chunks), row64 = (long)uniform(t.expert) * row64s + row_tile * WGS, at = row64 * chunks;
-  return {g.weight + at * W_CHUNK, g.scale + at * S_CHUNK, max(0, min(WGS, row64s - row_tile * WGS)), chunks,
-          g.row_scale + row64 * 64, g.bias ? g.bias + row64 * 64 : nullptr};
+DEV Factors tile_factors(const Gemm& g, const ManyTile& t) {
+  long row = ((long)t.expert * g.row64s + t.row_tile * WGS) * 64;
+  int groups = max(0, min(WGS, g.row64s - t.row_tile * WGS));
+  return {g.row_scale + row, g.bias ? g.bias + row : nullptr, groups * 256u};
 }
-// Into the place of the tile's record, with the tile's first stage.
-DEV int factor_bytes(const Weights& g) { return g.groups * (g.bias ? 512 : 256); }
-DEV void copy_factors(const Weights& g, u32 base, int record, u32 full, u64 policy) {
-  u32 to = base + Many::FACTORS + record * FACTORS_TILE;
-  if (g.groups) bulk_load(to, g.row_scale, g.groups * 256, full, policy);
-  if (g.groups && g.bias) bulk_load(to + WGS * 256, g.bias, g.groups * 256, full, policy);
-}
-DEV void copy_weights(const Weights& g, int chunks, u32 base, int at, u64 policy) {
-  u32 w = base + Many::W + at * Many::W_STAGE, s = base + Many::S + at * Many::S_STAGE, full = base + Many::FULL + 8 * at;
-#pragma unroll
-  for (int r = 0; r < WGS; ++r) {
-    if (r >= g.groups) break;
-    bulk_load(w + r * EACH * W_CHUNK, g.weight + r * g.row_chunks * W_CHUNK, chunks * W_CHUNK, full, policy);
-    bulk_load(s + r * EACH * S_CHUNK, g.scale + r * g.row_chunks * S_CHUNK, chunks * S_CHUNK, full, policy);
+
+// Issues the copies of one tile, by one lane: three a stage, since beside busy warps each takes a hundred cycles. Each block
+// of a cluster copies its share of the tokens for all.
+DEV void copy_tile(const Params& p, const ManyTile& t, u32 base, int record, Ring ring) {
+  const Gemm& g = p.gemm[t.phase];
+  int rows = tile_rows(t.count), row64 = t.row_tile * WGS, expert = t.expert, bytes = rows * STAGE_ROW, share = bytes / CLUSTER;
+  u32 skipped = CLUSTER > 1 ? cluster_rank() * share : 0, x = base + Many::X + skipped;
+  const u8* from = token_source(p, t, rows).data + skipped;
+  auto copy_weights = [&](int chunk, u32 more) {
+    u32 full = base + Many::FULL + 8 * ring.at;
+    bar_wait(full + Many::EMPTY - Many::FULL, ring.parity ^ 1);
+    bar_expect(full, Many::W_STAGE + Many::S_STAGE + bytes + more);
+    tensor_load<ONCE>(base + Many::W + ring.at * Many::W_STAGE, g.weight, chunk, row64, expert, full);
+    tensor_load<ONCE>(base + Many::S + ring.at * Many::S_STAGE, g.scale, chunk, row64, expert, full);
+  };
+  auto copy_tokens = [&]() {
+    u32 full = base + Many::FULL + 8 * ring.at, to = x + ring.at * Many::X_STAGE;
+    if (CLUSTER > 1) bulk_load_all(to, from, share, full, CLUSTER);
+    else bulk_load(to, from, bytes, full);
+    from += bytes;
+    ring.next<DEPTH>();
+  };
+  Factors factors = tile_factors(g, t);
+  copy_weights(0, factors.all());
+  factors.copy(base, record, base + Many::FULL + 8 * ring.at);
+  if (!t.ready) {
+    Tokens source = token_source(p, t, rows);
+    wait_at_least(source.made, source.target);
+  }
+  fence_copies();
+  copy_tokens();
+  for (int chunk = EACH; chunk < g.chunks; chunk += EACH) {
+    copy_weights(chunk, 0);
+    copy_tokens();
   }
 }
 
-DEV void copy_tokens(const Tokens& t, int bytes, int scale_bytes, u32 base, int at, u64 policy) {
-  u32 x = base + Many::X + at * Many::X_STAGE, full = base + Many::FULL + 8 * at, share = bytes / CLUSTER;
-  u32 rank = CLUSTER > 1 ? cluster_rank() : 0;
-  if (CLUSTER > 1) bulk_load_all(x + rank * share, t.data + rank * share, share, full, policy, CLUSTER);
-  else bulk_load(x, t.data, bytes, full, policy);
-  if (FP8) bulk_load(base + Many::XS + at * Many::XS_STAGE, t.scales, scale_bytes, full, policy);
-}
-
-// The copying warp: stages of weights and tokens; only the tokens of a tile may have to be waited for.
+// The copying warp.
 DEV void stream(const Params& p, const u8* smem, u32 base) {
   Ring ring, slot;
-  u64 weights = ONCE ? evict_first_policy() : evict_normal_policy(), tokens = evict_normal_policy();
   while (true) {
     bar_wait(base + Many::T_FULL + 8 * slot.at, slot.parity);
-    ManyTile t = ((const ManyTile*)(smem + Many::RECORD))[slot.at];
-    int phase = uniform(t.phase);
-    if (phase < 0) return;
-    const Gemm& g = p.gemm[phase];
-    int rows = uniform(tile_rows(t.count)), left = uniform(g.chunks);
-    Weights w = tile_weights(g, t);
-    Tokens source = token_source(p, t, rows);
-    for (bool first = true; left > 0; left -= EACH, first = false) {
-      int chunks = min(EACH, left), x_bytes = (FP8 ? (chunks + 1) / 2 : chunks) * rows * 128, scale_bytes = FP8 ? x_bytes / 32 : 0;
-      bar_wait(base + Many::EMPTY + 8 * ring.at, ring.parity ^ 1);
-      if (elect_one()) {
-        bar_expect(base + Many::FULL + 8 * ring.at,
-                   w.groups * chunks * (W_CHUNK + S_CHUNK) + x_bytes + scale_bytes + (first ? factor_bytes(w) : 0));
-        copy_weights(w, chunks, base, ring.at, weights);
-        if (first) copy_factors(w, base, slot.at, base + Many::FULL + 8 * ring.at, tokens);
-      }
-      if (first) {
-        if (!t.ready) wait_at_least(source.made, source.target);
-        fence_copies();
-      }
-      if (elect_one()) copy_tokens(source, x_bytes, scale_bytes, base, ring.at, tokens);
-      __syncwarp();
-      w.weight += EACH * W_CHUNK, w.scale += EACH * S_CHUNK;
-      source.data += x_bytes;
-      if (FP8) source.scales += scale_bytes;
-      ring.next<DEPTH>();
-    }
+    const ManyTile& t = ((const ManyTile*)(smem + Many::RECORD))[slot.at];
+    if (t.phase < 0) return;
+    if (elect_one()) copy_tile(p, t, base, slot.at, ring);
+    __syncwarp();
+    ring.skip<DEPTH>((p.gemm[t.phase].chunks + EACH - 1) / EACH);
     release(base + Many::T_EMPTY + 8 * slot.at, lane_id());
     slot.next<RECORDS>();
   }
@@ -233,8 +222,8 @@ extern "C" __global__ void __launch_bounds__(CONSUMERS + 128, 1) shardproof_many
   u32 base = smem_addr(smem);
   int warp = threadIdx.x >> 5;
   if (threadIdx.x == 0) init_barriers(base);
+  if (threadIdx.x < 4) prefetch_map(threadIdx.x & 1 ? p.gemm[threadIdx.x >> 1].scale : p.gemm[threadIdx.x >> 1].weight);
   fill_table(smem + Many::TABLE);
-  clear_scales<DEPTH * Many::S_STAGE, CONSUMERS + 128>(smem + Many::S);
   fence_async_proxy();
   __syncthreads();
   if (CLUSTER > 1) cluster_sync();

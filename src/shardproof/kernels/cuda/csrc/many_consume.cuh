@@ -19,17 +19,14 @@ DEV void release_stage(const Pipe& q, int at) {
   if (CLUSTER > 1 && q.lane < CLUSTER) arrive_in_block(bar, q.lane);
 }
 
-// The four words and scale bytes of this thread in one chunk of a stage. Past K's end a bf16 multiplier is zero; in e4m3
-// the tokens there are zeros, and what lies there of an earlier stage, or of `clear_scales`, is finite.
+// The four words and scale bytes of this thread in one chunk of a stage. Past K's end codes are zeros, scales finite.
 struct Piece {
   uint4 codes;
   u32 scales;
 };
-DEV Piece read_piece(const Pipe& q, int chunk, bool live) {
-  Piece p = {load_shared16(q.codes + q.stage.at * Many::W_STAGE + chunk * W_CHUNK),
-             load_shared4(q.scales + q.stage.at * Many::S_STAGE + chunk * S_CHUNK)};
-  if (!FP8 && !live) p.scales = 0;
-  return p;
+DEV Piece read_piece(const Pipe& q, int chunk) {
+  return {load_shared16(q.codes + q.stage.at * Many::W_STAGE + chunk * W_CHUNK),
+          load_shared4(q.scales + q.stage.at * Many::S_STAGE + chunk * S_CHUNK)};
 }
 
 template <int I>
@@ -80,7 +77,7 @@ DEV void main_loop(const Params& p, Pipe& q, int chunks, u32 chunk_bytes, float 
     int at = q.stage.at;
     bool pair = left > 1;
     if (HALF == 0) bar_wait(q.base + Many::FULL + 8 * at, q.stage.parity);
-    Piece piece = read_piece(q, 2 * HALF, true);
+    Piece piece = read_piece(q, 2 * HALF);
     u32 b = descriptor_low(q.base + Many::X + at * Many::X_STAGE + 2 * HALF * chunk_bytes);
 #pragma unroll
     for (int c = 0; c < 2; ++c) {
@@ -88,7 +85,7 @@ DEV void main_loop(const Params& p, Pipe& q, int chunks, u32 chunk_bytes, float 
       if (!first.value || c > 0) mma_wait<0>();       // the products before still read their A registers
       if (!first.value && c == 0 && HALF == 0) release_stage(q, previous);
       unpack(piece, p.powers, a);
-      if (c == 0) piece = read_piece(q, 2 * HALF + 1, pair);
+      if (c == 0) piece = read_piece(q, 2 * HALF + 1);
       mma_fence();
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
@@ -134,7 +131,7 @@ DEV void main_loop(const Params& p, Pipe& q, int chunks, u32 chunk_bytes, float 
   for (int i = 0; i < N / 2; ++i) acc[i] = 0.f;
   auto end_piece = [&](int stage, int half, int piece) {
     mma_wait<0>();
-    u32 scales = q.base + Many::XS + stage * Many::XS_STAGE + half * (chunk_bytes >> 5) + piece * PIECE * 4;
+    u32 scales = q.base + Many::X + stage * Many::X_STAGE + STAGE_ATOMS * chunk_bytes + half * (chunk_bytes >> 5) + piece * PIECE * 4;
     promote<PIECE>(scales, q.lane, part, acc + piece * (PIECE / 2));
   };
   auto end_step = [&](int half, bool last) {
@@ -146,7 +143,7 @@ DEV void main_loop(const Params& p, Pipe& q, int chunks, u32 chunk_bytes, float 
   auto step = [&](auto index, auto first) {
     constexpr int HALF = HALVES == 2 ? index.value : 0, BEFORE = HALVES - 1 - HALF;
     if (HALF == 0) bar_wait(q.base + Many::FULL + 8 * q.stage.at, q.stage.parity);
-    Piece piece[2] = {read_piece(q, 2 * HALF, true), read_piece(q, 2 * HALF + 1, true)};
+    Piece piece[2] = {read_piece(q, 2 * HALF), read_piece(q, 2 * HALF + 1)};
     if (!first.value) end_step(BEFORE, BEFORE == HALVES - 1);
     unpack(piece[0], q.base + Many::TABLE, p.powers, a);
     unpack(piece[1], q.base + Many::TABLE, p.powers, a + 8);

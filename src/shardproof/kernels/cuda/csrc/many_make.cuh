@@ -25,27 +25,27 @@ DEV Job decode_job(const Params& p, int job, int groups) {
 // Token of a row of the tile, or -1 past its tokens.
 DEV int row_token(const Params& p, const Job& j, int row) { return row < j.count ? p.slots[j.start + row] / p.top_k : -1; }
 
-DEV void copy_scales(const Params& p, const Job& j, int rows, int live, int low, int high) {
-  float* to = (float*)p.xs + (long)j.group * 8 * ((p.gemm[0].chunks + 1) / 2) + (long)j.block * 8 * rows + j.row0;
+DEV void copy_scales(const Params& p, const Job& j, u8* tile, int rows, int live, int low, int high) {
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     int row = lane_id() & 7, chunk = (lane_id() >> 3) + 4 * i, from = 8 * (row & 3);
     int a = __shfl_sync(~0u, low, from), b = __shfl_sync(~0u, high, from), token = row & 4 ? b : a;
-    if (token >= 0 && chunk < live) to[chunk * rows + row] = p.rows_xs[(long)(j.block * 8 + chunk) * p.tokens + token];
+    if (token >= 0 && chunk < live)
+      ((float*)(tile + atom_scales_at(rows, j.block * 8 + chunk)))[j.row0 + row] = p.xs[(long)(j.block * 8 + chunk) * p.tokens + token];
   }
 }
 
 // Eight rows of x, eight chunks of 128 bytes.
 DEV void copy_rows(const Params& p, const Job& j) {
   int lane = lane_id(), row = lane >> 3, rows = tile_rows(j.count), chunk0 = j.block * 8;
-  int live = row_bytes(p.gemm[0]) / 128 - chunk0, valid = p.x_pitch - chunk0 * 128 - (lane & 7) * 16;
+  int live = atoms(p.gemm[0]) - chunk0, valid = p.x_pitch - chunk0 * 128 - (lane & 7) * 16;
   int low = row_token(p, j, j.row0 + row), high = row_token(p, j, j.row0 + 4 + row);
   const u8* x = (const u8*)p.x + chunk0 * 128 + (lane & 7) * 16;
   const u8* from[2] = {x + (long)low * p.x_pitch, x + (long)high * p.x_pitch};
   bool there[2] = {low >= 0, high >= 0};
-  u8* to = (u8*)p.xq + (long)j.group * 8 * row_bytes(p.gemm[0]) + ((long)chunk0 * rows + j.row0 + row) * 128;
-  int column[2] = {((lane & 7) ^ row) << 4, (((lane & 7) ^ (4 + row)) << 4) + 512};
-  if (FP8) copy_scales(p, j, rows, live, low, high);
+  u8* tile = (u8*)p.xq + (long)j.group * 8 * row_bytes(p.gemm[0]);
+  int place = (j.row0 + row) * 128, to[2] = {place + (((lane & 7) ^ row) << 4), place + 512 + (((lane & 7) ^ (4 + row)) << 4)};
+  if (FP8) copy_scales(p, j, tile, rows, live, low, high);
 #pragma unroll 1
   for (int c0 = 0; c0 < 8; c0 += BATCH / 2) {
     uint4 v[BATCH];
@@ -54,27 +54,26 @@ DEV void copy_rows(const Params& p, const Job& j) {
       v[i] = there[i & 1] && (c0 + i / 2) * 128 < valid ? load_global16(from[i & 1] + (c0 + i / 2) * 128) : make_uint4(0, 0, 0, 0);
 #pragma unroll
     for (int i = 0; i < BATCH; ++i)
-      if (c0 + i / 2 < live) *(uint4*)(to + (long)(c0 + i / 2) * rows * 128 + column[i & 1]) = v[i];
+      if (c0 + i / 2 < live) *(uint4*)(tile + atom_at(rows, chunk0 + c0 + i / 2) + to[i & 1]) = v[i];
   }
 }
 
 // Sixteen lanes a row and block of 128: e4m3 and its scale, or bf16 again.
-DEV void store_rounded(const Params& p, const Job& j, int row, int block, uint4 v, u8* to, float* scales) {
+DEV void store_rounded(const Params& p, const Job& j, int row, int block, uint4 v, u8* tile) {
   int part = lane_id() & 15, rows = tile_rows(j.count), e = scale_exponent(block_amax(v));
   if (FP8) {
     uint2 q = transpose_block32(quantise8(v, e));
     if (2 * block >= p.gemm[1].chunks) return;
-    *(uint2*)(to + ((long)block * rows + row) * 128 + (((part >> 1) ^ (row & 7)) << 4) + (part & 1) * 8) = q;
-    if (part == 0) scales[block * rows + row] = exp2_int(e);
+    *(uint2*)(tile + atom_at(rows, block) + row * 128 + (((part >> 1) ^ (row & 7)) << 4) + (part & 1) * 8) = q;
+    if (part == 0) ((float*)(tile + atom_scales_at(rows, block)))[row] = exp2_int(e);
   } else {
     int chunk = 2 * block + (part >> 3);
-    if (chunk < p.gemm[1].chunks) *(uint4*)(to + ((long)chunk * rows + row) * 128 + (((part & 7) ^ (row & 7)) << 4)) = round8(v, e);
+    if (chunk < p.gemm[1].chunks) *(uint4*)(tile + atom_at(rows, chunk) + row * 128 + (((part & 7) ^ (row & 7)) << 4)) = round8(v, e);
   }
 }
 
 DEV void round_rows(const Params& p, const Job& j) {
-  u8* to = p.hq + (long)j.group * 8 * row_bytes(p.gemm[1]);
-  float* scales = p.hs + (long)j.group * 8 * ((p.gemm[1].chunks + 1) / 2);
+  u8* tile = p.hq + (long)j.group * 8 * row_bytes(p.gemm[1]);
   int pair = lane_id() >> 4, part = lane_id() & 15;
 #pragma unroll 1
   for (int i0 = 0; i0 < COLUMNS / 128 * 4; i0 += BATCH) {
@@ -87,7 +86,7 @@ DEV void round_rows(const Params& p, const Job& j) {
     }
 #pragma unroll
     for (int i = 0; i < BATCH; ++i)
-      store_rounded(p, j, j.row0 + (i & 3) * 2 + pair, j.block * (COLUMNS / 128) + (i0 + i) / 4, v[i], to, scales);
+      store_rounded(p, j, j.row0 + (i & 3) * 2 + pair, j.block * (COLUMNS / 128) + (i0 + i) / 4, v[i], tile);
   }
 }
 

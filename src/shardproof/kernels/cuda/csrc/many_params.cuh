@@ -1,5 +1,6 @@
-// The kernel for many tokens: token tiles lie in memory as the matrix unit reads them, 128-byte rows of 64 bf16 (128
-// e4m3) values, 16-byte columns xor (row & 7), in chunks of as many rows as the tile has tokens, rounded up to 8.
+// The kernel for many tokens: token tiles lie in memory as stages do in shared memory. Of each stage first its atoms, as the
+// matrix unit reads them: as many rows as the tile has tokens, rounded up to 8, of 128 bytes, which are 64 bf16 or 128 e4m3
+// values, 16-byte columns xor (row & 7); then, of e4m3, a float for each atom and row.
 #pragma once
 #include "params.cuh"
 #include "route.cuh"
@@ -12,15 +13,16 @@ constexpr int RECORDS = 2;                         // depth of the ring of tile 
 constexpr int WARPS = WGS * 4;                     // consumer warps
 constexpr int FACTORS_TILE = 2 * WGS * 256;        // bytes: a scale and a bias for each row of a tile
 
+constexpr int STAGE_ATOMS = EACH / STEP;
+constexpr int STAGE_ROW = STAGE_ATOMS * (FP8 ? 132 : 128);   // bytes of a stage that one token has
+
 struct Many {
-  static constexpr int X_STAGE = EACH / (FP8 ? 2 : 1) * NMAX * 128;
+  static constexpr int X_STAGE = (NMAX * STAGE_ROW + 1023) / 1024 * 1024;
   static constexpr int W_STAGE = WGS * EACH * W_CHUNK, S_STAGE = WGS * EACH * S_CHUNK;
-  static constexpr int XS_STAGE = FP8 ? EACH / 2 * NMAX * 4 : 0;
   static constexpr int X = 0;
   static constexpr int W = X + DEPTH * X_STAGE;
   static constexpr int S = W + DEPTH * W_STAGE;
-  static constexpr int XS = S + DEPTH * S_STAGE;
-  static constexpr int FLAT = XS + DEPTH * XS_STAGE;       // [RECORDS][NMAX] routed slot, then its weight
+  static constexpr int FLAT = S + DEPTH * S_STAGE;         // [RECORDS][NMAX] routed slot, then its weight
   static constexpr int WEIGHT = FLAT + RECORDS * NMAX * 4;
   static constexpr int FACTORS = WEIGHT + RECORDS * NMAX * 4;   // [RECORDS] scales of the tile's rows, then their biases
   static constexpr int RECORD = FACTORS + RECORDS * FACTORS_TILE;
@@ -48,9 +50,15 @@ DEV int* counter(const Params& p, int tile, Counter which) { return p.sync + 4 +
 DEV bool remade(const Params& p) { return FP8 || p.round_h; }
 // Tickets of one token tile: the blocks of a cluster share its tokens and take a row tile each.
 DEV int tickets_each(const Gemm& g) { return g.row_tiles / CLUSTER; }
-DEV int row_bytes(const Gemm& g) { return (FP8 ? (g.chunks + 1) / 2 : g.chunks) * 128; }
+DEV int atoms(const Gemm& g) { return (g.chunks + STEP - 1) / STEP; }
+DEV int row_bytes(const Gemm& g) { return (g.chunks + EACH - 1) / EACH * STAGE_ROW; }   // of a token's row in a tile
+// Where an atom of a tile of `rows` rows begins, and its scales.
+DEV long atom_at(int rows, int atom) { return (long)rows * (atom / STAGE_ATOMS * STAGE_ROW + atom % STAGE_ATOMS * 128); }
+DEV long atom_scales_at(int rows, int atom) {
+  return (long)rows * (atom / STAGE_ATOMS * STAGE_ROW + STAGE_ATOMS * 128 + atom % STAGE_ATOMS * 4);
+}
 DEV int column_jobs(const Params& p, int phase) {
-  return phase ? (p.gemm[1].chunks * 64 + COLUMNS - 1) / COLUMNS : (row_bytes(p.gemm[0]) + 1023) / 1024;
+  return phase ? (p.gemm[1].chunks * 64 + COLUMNS - 1) / COLUMNS : (atoms(p.gemm[0]) + 7) / 8;
 }
 
 // Generic stores that the copy engine reads next, here or in another block.

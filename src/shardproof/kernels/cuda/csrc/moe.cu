@@ -71,8 +71,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) shardproof_moe(const __
   u32 base = smem_addr(smem);
   int warp = threadIdx.x >> 5;
   if (threadIdx.x == 0) init_barriers(base);
+  if (threadIdx.x < 4) prefetch_map(threadIdx.x & 1 ? p.gemm[threadIdx.x >> 1].scale : p.gemm[threadIdx.x >> 1].weight);
   fill_table(smem + Shared::TABLE);
-  clear_scales<W_DEPTH * S_BYTES, THREADS>(smem + Shared::S);
   wait_for_earlier_kernel();
   int ticket = threadIdx.x == CONSUMERS ? atomicAdd(p.sync, 1) : 0;
   Routed routed = {p.tiles, p.slots, 0};

@@ -61,7 +61,9 @@ constexpr int THREADS = CONSUMERS + 128 + (DRAINED ? SUMS * FINISHERS * 32 : 0);
 static_assert(DRAINED || (KW == 1 && !NARROW), "K is split where sums go through shared memory");
 
 struct Gemm {
-  const u8 *weight, *scale;     // packed codes; multiplier fields in the order of the packed scales
+  // [experts][row64s][chunks][bytes of a chunk]: packed codes, multiplier fields in the order of the packed scales. A box is
+  // what a stage of a tile takes. K of the scales ends with a stage: past that of the codes come others, finite like all.
+  TensorMap weight, scale;
   const float *row_scale, *bias;  // one a packed row; bias may be null
   int row64s, chunks, row_tiles;
 };
@@ -93,8 +95,7 @@ struct Params {
   int small_route, round_x, round_h, weight_first;
   float limit, alpha, beta, linear_beta;
   u32 powers[6];                // 4096, 256, 64, 16, 4, 8: unknown to the compiler, so that it shifts by multiplying
-  const float* rows_xs;         // many.cu, FP8: [x_pitch / 128, tokens], as xs elsewhere; x: its rows of x_pitch bytes
-  u8* hq;                       // many.cu, rounded activations only: the token tiles of w2
+  u8* hq;                       // many.cu, rounded activations only: the token tiles of w2; xq: those of w13, from rows x
   int* groups;                  // the token tile of each group of 8 rows; null: nobody asks
   u32 exponent_one;             // 2^23, unknown to the compiler as `powers`
 };
@@ -156,5 +157,11 @@ struct Ring {
   template <int DEPTH>
   DEV void next() {
     if (++at == DEPTH) { at = 0; parity ^= 1; }
+  }
+  template <int DEPTH>
+  DEV void skip(u32 count) {
+    at += count;
+    parity ^= at / DEPTH & 1;
+    at %= DEPTH;
   }
 };

@@ -22,8 +22,8 @@ DEV int uniform(int v) {
   asm volatile("redux.sync.max.s32 %0, %1, 0xffffffff;" : "=r"(r) : "r"(v));
   return r;
 }
-// One lane of a converged warp. Copies it issues need operands that the compiler knows to be uniform: of others it makes a
-// loop over lanes, about 20 instructions a copy.
+// One lane of a converged warp. Only then does the compiler know that copies have one issuer: for others it makes a loop over
+// lanes, about 20 instructions a copy.
 DEV bool elect_one() {
   int elected;
   asm volatile("{.reg .pred P;\nelect.sync _|P, 0xffffffff;\nselp.b32 %0, 1, 0, P;}" : "=r"(elected));
@@ -53,21 +53,31 @@ DEV void bar_wait_idle(u32 bar, u32 parity, u32 nanoseconds = 40) {
 }
 
 // ---- copies
-DEV u64 evict_first_policy() {
-  u64 policy;
-  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-  return policy;
+DEV void bulk_load(u32 dst, const void* src, u32 bytes, u32 bar) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
+               ::"r"(dst), "l"(src), "r"(bytes), "r"(bar) : "memory");
 }
-DEV u64 evict_normal_policy() {
-  u64 policy;
-  asm volatile("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(policy));
-  return policy;
+// A box of a tensor of four dimensions from its place [expert][row64][chunk][0] on; zeros where it leaves the tensor. ONCE:
+// what is read leaves the L2 cache first.
+struct alignas(64) TensorMap {
+  u64 words[16];
+};
+template <bool ONCE_READ>
+DEV void tensor_load(u32 dst, const TensorMap& map, int chunk, int row64, int expert, u32 bar) {
+  if (ONCE_READ) {
+    u64 policy;
+    asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    asm volatile(
+        "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+        "[%0], [%1, {%2, %3, %4, %5}], [%6], %7;"
+        ::"r"(dst), "l"(&map), "r"(0), "r"(chunk), "r"(row64), "r"(expert), "r"(bar), "l"(policy) : "memory");
+  } else {
+    asm volatile(
+        "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4, %5}], [%6];"
+        ::"r"(dst), "l"(&map), "r"(0), "r"(chunk), "r"(row64), "r"(expert), "r"(bar) : "memory");
+  }
 }
-DEV void bulk_load(u32 dst, const void* src, u32 bytes, u32 bar, u64 policy) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;"
-      ::"r"(dst), "l"(src), "r"(bytes), "r"(bar), "l"(policy) : "memory");
-}
+DEV void prefetch_map(const TensorMap& map) { asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory"); }
 // 16 bytes; `bytes` is 16, or 0 to write zeros.
 DEV void copy16(u32 dst, const void* src, u32 bytes) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(dst), "l"(src), "r"(bytes) : "memory");
@@ -139,11 +149,10 @@ DEV void send_word(u32 addr, u32 bar, u32 rank, int value) {
                ::"r"(in_block(addr, rank)), "r"(value), "r"(in_block(bar, rank)) : "memory");
 }
 // To the same place in each of the cluster's `blocks` first blocks; completes on the barrier of each.
-DEV void bulk_load_all(u32 dst, const void* src, u32 bytes, u32 bar, u64 policy, int blocks) {
+DEV void bulk_load_all(u32 dst, const void* src, u32 bytes, u32 bar, int blocks) {
   asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster.L2::cache_hint "
-      "[%0], [%1], %2, [%3], %4, %5;"
-      ::"r"(dst), "l"(src), "r"(bytes), "r"(bar), "h"((u16)((1 << blocks) - 1)), "l"(policy) : "memory");
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], %4;"
+      ::"r"(dst), "l"(src), "r"(bytes), "r"(bar), "h"((u16)((1 << blocks) - 1)) : "memory");
 }
 
 // ---- shared memory
