@@ -96,7 +96,7 @@ class Build:
         sums = 2 * self.wgs * (self.nmax // 2) * 512
         staged = max(self.wgs * self.nmax * 128, self.nmax * self.row64 * 64)
         meta = 4 * self.nmax * 12 + 4 * 32 + 128
-        barriers = 16 * (self.w_depth + self.x_depth) + 16 * 4 + 32 + 16
+        barriers = 16 * (self.w_depth + self.x_depth) + 24 * 4 + 32 + 16
         return x + w + xs + (sums if self.mw == 1 else staged) + meta + barriers + (512 * 20 if self.kw > 1 else 0)
 
     @property

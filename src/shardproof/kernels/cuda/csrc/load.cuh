@@ -28,11 +28,13 @@ DEV Tile decode_ticket(const Params& p, const Routed& r, int ticket) {
   return t;
 }
 
-// Publishes a tile and, for each of its tokens, the routed slot, its weight and the source row.
+// Publishes a tile, and then, for each of its tokens, the routed slot, its weight and the source row: weights do not wait
+// for those.
 DEV void announce(const Params& p, const Routed& r, const Tile& t, u8* smem, u32 base, Ring& slot) {
   bar_wait_idle(base + Shared::T_EMPTY + 8 * slot.at, slot.parity ^ 1);
   int at = slot.at * NMAX;
   if (lane_id() == 0) ((Tile*)(smem + Shared::RECORD))[slot.at] = t;
+  release(base + Shared::T_KNOWN + 8 * slot.at, lane_id());
   for (int i = lane_id(); i < t.count; i += 32) {
     int f = r.slots[t.start + i];
     ((int*)(smem + Shared::FLAT))[at + i] = f;
@@ -73,7 +75,7 @@ DEV void copy_weights(const Gemm& g, const Tile& t, u32 base, Ring ring) {
 DEV void stream_weights(const Params& p, const Tile* records, u32 base) {
   Ring ring, slot;
   while (true) {
-    bar_wait(base + Shared::T_FULL + 8 * slot.at, slot.parity);
+    bar_wait(base + Shared::T_KNOWN + 8 * slot.at, slot.parity);
     const Tile& t = records[slot.at];
     if (t.phase < 0) return;
     const Gemm& g = p.gemm[t.phase];

@@ -17,6 +17,7 @@ DEV void init_barriers(u32 base) {
     bar_init(base + Shared::X_EMPTY + 8 * i, WGS * 4 * ARRIVALS);
   }
   for (int i = 0; i < TILES; ++i) {
+    bar_init(base + Shared::T_KNOWN + 8 * i, ARRIVALS);
     bar_init(base + Shared::T_FULL + 8 * i, ARRIVALS);
     bar_init(base + Shared::T_EMPTY + 8 * i, (1 + LOADERS / 32 + WGS * 4 + (DRAINED ? FINISHERS : 0)) * ARRIVALS);
   }

@@ -126,7 +126,8 @@ struct Shared {
   static constexpr int TABLE = RECORD + TILES * 32;        // e4m3 magnitudes by exponent
   static constexpr int W_FULL = TABLE + 128, W_EMPTY = W_FULL + 8 * W_DEPTH;
   static constexpr int X_FULL = W_EMPTY + 8 * W_DEPTH, X_EMPTY = X_FULL + 8 * X_DEPTH;
-  static constexpr int T_FULL = X_EMPTY + 8 * X_DEPTH, T_EMPTY = T_FULL + 8 * TILES;
+  static constexpr int T_KNOWN = X_EMPTY + 8 * X_DEPTH;    // a tile's record is there; T_FULL: its tokens' slots too
+  static constexpr int T_FULL = T_KNOWN + 8 * TILES, T_EMPTY = T_FULL + 8 * TILES;
   static constexpr int SUM_FULL = T_EMPTY + 8 * TILES, SUM_EMPTY = SUM_FULL + 8 * SUMS;
   static constexpr int TILE_COUNT = SUM_EMPTY + 8 * SUMS;
   static constexpr int SORTED = TILE_COUNT + 16;           // small routing only: tiles, then sorted slots
