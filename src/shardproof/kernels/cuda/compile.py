@@ -68,6 +68,11 @@ class Build:
         return 2 if self.many and self.fp8 and self.nmax > 192 else 1
 
     @property
+    def boxes(self) -> bool:
+        """Whether weights are copied by tensor maps (BOXES of csrc/params.cuh)."""
+        return self.many or self.mw > 1
+
+    @property
     def token_bytes(self) -> int:
         """Bytes of a stage that a token of csrc/many.cu has, scales included."""
         return self.each // 2 * 132 if self.fp8 else self.each * 128
@@ -96,7 +101,7 @@ class Build:
         sums = 2 * self.wgs * (self.nmax // 2) * 512
         staged = max(self.wgs * self.nmax * 128, self.nmax * self.row64 * 64)
         meta = 4 * self.nmax * 12 + 4 * 32 + 128
-        barriers = 16 * (self.w_depth + self.x_depth) + 24 * 4 + 32 + 16
+        barriers = 16 * (self.w_depth + self.x_depth) + 16 * 4 + 32 + 16
         return x + w + xs + (sums if self.mw == 1 else staged) + meta + barriers + (512 * 20 if self.kw > 1 else 0)
 
     @property
@@ -119,6 +124,7 @@ class Build:
             "ONCE": int(self.once),
             "PIECES": self.pieces,
             "CLUSTER": self.cluster,
+            "MANY": int(self.many),
             "ACTIVATION": self.activation,
             "CHECKED": int(self.checked),
             "CONSUMER_REGS": self.consumer_regs,

@@ -13,14 +13,18 @@ from shardproof.kernels.cuda.compile import Build, machine_code
 TensorMap = ctypes.c_uint64 * 16  # CUtensorMap
 
 
+class Boxes(ctypes.Structure):
+    """`Boxes` of csrc/params.cuh."""
+
+    _fields_ = (("weight", TensorMap * 2), ("scale", TensorMap * 2))
+
+
 class GemmArgs(ctypes.Structure):
-    """`Gemm` of csrc/params.cuh, whose tensor maps make it a multiple of 64 bytes."""
+    """`Gemm` of csrc/params.cuh."""
 
     _fields_ = (
-        *[(n, TensorMap) for n in ("weight", "scale")],
-        *[(n, ctypes.c_void_p) for n in ("row_scale", "bias")],
+        *[(n, ctypes.c_void_p) for n in ("weight", "scale", "row_scale", "bias")],
         *[(n, ctypes.c_int) for n in ("row64s", "chunks", "row_tiles")],
-        ("pad", ctypes.c_uint32 * 9),
     )
 
 
@@ -38,7 +42,6 @@ class Args(ctypes.Structure):
         ("powers", ctypes.c_uint32 * 6),
         *[(n, ctypes.c_void_p) for n in ("hq", "groups")],
         ("exponent_one", ctypes.c_uint32),
-        ("pad", ctypes.c_uint32 * 7),
     )
 
 

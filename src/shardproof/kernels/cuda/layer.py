@@ -78,7 +78,7 @@ class HopperExperts:
         )
         self.exact8 = self.derived[0].exact8 and self.derived[1].exact8
         self.biases = (_padded_bias(w13_bias, 2, i), _padded_bias(w2_bias, 1, h))
-        self.tensor_maps: dict[tuple[int, int, int], tuple[launch.TensorMap, ...]] = {}
+        self._boxes: dict[tuple[int, int], launch.Boxes] = {}
         self.row_scales8 = [d.row_scale * 2.0**-6 for d in self.derived]
         self.expert_map = None if expert_map is None else expert_map.to(self.device, torch.int32).contiguous()
         properties = torch.cuda.get_device_properties(self.device)
@@ -151,34 +151,36 @@ class HopperExperts:
             route.run(self, build, args, x, rounded, stream)
             args.x = x.data_ptr() if rounded is None else rounded.data_ptr()
         layer = launch.function("moe.cu", build, device)
-        launch.launch(layer, self.processors, build.threads, build.shared_bytes, stream, not args.small_route, args)
+        params = (args, self.boxes(build)) if build.boxes else (args,)
+        launch.launch(layer, self.processors, build.threads, build.shared_bytes, stream, not args.small_route, *params)
 
     def _chunks(self, which: int) -> tuple[int, int]:
         """64-row groups and 64-value chunks of K of w13 (0) or w2 (1)."""
         h, i = self.padded_hidden // 64, self.padded_intermediate // 64
         return ((2 * i, h), (h, i))[which]
 
-    def _maps(self, which: int, build: Build) -> tuple[launch.TensorMap, launch.TensorMap]:
-        """Tensor maps of the codes and multipliers, a box of which is a stage of a tile."""
-        key = (which, build.chunks, build.row64)
-        if key not in self.tensor_maps:
-            row64s, chunks = self._chunks(which)
-            stages = -(-chunks // build.chunks)
-            tensors = ((self.weights[which], 2048, chunks), (self.derived[which].multiplier, 128, stages * build.chunks))
-            self.tensor_maps[key] = tuple(
-                launch.tensor_map(t.data_ptr(), size, (self.experts, row64s, chunks), end, (build.row64, build.chunks))
-                for t, size, end in tensors
-            )
-        return self.tensor_maps[key]
+    def boxes(self, build: Build) -> launch.Boxes:
+        """Tensor maps of the codes and multipliers, a box of which is a stage of a tile; made once."""
+        key = (build.chunks, build.row64)
+        if key not in self._boxes:
+            made = launch.Boxes()
+            for which in (0, 1):
+                row64s, chunks = self._chunks(which)
+                sizes, box = (self.experts, row64s, chunks), (build.row64, build.chunks)
+                whole = -(-chunks // build.chunks) * build.chunks
+                codes, scales = self.weights[which], self.derived[which].multiplier
+                made.weight[which] = launch.tensor_map(codes.data_ptr(), 2048, sizes, chunks, box)
+                made.scale[which] = launch.tensor_map(scales.data_ptr(), 128, sizes, whole, box)
+            self._boxes[key] = made
+        return self._boxes[key]
 
     def _gemm(self, which: int, build: Build) -> launch.GemmArgs:
         row64s, chunks = self._chunks(which)
         d, bias = self.derived[which], self.biases[which]
         factors = self.row_scales8[which] if build.fp8 and not build.direct else d.row_scale
-        weight, scale = self._maps(which, build)
         return launch.GemmArgs(
-            weight=weight,
-            scale=scale,
+            weight=self.weights[which].data_ptr(),
+            scale=d.multiplier.data_ptr(),
             row_scale=factors.data_ptr(),
             bias=None if bias is None else bias.data_ptr(),
             row64s=row64s,

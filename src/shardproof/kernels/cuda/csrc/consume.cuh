@@ -10,7 +10,8 @@ struct Pipe {
   Ring w, x, tile, sum;
 };
 
-// The four words and scale bytes of this thread in one 64-row chunk. Past K's end codes are zeros, scales finite.
+// The four words and scale bytes of this thread in one 64-row chunk. Past K's end lie BOXES' zero codes, or those of a stage
+// before, or what `clear_scales` left: finite, and the tokens there are zeros.
 struct Piece {
   uint4 codes;
   u32 scales;

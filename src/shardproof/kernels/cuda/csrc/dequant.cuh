@@ -42,6 +42,14 @@ DEV void fill_table(u8* table) {
   table[i] = to_e4m3x2(v * exp2_int(i / 8 - 8), 0.f) & 0xff;
 }
 
+// Without BOXES: what a stage reads past K's end, or of rows past the matrix's, must be finite and within the table. By all
+// threads of a block, before the first copy.
+template <int SIZE, int THREADS_OF_BLOCK>
+DEV void clear_scales(u8* scales) {
+  for (int i = threadIdx.x; i < SIZE / 16; i += THREADS_OF_BLOCK)
+    ((uint4*)scales)[i] = make_uint4(0xfdfdfdfd, 0xfdfdfdfd, 0xfdfdfdfd, 0xfdfdfdfd);
+}
+
 // ---- e4m3 products
 // Adds 128 values' worth of products to the result, each token by its scale.
 template <int N>

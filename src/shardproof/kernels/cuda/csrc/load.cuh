@@ -28,13 +28,11 @@ DEV Tile decode_ticket(const Params& p, const Routed& r, int ticket) {
   return t;
 }
 
-// Publishes a tile, and then, for each of its tokens, the routed slot, its weight and the source row: weights do not wait
-// for those.
+// Publishes a tile and, for each of its tokens, the routed slot, its weight and the source row.
 DEV void announce(const Params& p, const Routed& r, const Tile& t, u8* smem, u32 base, Ring& slot) {
   bar_wait_idle(base + Shared::T_EMPTY + 8 * slot.at, slot.parity ^ 1);
   int at = slot.at * NMAX;
   if (lane_id() == 0) ((Tile*)(smem + Shared::RECORD))[slot.at] = t;
-  release(base + Shared::T_KNOWN + 8 * slot.at, lane_id());
   for (int i = lane_id(); i < t.count; i += 32) {
     int f = r.slots[t.start + i];
     ((int*)(smem + Shared::FLAT))[at + i] = f;
@@ -59,33 +57,80 @@ DEV void hand_out(const Params& p, const Routed& r, int ticket, u8* smem, u32 ba
   if (DRAINED) announce(p, r, t, smem, base, slot);    // every second record is for one pair of finishers
 }
 
+#if BOXES
 // Issues the copies of one tile's weights, by one lane.
-DEV void copy_weights(const Gemm& g, const Tile& t, u32 base, Ring ring) {
-  int row64 = t.row_tile * ROW64, expert = t.expert, chunks = g.chunks;
+DEV void copy_weights(const Params& p, const Boxes& boxes, const Tile& t, u32 base, Ring ring) {
+  int row64 = t.row_tile * ROW64, expert = t.expert, chunks = p.gemm[t.phase].chunks;
   for (int chunk = 0; chunk < chunks; chunk += CHUNKS, ring.next<W_DEPTH>()) {
     u32 full = base + Shared::W_FULL + 8 * ring.at;
     bar_wait(base + Shared::W_EMPTY + 8 * ring.at, ring.parity ^ 1);
     bar_expect(full, W_BYTES + S_BYTES);
-    tensor_load<ONCE>(base + Shared::W + ring.at * W_BYTES, g.weight, chunk, row64, expert, full);
-    tensor_load<ONCE>(base + Shared::S + ring.at * S_BYTES, g.scale, chunk, row64, expert, full);
+    tensor_load<ONCE>(base + Shared::W + ring.at * W_BYTES, boxes.weight[t.phase], chunk, row64, expert, full);
+    tensor_load<ONCE>(base + Shared::S + ring.at * S_BYTES, boxes.scale[t.phase], chunk, row64, expert, full);
+  }
+}
+
+// The weight warp.
+DEV void stream_weights(const Params& p, const Boxes& boxes, const Tile* records, u32 base) {
+  Ring ring, slot;
+  while (true) {
+    bar_wait(base + Shared::T_FULL + 8 * slot.at, slot.parity);
+    const Tile& t = records[slot.at];
+    if (t.phase < 0) return;
+    if (elect_one()) copy_weights(p, boxes, t, base, ring);
+    __syncwarp();
+    ring.skip<W_DEPTH>(walk(p.gemm[t.phase]).stages);
+    release(base + Shared::T_EMPTY + 8 * slot.at, lane_id());
+    slot.next<TILES>();
+  }
+}
+#else
+// A tile's weights: for each 64-row group a contiguous run of chunks and of their scales.
+struct Weights {
+  const u8 *weight, *scale;     // the first group's next ones
+  int chunks, groups;           // chunks left of K; groups of the tile
+  long row_chunks;              // chunks of a group in memory
+};
+DEV Weights tile_weights(const Gemm& g, const Tile& t) {
+  int chunks = uniform(g.chunks), row_tile = uniform(t.row_tile);
+  long at = ((long)uniform(t.expert) * g.row64s + row_tile * ROW64) * chunks;
+  return {g.weight + at * W_CHUNK, g.scale + at * S_CHUNK, chunks, min(ROW64, uniform(g.row64s) - row_tile * ROW64), chunks};
+}
+
+// Issues one stage, by one lane.
+DEV void load_stage(const Weights& g, u32 base, int at, u64 policy) {
+  int chunks = min(CHUNKS, g.chunks);
+  u32 full = base + Shared::W_FULL + 8 * at, w = base + Shared::W + at * W_BYTES, s = base + Shared::S + at * S_BYTES;
+  bar_expect(full, g.groups * chunks * (W_CHUNK + S_CHUNK));
+#pragma unroll
+  for (int r = 0; r < ROW64; ++r) {
+    if (r >= g.groups) break;
+    bulk_load(w + r * CHUNKS * W_CHUNK, g.weight + r * g.row_chunks * W_CHUNK, chunks * W_CHUNK, full, policy);
+    bulk_load(s + r * CHUNKS * S_CHUNK, g.scale + r * g.row_chunks * S_CHUNK, chunks * S_CHUNK, full, policy);
   }
 }
 
 // The weight warp.
 DEV void stream_weights(const Params& p, const Tile* records, u32 base) {
   Ring ring, slot;
+  u64 policy = weight_policy<ONCE>();
   while (true) {
-    bar_wait(base + Shared::T_KNOWN + 8 * slot.at, slot.parity);
-    const Tile& t = records[slot.at];
-    if (t.phase < 0) return;
-    const Gemm& g = p.gemm[t.phase];
-    if (elect_one()) copy_weights(g, t, base, ring);
-    __syncwarp();
-    ring.skip<W_DEPTH>(walk(g).stages);
+    bar_wait(base + Shared::T_FULL + 8 * slot.at, slot.parity);
+    Tile t = records[slot.at];
+    int phase = uniform(t.phase);
+    if (phase < 0) return;
+    Weights g = tile_weights(p.gemm[phase], t);
+    for (; g.chunks > 0; g.chunks -= CHUNKS, g.weight += CHUNKS * W_CHUNK, g.scale += CHUNKS * S_CHUNK) {
+      bar_wait(base + Shared::W_EMPTY + 8 * ring.at, ring.parity ^ 1);
+      if (elect_one()) load_stage(g, base, ring.at, policy);
+      __syncwarp();
+      ring.next<W_DEPTH>();
+    }
     release(base + Shared::T_EMPTY + 8 * slot.at, lane_id());
     slot.next<TILES>();
   }
 }
+#endif
 
 struct Source {
   const u8* data;

@@ -132,7 +132,8 @@ DEV Factors tile_factors(const Gemm& g, const ManyTile& t) {
 
 // Issues the copies of one tile, by one lane: three a stage, since beside busy warps each takes a hundred cycles. Each block
 // of a cluster copies its share of the tokens for all.
-DEV void copy_tile(const Params& p, const ManyTile& t, u32 base, int record, Ring ring) {
+DEV void copy_tile(const Params& p, const Boxes& boxes, const ManyTile& t, u32 base, int record, Ring ring) {
+  const TensorMap &weight = boxes.weight[t.phase], &scale = boxes.scale[t.phase];
   const Gemm& g = p.gemm[t.phase];
   int rows = tile_rows(t.count), row64 = t.row_tile * WGS, expert = t.expert, bytes = rows * STAGE_ROW, share = bytes / CLUSTER;
   u32 skipped = CLUSTER > 1 ? cluster_rank() * share : 0, x = base + Many::X + skipped;
@@ -141,8 +142,8 @@ DEV void copy_tile(const Params& p, const ManyTile& t, u32 base, int record, Rin
     u32 full = base + Many::FULL + 8 * ring.at;
     bar_wait(full + Many::EMPTY - Many::FULL, ring.parity ^ 1);
     bar_expect(full, Many::W_STAGE + Many::S_STAGE + bytes + more);
-    tensor_load<ONCE>(base + Many::W + ring.at * Many::W_STAGE, g.weight, chunk, row64, expert, full);
-    tensor_load<ONCE>(base + Many::S + ring.at * Many::S_STAGE, g.scale, chunk, row64, expert, full);
+    tensor_load<ONCE>(base + Many::W + ring.at * Many::W_STAGE, weight, chunk, row64, expert, full);
+    tensor_load<ONCE>(base + Many::S + ring.at * Many::S_STAGE, scale, chunk, row64, expert, full);
   };
   auto copy_tokens = [&]() {
     u32 full = base + Many::FULL + 8 * ring.at, to = x + ring.at * Many::X_STAGE;
@@ -167,13 +168,13 @@ DEV void copy_tile(const Params& p, const ManyTile& t, u32 base, int record, Rin
 }
 
 // The copying warp.
-DEV void stream(const Params& p, const u8* smem, u32 base) {
+DEV void stream(const Params& p, const Boxes& boxes, const u8* smem, u32 base) {
   Ring ring, slot;
   while (true) {
     bar_wait(base + Many::T_FULL + 8 * slot.at, slot.parity);
     const ManyTile& t = ((const ManyTile*)(smem + Many::RECORD))[slot.at];
     if (t.phase < 0) return;
-    if (elect_one()) copy_tile(p, t, base, slot.at, ring);
+    if (elect_one()) copy_tile(p, boxes, t, base, slot.at, ring);
     __syncwarp();
     ring.skip<DEPTH>((p.gemm[t.phase].chunks + EACH - 1) / EACH);
     release(base + Many::T_EMPTY + 8 * slot.at, lane_id());
@@ -217,12 +218,13 @@ DEV void leave(const Params& p, int tile_count) {
   for (int i = lane_id(); i < 4 + 3 * tile_count; i += 32) p.sync[i] = 0;
 }
 
-extern "C" __global__ void __launch_bounds__(CONSUMERS + 128, 1) shardproof_many(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(CONSUMERS + 128, 1) shardproof_many(
+    const __grid_constant__ Params p, const __grid_constant__ Boxes boxes) {
   extern __shared__ __align__(1024) u8 smem[];
   u32 base = smem_addr(smem);
   int warp = threadIdx.x >> 5;
   if (threadIdx.x == 0) init_barriers(base);
-  if (threadIdx.x < 4) prefetch_map(threadIdx.x & 1 ? p.gemm[threadIdx.x >> 1].scale : p.gemm[threadIdx.x >> 1].weight);
+  prefetch_boxes(boxes);
   fill_table(smem + Many::TABLE);
   fence_async_proxy();
   __syncthreads();
@@ -236,7 +238,7 @@ extern "C" __global__ void __launch_bounds__(CONSUMERS + 128, 1) shardproof_many
     else if (role > 1) {
       make_tiles(p, p.tile_count[1]);
       named_sync(2, 32 + 32 * MAKERS);
-    } else stream(p, smem, base);
+    } else stream(p, boxes, smem, base);
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(CONSUMER_REGS));
     consume(p, smem, base);

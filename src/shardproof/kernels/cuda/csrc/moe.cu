@@ -17,7 +17,6 @@ DEV void init_barriers(u32 base) {
     bar_init(base + Shared::X_EMPTY + 8 * i, WGS * 4 * ARRIVALS);
   }
   for (int i = 0; i < TILES; ++i) {
-    bar_init(base + Shared::T_KNOWN + 8 * i, ARRIVALS);
     bar_init(base + Shared::T_FULL + 8 * i, ARRIVALS);
     bar_init(base + Shared::T_EMPTY + 8 * i, (1 + LOADERS / 32 + WGS * 4 + (DRAINED ? FINISHERS : 0)) * ARRIVALS);
   }
@@ -67,13 +66,22 @@ DEV void leave(const Params& p, int tile_count) {
   p.sync[0] = p.sync[1] = p.sync[2] = 0;
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1) shardproof_moe(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(THREADS, 1) shardproof_moe(
+    const __grid_constant__ Params p
+#if BOXES
+    , const __grid_constant__ Boxes boxes
+#endif
+) {
   extern __shared__ __align__(1024) u8 smem[];
   u32 base = smem_addr(smem);
   int warp = threadIdx.x >> 5;
   if (threadIdx.x == 0) init_barriers(base);
-  if (threadIdx.x < 4) prefetch_map(threadIdx.x & 1 ? p.gemm[threadIdx.x >> 1].scale : p.gemm[threadIdx.x >> 1].weight);
   fill_table(smem + Shared::TABLE);
+#if BOXES
+  prefetch_boxes(boxes);
+#else
+  clear_scales<W_DEPTH * S_BYTES, THREADS>(smem + Shared::S);
+#endif
   wait_for_earlier_kernel();
   int ticket = threadIdx.x == CONSUMERS ? atomicAdd(p.sync, 1) : 0;
   Routed routed = {p.tiles, p.slots, 0};
@@ -99,7 +107,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) shardproof_moe(const __
     int role = warp - WGS * 4;
     if (role == 0) hand_out(p, routed, ticket, smem, base);
     else if (role > 1) gather_tokens(p, smem, base, threadIdx.x - CONSUMERS - 64);
+#if BOXES
+    else stream_weights(p, boxes, (const Tile*)(smem + Shared::RECORD), base);
+#else
     else stream_weights(p, (const Tile*)(smem + Shared::RECORD), base);
+#endif
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(CONSUMER_REGS));
     consume(p, smem, base);

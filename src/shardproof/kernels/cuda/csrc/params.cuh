@@ -28,6 +28,7 @@
 #define DIRECT 0              // FP8, few tokens: codes are placed, not looked up; their scales multiply products
 #define ONCE 1                // weights are read once: first to leave the L2 cache
 #define ACTIVATION 0          // 0 silu, 1 swiglu_oai, 2 situ
+#define MANY 0                // many.cu
 #define CHECKED 0             // for compute-sanitizer
 #define CONSUMER_REGS 88      // registers a thread: consumers, producers
 #define PRODUCER_REGS 48
@@ -61,12 +62,20 @@ constexpr int THREADS = CONSUMERS + 128 + (DRAINED ? SUMS * FINISHERS * 32 : 0);
 static_assert(DRAINED || (KW == 1 && !NARROW), "K is split where sums go through shared memory");
 
 struct Gemm {
-  // [experts][row64s][chunks][bytes of a chunk]: packed codes, multiplier fields in the order of the packed scales. A box is
-  // what a stage of a tile takes. K of the scales ends with a stage: past that of the codes come others, finite like all.
-  TensorMap weight, scale;
+  const u8 *weight, *scale;     // packed codes; multiplier fields in the order of the packed scales
   const float *row_scale, *bias;  // one a packed row; bias may be null
   int row64s, chunks, row_tiles;
 };
+
+// BOXES: a stage of a tile's weights, and one of their scales, is one copy of a box of [experts][row64s][chunks][bytes of a
+// chunk]. Past K's end come zero codes, and other scales, of which memory holds as many as the last stage wants.
+#define BOXES (MANY || MW > 1)
+struct Boxes {
+  TensorMap weight[2], scale[2];  // of w13 and of w2
+};
+DEV void prefetch_boxes(const Boxes& b) {
+  if (threadIdx.x < 4) prefetch_map((threadIdx.x & 1 ? b.scale : b.weight)[threadIdx.x >> 1]);
+}
 
 // The stages in which a tile walks K; the last one may be partly past its end.
 struct Walk {
@@ -126,8 +135,7 @@ struct Shared {
   static constexpr int TABLE = RECORD + TILES * 32;        // e4m3 magnitudes by exponent
   static constexpr int W_FULL = TABLE + 128, W_EMPTY = W_FULL + 8 * W_DEPTH;
   static constexpr int X_FULL = W_EMPTY + 8 * W_DEPTH, X_EMPTY = X_FULL + 8 * X_DEPTH;
-  static constexpr int T_KNOWN = X_EMPTY + 8 * X_DEPTH;    // a tile's record is there; T_FULL: its tokens' slots too
-  static constexpr int T_FULL = T_KNOWN + 8 * TILES, T_EMPTY = T_FULL + 8 * TILES;
+  static constexpr int T_FULL = X_EMPTY + 8 * X_DEPTH, T_EMPTY = T_FULL + 8 * TILES;
   static constexpr int SUM_FULL = T_EMPTY + 8 * TILES, SUM_EMPTY = SUM_FULL + 8 * SUMS;
   static constexpr int TILE_COUNT = SUM_EMPTY + 8 * SUMS;
   static constexpr int SORTED = TILE_COUNT + 16;           // small routing only: tiles, then sorted slots

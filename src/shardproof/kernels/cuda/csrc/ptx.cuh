@@ -63,14 +63,25 @@ struct alignas(64) TensorMap {
   u64 words[16];
 };
 template <bool ONCE_READ>
+DEV u64 weight_policy() {
+  u64 policy;
+  if (ONCE_READ) asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  else asm volatile("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
+DEV void bulk_load(u32 dst, const void* src, u32 bytes, u32 bar, u64 policy) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;"
+      ::"r"(dst), "l"(src), "r"(bytes), "r"(bar), "l"(policy) : "memory");
+}
+template <bool ONCE_READ>
 DEV void tensor_load(u32 dst, const TensorMap& map, int chunk, int row64, int expert, u32 bar) {
   if (ONCE_READ) {
-    u64 policy;
-    asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
     asm volatile(
         "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
         "[%0], [%1, {%2, %3, %4, %5}], [%6], %7;"
-        ::"r"(dst), "l"(&map), "r"(0), "r"(chunk), "r"(row64), "r"(expert), "r"(bar), "l"(policy) : "memory");
+        ::"r"(dst), "l"(&map), "r"(0), "r"(chunk), "r"(row64), "r"(expert), "r"(bar),
+          "l"(weight_policy<true>()) : "memory");
   } else {
     asm volatile(
         "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4, %5}], [%6];"
