@@ -109,9 +109,19 @@ MANY144_8 = replace(
     consumer_regs=232,
     producer_regs=40,
 )
+MANY112_8 = replace(
+    MANY144_8,
+    name="many112_8",
+    wgs=3,
+    cluster=2,
+    widths=(88, 96, 104, 112),
+    w_depth=7,
+    consumer_regs=152,
+    producer_regs=56,
+)
 MANY192_8 = replace(MANY144_8, name="many192_8", cluster=2, widths=(96, 112, 176, 192), w_depth=5)
 MANY224_8 = replace(MANY192_8, name="many224_8", widths=(208, 224))
-_MANY = (MANY40, MANY72, MANY112, MANY144, MANY240, MANY48_8, MANY72_8, MANY144_8, MANY192_8, MANY224_8)
+_MANY = (MANY40, MANY72, MANY112, MANY144, MANY240, MANY48_8, MANY72_8, MANY112_8, MANY144_8, MANY192_8, MANY224_8)
 _ALL = (SMALL, SHORT, HALF, WIDE, MID, LARGE64, LARGE, FEW16_8, FEW24_8, MID8, LARGE64_8, LARGE8, *_MANY)
 BUILDS = {b.name: b for b in _ALL}
 

@@ -24,8 +24,8 @@ def run(
     """Sorts the slots; x goes to `args.xq` and `args.xs` if the build takes e4m3, or to `rounded` if given."""
     sorters = CLUSTER if args.tokens * args.top_k > ONE_BLOCK else 1
     rounds = build.fp8 or rounded is not None
-    rounders = min(2 * layer.processors, -(-x.numel() // ROUNDED_EACH)) if rounds else 0
-    grid = sorters * (1 + -(-rounders // sorters))
+    rounders = -(-x.numel() // (ROUNDED_EACH * sorters)) if rounds else 0  # in units of `sorters` blocks
+    grid = sorters * (1 + min(rounders, layer.processors // sorters - 1))
     args.x = x.data_ptr()
     target = ctypes.c_void_p(0 if rounded is None else rounded.data_ptr())
     function = launch.function("route.cu", build, layer.device.index or 0)

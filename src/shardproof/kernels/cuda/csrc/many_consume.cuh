@@ -34,24 +34,24 @@ struct Index {
   static constexpr int value = I;
 };
 
-// Walks K in steps of 128 values, a half of a stage or all of it: `step` starts the products of one, even or odd, the first
-// or not; `end` waits for those of the last.
+// Walks K in steps of 128 values, a half of a stage or all of it: `step` starts one, even or odd if these differ, the first
+// or not; `end` waits for the last.
 constexpr int HALVES = EACH / 2;                     // of a stage
 static_assert(HALVES == 1 || HALVES == 2, "a stage holds 128 or 256 values of K");
-template <class Step, class End>
-DEV void walk(Pipe& q, int chunks, Step step, End end) {
+template <bool ODD_DIFFERS, class Step, class End>
+DEV void walk(int chunks, Step step, End end) {
   step(Index<0>(), Index<1>());
-  if constexpr (HALVES == 1) {
-    for (int chunk = 2; chunk < chunks; chunk += 2) step(Index<0>(), Index<0>());
-    end(Index<0>());
+  int left = (chunks - 1) / 2;
+  if constexpr (!ODD_DIFFERS) {
+    for (; left > 0; --left) step(Index<0>(), Index<0>());
+    return end(Index<0>());
   } else {
-    for (int chunk = 2; chunk < chunks; chunk += 4) {
+    for (;; left -= 2) {
+      if (left == 0) return end(Index<0>());
       step(Index<1>(), Index<0>());
-      if (chunk + 2 >= chunks) return end(Index<1>());
+      if (left == 1) return end(Index<1>());
       step(Index<0>(), Index<0>());
     }
-    end(Index<0>());
-    q.stage.next<DEPTH>();                            // its second half lies past K's end
   }
 }
 
@@ -100,9 +100,10 @@ DEV void main_loop(const Params& p, Pipe& q, int chunks, u32 chunk_bytes, float 
     left -= 2;
     if (HALF == HALVES - 1) q.stage.next<DEPTH>();
   };
-  walk(q, chunks, step, [&](auto) {
+  walk<HALVES == 2>(chunks, step, [&](auto index) {
     mma_wait<0>();
     release_stage(q, previous);
+    if (HALVES == 2 && index.value == 0) q.stage.next<DEPTH>();   // its second half lies past K's end
   });
 }
 #else
@@ -118,51 +119,69 @@ DEV void unpack(const Piece& p, u32 table, const u32 (&powers)[6], u32* a) {
   }
 }
 
-// Reads a step's weights, ends the step before, then unpacks and starts this one. Other warpgroups fill the waits. More
-// tokens than registers hold sums for take turns: PIECES, of which all but the last end within the step.
+// Each step reads the next one's weights, ends its own and starts the next; other warpgroups fill the waits. More tokens
+// than registers hold sums for take turns: PIECES, and then the next step's weights are unpacked while products run, into
+// another set of registers.
 template <int N>
 DEV void main_loop(const Params& p, Pipe& q, int chunks, u32 chunk_bytes, float (&acc)[NMAX / 2]) {
   constexpr int PIECE = N / PIECES;
+  constexpr bool AHEAD = PIECES > 1, ODD_DIFFERS = AHEAD || HALVES == 2;
   static_assert(PIECE % 8 == 0, "a matrix width");
   float part[PIECE / 2];
-  u32 a[16];
-  int at = q.stage.at;                                // the stage whose sums come next
+  u32 a[AHEAD ? 2 : 1][16];
 #pragma unroll
   for (int i = 0; i < N / 2; ++i) acc[i] = 0.f;
-  auto end_piece = [&](int stage, int half, int piece) {
-    mma_wait<0>();
-    u32 scales = q.base + Many::X + stage * Many::X_STAGE + STAGE_ATOMS * chunk_bytes + half * (chunk_bytes >> 5) + piece * PIECE * 4;
-    promote<PIECE>(scales, q.lane, part, acc + piece * (PIECE / 2));
-  };
-  auto end_step = [&](int half, bool last) {
-    end_piece(at, half, PIECES - 1);
-    if (!last) return;
-    release_stage(q, at);
-    at = at + 1 == DEPTH ? 0 : at + 1;
-  };
-  auto step = [&](auto index, auto first) {
-    constexpr int HALF = HALVES == 2 ? index.value : 0, BEFORE = HALVES - 1 - HALF;
-    if (HALF == 0) bar_wait(q.base + Many::FULL + 8 * q.stage.at, q.stage.parity);
-    Piece piece[2] = {read_piece(q, 2 * HALF), read_piece(q, 2 * HALF + 1)};
-    if (!first.value) end_step(BEFORE, BEFORE == HALVES - 1);
-    unpack(piece[0], q.base + Many::TABLE, p.powers, a);
-    unpack(piece[1], q.base + Many::TABLE, p.powers, a + 8);
-    u32 b = descriptor_low(q.base + Many::X + q.stage.at * Many::X_STAGE + HALF * chunk_bytes);
+  auto stage_at = [&](u32 at) { return q.base + Many::X + at * Many::X_STAGE; };
+  // Steps are even and odd (`index`): halves of a stage if it has two, and users of the two sets of registers.
+  auto multiply = [&](auto index, u32 at, int i) {
+    constexpr int HALF = HALVES == 2 ? index.value : 0;
+    const u32* w = a[AHEAD ? index.value : 0];
+    u32 b = descriptor_low(stage_at(at) + HALF * chunk_bytes) + i * PIECE * 8;
+    mma_fence();
 #pragma unroll
-    for (int i = 0; i < PIECES; ++i, b += PIECE * 8) {
-      mma_fence();
-#pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        u64 tokens = mma_descriptor(b + 2 * k);
-        // A later piece overwrites the first one's registers by name: given new ones, the compiler keeps both sets.
-        if (k == 0 && i == 0) Mma<PIECE>::e4m3_first(part, a[0], a[1], a[2], a[3], tokens);
-        else Mma<PIECE>::e4m3(part, a[4 * k], a[4 * k + 1], a[4 * k + 2], a[4 * k + 3], tokens, k > 0);
-      }
-      mma_commit();
-      if (i < PIECES - 1) end_piece(q.stage.at, HALF, i);
+    for (int k = 0; k < 4; ++k) {
+      u64 tokens = mma_descriptor(b + 2 * k);
+      // A later piece overwrites the first one's registers by name: given new ones, the compiler keeps both sets.
+      if (k == 0 && i == 0) Mma<PIECE>::e4m3_first(part, w[0], w[1], w[2], w[3], tokens);
+      else Mma<PIECE>::e4m3(part, w[4 * k], w[4 * k + 1], w[4 * k + 2], w[4 * k + 3], tokens, k > 0);
     }
-    if (HALF == HALVES - 1) q.stage.next<DEPTH>();
+    mma_commit();
   };
-  walk(q, chunks, step, [&](auto index) { end_step(HALVES == 2 ? index.value : 0, true); });
+  auto end_step = [&](auto index, u32 at) {
+    constexpr int HALF = HALVES == 2 ? index.value : 0;
+    u32 scales = stage_at(at) + STAGE_ATOMS * chunk_bytes + HALF * (chunk_bytes >> 5);
+#pragma unroll
+    for (int i = 0; i < PIECES; ++i) {
+      if (i) multiply(index, at, i);
+      mma_wait<0>();
+      promote<PIECE>(scales + i * PIECE * 4, q.lane, part, acc + i * (PIECE / 2));
+    }
+  };
+  // Ends step `before`, if it is one, and starts step `index`.
+  auto step = [&](auto index, auto first) {
+    constexpr int HALF = HALVES == 2 ? index.value : 0;
+    constexpr bool NEW_STAGE = HALF == 0;
+    u32* w = a[AHEAD ? index.value : 0];
+    if (NEW_STAGE && !first.value) q.stage.next<DEPTH>();
+    if (NEW_STAGE) bar_wait(q.base + Many::FULL + 8 * q.stage.at, q.stage.parity);
+    Piece piece[2] = {read_piece(q, 2 * HALF), read_piece(q, 2 * HALF + 1)};
+    auto end_before = [&] {
+      if (first.value) return;
+      constexpr int BEFORE = ODD_DIFFERS ? 1 - decltype(index)::value : 0;
+      u32 at = !NEW_STAGE ? q.stage.at : q.stage.at ? q.stage.at - 1 : DEPTH - 1;
+      end_step(Index<BEFORE>(), at);
+      if (NEW_STAGE) release_stage(q, at);
+    };
+    if (!AHEAD) end_before();
+    unpack(piece[0], q.base + Many::TABLE, p.powers, w);
+    unpack(piece[1], q.base + Many::TABLE, p.powers, w + 8);
+    if (AHEAD) end_before();
+    multiply(index, q.stage.at, 0);
+  };
+  walk<ODD_DIFFERS>(chunks, step, [&](auto index) {
+    end_step(index, q.stage.at);
+    release_stage(q, q.stage.at);
+    q.stage.next<DEPTH>();
+  });
 }
 #endif

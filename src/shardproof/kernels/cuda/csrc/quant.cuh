@@ -90,22 +90,31 @@ DEV void round_stage(const u8* data, long pitch, int valid, const int* rows, int
 
 // x [tokens, hidden] in bf16 -> e4m3 [tokens, x_pitch] and scales, or (rounded != null) bf16 again: one block of `blocks`.
 DEV void round_all(const Params& p, int block, int blocks, u8* codes, float* scales, u16* rounded) {
-  int runs = (p.hidden + 127) / 128 * 16;
-  long total = (long)p.tokens * runs, first = (long)block * blockDim.x + threadIdx.x;
-  for (long i0 = first - lane_id(); i0 < total; i0 += (long)blocks * blockDim.x) {
-    long i = i0 + lane_id();
-    int token = i / runs, run = i - (long)token * runs, column = run * 8;
-    bool live = i < total;
-    uint4 v = make_uint4(0, 0, 0, 0);
-    if (live && column < p.hidden) v = load_global16(p.x + (long)token * p.hidden + column);
-    int e = scale_exponent(block_amax(v));
-    if (rounded) {
-      if (live && column < p.hidden) *(uint4*)(rounded + (long)token * p.hidden + column) = round8(v, e);
-    } else {
-      uint2 q8 = transpose_block32(quantise8(v, e));
-      if (!live) continue;
-      *(uint2*)(codes + (long)token * p.x_pitch + column) = q8;
-      if ((run & 15) == 0) scales[(long)(run / 16) * p.tokens + token] = exp2_int(e);
+  constexpr int LOADS = 4;                            // in flight
+  u32 runs = (p.hidden + 127) / 128 * 16, total = p.tokens * runs, stride = blocks * blockDim.x;
+  for (u32 i0 = block * blockDim.x + threadIdx.x - lane_id(); i0 < total; i0 += LOADS * stride) {
+    uint4 v[LOADS];
+    int token[LOADS], run[LOADS];
+#pragma unroll
+    for (int k = 0; k < LOADS; ++k) {
+      u32 i = i0 + k * stride + lane_id();
+      token[k] = i < total ? i / runs : -1;
+      run[k] = i - token[k] * runs;
+      v[k] = make_uint4(0, 0, 0, 0);
+      if (token[k] >= 0 && run[k] * 8 < p.hidden) v[k] = load_global16(p.x + (long)token[k] * p.hidden + run[k] * 8);
+    }
+#pragma unroll
+    for (int k = 0; k < LOADS; ++k) {
+      if (i0 + k * stride >= total) break;            // for the whole warp
+      int e = scale_exponent(block_amax(v[k])), column = run[k] * 8;
+      uint2 q8 = rounded ? make_uint2(0, 0) : transpose_block32(quantise8(v[k], e));
+      if (token[k] < 0) continue;
+      if (rounded) {
+        if (column < p.hidden) *(uint4*)(rounded + (long)token[k] * p.hidden + column) = round8(v[k], e);
+      } else {
+        *(uint2*)(codes + (long)token[k] * p.x_pitch + column) = q8;
+        if ((run[k] & 15) == 0) scales[(long)(run[k] / 16) * p.tokens + token[k]] = exp2_int(e);
+      }
     }
   }
 }
