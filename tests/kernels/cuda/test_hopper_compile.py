@@ -135,7 +135,7 @@ def test_a_file_extends_the_table(monkeypatch, tmp_path) -> None:
 
 @pytest.mark.parametrize(
     ("tokens", "build", "cluster", "grid"),
-    [(16, builds.WIDE, 1, 1), (16, builds.MID8, 1, 9), (400, builds.MANY112, 8, 8), (4096, builds.MANY192_8, 8, 272)],
+    [(16, builds.WIDE, 1, 1), (16, builds.MID8, 1, 9), (400, builds.MANY112, 8, 8), (4096, builds.MANY192_8, 8, 128)],
     ids=lambda v: getattr(v, "name", v),
 )
 def test_sorting_and_rounding_fill_whole_clusters(tokens, build, cluster, grid, monkeypatch) -> None:
