@@ -1,18 +1,38 @@
-// Geometries of one row tile a warpgroup: consumers leave a tile's sums in shared memory and go on; finisher warps scale,
-// activate, store and count them. A consumer that did this itself would hold up every stage that it shares with the others.
+// Geometries of one row tile a warpgroup: consumers leave a tile in shared memory and go on; finisher warps store and count
+// it. A consumer that did this itself would hold up every stage that it shares with the others. What is left are the sums,
+// which finishers scale and activate; but of w2, whose tiles are many and short, where no warpgroups share rows, the rows of
+// y as they are: scaling costs a consumer little, and a finisher copies 16 bytes instead of 2 at a time.
 #pragma once
-#include "activation.cuh"
-#include "consume.cuh"
-#include "quant.cuh"
+#include "finish.cuh"
 #if MW == 1
 static_assert(!FP8 || HOUT == 128, "one row tile makes one block of activations that share a scale");
 
+constexpr bool ROWS_LEFT = KW == 1;
+constexpr int ROW_BYTES = ROW64 * 128;             // of a token's rows of w2 in a tile
 template <int N>
-DEV void leave_sums(Pipe& q, const float* acc) {
-  bar_wait(q.base + Shared::SUM_EMPTY + 8 * q.sum.at, q.sum.parity ^ 1);
-  u32 at = q.base + Shared::OUT + q.sum.at * SUM_BYTES + q.group * (NMAX / 2) * 512 + (threadIdx.x & 127) * 4;
+DEV void leave_rows(const Params& p, const Tile& t, u32 out, const Pipe& q, const RowScales& s, const u8* smem, const float* acc) {
+  RowFactors f = row_factors(p.gemm[1], t, q, s, 0);
+#pragma unroll
+  for (int j = 0; j < N / 8; ++j) {
+    float v[4];                                       // the compiler serialises products whose sums are changed in place
+    scale_rows(p, f, smem, q.tile.at, j, q.lane, acc + 4 * j, v);
+    store_matrix2(staged<ROW_BYTES>(out, 8 * j + (q.lane & 7), 8 * q.group + 2 * q.warp + ((q.lane >> 3) & 1)),
+                  pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]));
+  }
+}
+template <int N>
+DEV void leave_sums(u32 out, const Pipe& q, const float* acc) {
+  u32 at = out + q.group * (NMAX / 2) * 512 + (threadIdx.x & 127) * 4;
 #pragma unroll
   for (int i = 0; i < N / 2; ++i) store_shared4(at + i * 512, __float_as_uint(acc[i]));
+}
+
+template <int N>
+DEV void leave_tile(const Params& p, const Tile& t, Pipe& q, const RowScales& s, const u8* smem, const float* acc) {
+  u32 out = q.base + Shared::OUT + q.sum.at * SUM_BYTES;
+  bar_wait(q.base + Shared::SUM_EMPTY + 8 * q.sum.at, q.sum.parity ^ 1);
+  if (ROWS_LEFT && t.phase) leave_rows<N>(p, t, out, q, s, smem, acc);
+  else leave_sums<N>(out, q, acc);
   release(q.base + Shared::SUM_FULL + 8 * q.sum.at, q.lane);
   q.sum.next<SUMS>();
 }
@@ -112,17 +132,12 @@ DEV void finish_w2(const Params& p, const Tile& t, u32 sums, long slot, int lane
   for (int i = 0; i < FRAGMENTS; ++i) {
     if (i / 4 >= groups) break;
     float2 v = read_sums(p.gemm[1], t, sums, i, lane, f);
-    if (KW > 1) {
-      ((float*)p.y)[at + i * 16] = v.x * weight;
-      ((float*)p.y)[at + i * 16 + 8] = v.y * weight;
-    } else {
-      ((u16*)p.y)[at + i * 16] = pack_bf16(v.x * weight, 0.f) & 0xffff;
-      ((u16*)p.y)[at + i * 16 + 8] = pack_bf16(v.y * weight, 0.f) & 0xffff;
-    }
+    ((float*)p.y)[at + i * 16] = v.x * weight;
+    ((float*)p.y)[at + i * 16 + 8] = v.y * weight;
   }
 }
 
-DEV void finish_tile(const Params& p, const Tile& t, const u8* smem, u32 base, int slot, int pair, u32 phase, int parity) {
+DEV void finish_sums(const Params& p, const Tile& t, const u8* smem, u32 base, int slot, int pair, u32 phase, int parity) {
   int lane = lane_id();
   Factors f;
   read_factors(p.gemm[t.phase], t, lane, f);
@@ -137,10 +152,14 @@ DEV void finish_tile(const Params& p, const Tile& t, const u8* smem, u32 base, i
     float weight = live && weighted ? weights[token] : 1.f;
     u32 sums = base + Shared::OUT + pair * SUM_BYTES + (4 * octet + parity) * 512 + lane * 4;
     if (t.phase == 0) finish_w13(p, t, sums, token, lane, weight, f);
-    else if (live) finish_w2(p, t, sums, flat[token], lane, weight, f);
+    else if (!ROWS_LEFT && live) finish_w2(p, t, sums, flat[token], lane, weight, f);
   }
-  release(base + Shared::SUM_EMPTY + 8 * pair, lane);
-  if (lane == 0) add_release(t.phase ? p.sync + 1 : p.sync + 4 + t.token_tile, 1);
+}
+
+DEV void finish_rows(const Params& p, const Tile& t, const u8* smem, u32 base, int slot, int pair, u32 phase, int parity) {
+  bar_wait_idle(base + Shared::SUM_FULL + 8 * pair, phase);
+  write_rows<ROW_BYTES>(p, t, base + Shared::OUT + pair * SUM_BYTES, (const int*)(smem + Shared::FLAT) + slot * NMAX,
+                        t.row_tile * ROW64 * 64, parity * 32 + lane_id(), FINISHERS * 32);
 }
 
 DEV void finish_tiles(const Params& p, const u8* smem, u32 base, int warp) {
@@ -151,7 +170,10 @@ DEV void finish_tiles(const Params& p, const u8* smem, u32 base, int warp) {
     bar_wait_idle(base + Shared::T_FULL + 8 * slot, n / TILES & 1);
     Tile t = ((const Tile*)(smem + Shared::RECORD))[slot];
     if (t.phase < 0) return;
-    finish_tile(p, t, smem, base, slot, pair, n / SUMS & 1, warp % FINISHERS);
+    if (ROWS_LEFT && t.phase) finish_rows(p, t, smem, base, slot, pair, n / SUMS & 1, warp % FINISHERS);
+    else finish_sums(p, t, smem, base, slot, pair, n / SUMS & 1, warp % FINISHERS);
+    release(base + Shared::SUM_EMPTY + 8 * pair, lane_id());
+    if (lane_id() == 0) add_release(t.phase ? p.sync + 1 : p.sync + 4 + t.token_tile, 1);
     release(base + Shared::T_EMPTY + 8 * slot, lane_id());
   }
 }

@@ -1,9 +1,9 @@
-// Epilogues of the geometries of two row tiles a warpgroup: w13 accumulators to activations, w2 accumulators to routed rows.
+// Epilogues by consumers, through shared memory and in 16-byte runs: w2 accumulators to routed rows; in geometries of two row
+// tiles a warpgroup also w13 accumulators to activations.
 #pragma once
 #include "activation.cuh"
 #include "consume.cuh"
 #include "quant.cuh"
-#if MW > 1
 
 // Scales of rows b and b + 8 of each of this thread's row groups: read before the main loop, used after it.
 struct RowScales {
@@ -42,6 +42,29 @@ DEV float2 token_weights(const u8* smem, int slot, int j, int lane) {
   return ((const float2*)(smem + Shared::WEIGHT))[(slot * NMAX + 8 * j) / 2 + (lane & 3)];
 }
 
+// Rows b and b + 8 of w2 and tokens 8j + 2q, 8j + 2q + 1.
+DEV void scale_rows(const Params& p, const RowFactors& f, const u8* smem, int slot, int j, int lane, const float* sums, float* v) {
+  float2 w = make_float2(1.f, 1.f);
+  if (!p.weight_first) w = token_weights(smem, slot, j, lane);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) v[i] = (sums[i] * f.scale[i >> 1] + f.bias[i >> 1]) * (i & 1 ? w.y : w.x);
+}
+
+// [token][chunk] with the chunk index rotated by the token, so that eight tokens spread over the banks.
+template <int ROW_BYTES>
+DEV u32 staged(u32 base, int token, int chunk) { return base + token * ROW_BYTES + ((chunk ^ (token & 7)) << 4); }
+
+// Rows of w2 from `column` on, ROW_BYTES of each token, by `threads` threads.
+template <int ROW_BYTES>
+DEV void write_rows(const Params& p, const Tile& t, u32 out, const int* flat, int column, int thread, int threads) {
+  constexpr int RUNS = ROW_BYTES / 16;
+  column += thread % RUNS * 8;
+  if (column >= p.y_pitch) return;
+  for (int token = thread / RUNS; token < t.count; token += threads / RUNS)
+    *(uint4*)((u16*)p.y + (long)flat[token] * p.y_pitch + column) = load_shared16(staged<ROW_BYTES>(out, token, thread % RUNS));
+}
+
+#if MW > 1
 // One 64-row group of w13: gate rows in acc[4j], acc[4j+1], their up rows in acc[4j+2], acc[4j+3].
 template <int N>
 DEV void activate_group(const Params& p, const Tile& t, const RowFactors& f, const u8* smem, int slot, int lane,
@@ -57,22 +80,6 @@ DEV void activate_group(const Params& p, const Tile& t, const RowFactors& f, con
     }
   }
 }
-
-template <int N>
-DEV void scale_group(const Params& p, const RowFactors& f, const u8* smem, int slot, int lane, float* acc) {
-#pragma unroll
-  for (int j = 0; j < N / 8; ++j) {
-    float2 w = make_float2(1.f, 1.f);
-    if (!p.weight_first) w = token_weights(smem, slot, j, lane);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) acc[4 * j + i] = (acc[4 * j + i] * f.scale[i >> 1] + f.bias[i >> 1]) * (i & 1 ? w.y : w.x);
-  }
-}
-
-// ---- many tokens: through shared memory, in 16-byte runs
-// [token][chunk] with the chunk index rotated by the token, so that eight tokens spread over the banks.
-template <int ROW_BYTES>
-DEV u32 staged(u32 base, int token, int chunk) { return base + token * ROW_BYTES + ((chunk ^ (token & 7)) << 4); }
 
 constexpr int OWN = MW * 32;      // activations one warpgroup makes a token
 template <int N>
@@ -106,8 +113,8 @@ DEV void write_activations(const Params& p, const Tile& t, u32 out) {
     int token = i / RUNS, run = i % RUNS, column = t.row_tile * HOUT + run * 8;
     uint4 v = load_shared16(staged<HOUT * 2>(out, token, run));
     long slot = t.start + token;
+    if ((FP8 || p.round_h) && column >= p.intermediate) v = make_uint4(0, 0, 0, 0);   // no part of the block's scale
 #if FP8
-    if (column >= p.intermediate) v = make_uint4(0, 0, 0, 0);
     int e = scale_exponent(block_amax(v));
     uint2 q8 = transpose_block32(quantise8(v, e));
     if (token >= t.count || column >= p.h_pitch) continue;
@@ -120,23 +127,17 @@ DEV void write_activations(const Params& p, const Tile& t, u32 out) {
   }
 }
 
-// One 64-row group of w2: staged by its warpgroup alone, then written as 128-byte rows.
+// One 64-row group of w2: staged and written by its warpgroup alone.
 template <int N>
-DEV void write_rows(const Params& p, const Tile& t, const Pipe& q, int row64, bool again, const u8* smem, int slot,
-                    const float* acc) {
+DEV void write_group(const Params& p, const Tile& t, const Pipe& q, int row64, bool again, const u8* smem, const float* acc) {
   u32 out = q.base + Shared::OUT + q.group * NMAX * 128;
-  int thread = threadIdx.x & 127;
   if (again) named_sync(4 + q.group, 128);
 #pragma unroll
   for (int j = 0; j < N / 8; ++j)
     store_matrix2(staged<128>(out, 8 * j + (q.lane & 7), 2 * q.warp + ((q.lane >> 3) & 1)), pack_bf16(acc[4 * j], acc[4 * j + 1]),
                   pack_bf16(acc[4 * j + 2], acc[4 * j + 3]));
   named_sync(4 + q.group, 128);
-  const int* flat = (const int*)(smem + Shared::FLAT) + slot * NMAX;
-  int column = row64 * 64 + (thread & 7) * 8;
-  if (column >= p.y_pitch) return;
-  for (int token = thread >> 3; token < t.count; token += 16)
-    *(uint4*)((u16*)p.y + (long)flat[token] * p.y_pitch + column) = load_shared16(staged<128>(out, token, thread & 7));
+  write_rows<128>(p, t, out, (const int*)(smem + Shared::FLAT) + q.tile.at * NMAX, row64 * 64, threadIdx.x & 127, 128);
 }
 
 // This warpgroup's stores of a tile are done: count it.
@@ -156,8 +157,9 @@ DEV void finish_tile(const Params& p, const Tile& t, const Pipe& q, const RowSca
     int local = q.group * MW + m, row64 = t.row_tile * ROW64 + local;
     RowFactors f = row_factors(p.gemm[t.phase], t, q, s, m);
     if (t.phase) {
-      scale_group<N>(p, f, smem, slot, q.lane, acc[m]);
-      write_rows<N>(p, t, q, row64, m > 0, smem, slot, acc[m]);
+#pragma unroll
+      for (int j = 0; j < N / 8; ++j) scale_rows(p, f, smem, slot, j, q.lane, acc[m] + 4 * j, acc[m] + 4 * j);
+      write_group<N>(p, t, q, row64, m > 0, smem, acc[m]);
       continue;
     }
     activate_group<N>(p, t, f, smem, slot, q.lane, acc[m]);

@@ -2,7 +2,6 @@
 // only for the w13 tiles of its own tokens, and its weights stream in meanwhile. Tickets are taken in order, so
 // whatever a tile waits for is already being computed, however many blocks run.
 #include "drain.cuh"
-#include "finish.cuh"
 #include "load.cuh"
 #include "reduce.cuh"
 #include "route.cuh"
@@ -32,12 +31,11 @@ DEV void run_tile(const Params& p, const Tile& t, Pipe& q, const u8* smem) {
   float acc[MW][NMAX / 2];
   q.warp = opaque(q.warp);                            // keeps one token count's addresses out of the others' registers
   q.lane = opaque(q.lane);
-#if MW == 1
-  main_loop<N>(p, q, walk(p.gemm[t.phase]), acc);
-  leave_sums<N>(q, acc[0]);
-#else
   RowScales scales = row_scales(p.gemm[t.phase], t, q);
   main_loop<N>(p, q, walk(p.gemm[t.phase]), acc);
+#if MW == 1
+  leave_tile<N>(p, t, q, scales, smem, acc[0]);
+#else
   finish_tile<N>(p, t, q, scales, smem, acc);
 #endif
 }

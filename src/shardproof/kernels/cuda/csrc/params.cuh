@@ -51,9 +51,9 @@ constexpr int LAG = X_DEPTH > 2 ? X_DEPTH - 2 : 1;            // stages of token
 constexpr int TILES = 4;                           // depth of the ring of tile records
 constexpr int SMALL_SLOTS = 512;                   // routed slots that a block sorts by itself
 constexpr int STAGED = WGS * NMAX * 128 > NMAX * HOUT * 2 ? WGS * NMAX * 128 : NMAX * HOUT * 2;
-constexpr bool DRAINED = MW == 1;                  // sums go through shared memory to finisher warps
-constexpr int SUMS = 2;                            // tiles whose sums wait for their finishers
-constexpr int FINISHERS = 2;                       // warps that turn a tile's sums into its result (DRAINED)
+constexpr bool DRAINED = MW == 1;                  // tiles go through shared memory to finisher warps
+constexpr int SUMS = 2;                            // tiles that wait for their finishers
+constexpr int FINISHERS = 2;                       // warps that finish a tile (DRAINED)
 constexpr int SUM_BYTES = WGS * (NMAX / 2) * 512;
 constexpr int ROW_GROUPS = WGS / KW;               // warpgroups, or sets that share rows, with rows of their own
 constexpr int OUT_BYTES = DRAINED ? SUMS * SUM_BYTES : STAGED;
