@@ -98,11 +98,12 @@ class Build:
         x = self.x_depth * atoms * self.nmax * 128
         w = self.w_depth * self.row64 * self.chunks * (2048 + 128)
         xs = self.x_depth * atoms * self.nmax * 4 if self.fp8 else 0
-        sums = 2 * self.wgs * (self.nmax // 2) * 512
+        tile = self.wgs * self.nmax * 256 if self.kw > 1 or self.narrow else self.nmax * self.row64 * 128
+        drained = 2 * tile + self.wgs * 512
         staged = max(self.wgs * self.nmax * 128, self.nmax * self.row64 * 64)
         meta = 4 * self.nmax * 12 + 4 * 32 + 128
         barriers = 16 * (self.w_depth + self.x_depth) + 16 * 4 + 32 + 16
-        return x + w + xs + (sums if self.mw == 1 else staged) + meta + barriers + (512 * 20 if self.kw > 1 else 0)
+        return x + w + xs + (drained if self.mw == 1 else staged) + meta + barriers + (512 * 20 if self.kw > 1 else 0)
 
     @property
     def macros(self) -> list[str]:

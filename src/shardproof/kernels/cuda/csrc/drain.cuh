@@ -1,17 +1,38 @@
 // Geometries of one row tile a warpgroup: consumers leave a tile in shared memory and go on; finisher warps store and count
-// it. A consumer that did this itself would hold up every stage that it shares with the others. What is left are the sums,
-// which finishers scale and activate; but of w2, whose tiles are many and short, where no warpgroups share rows, the rows of
-// y as they are: scaling costs a consumer little, and a finisher copies 16 bytes instead of 2 at a time.
+// it. A consumer that did this itself would hold up every stage that it shares with the others. Where no warpgroups share
+// rows, results are left, activations or rows of w2, which finishers copy 16 bytes at a time; else sums, which finishers add,
+// scale and activate. With few tokens (NARROW) those of w13 are left as sums, too: consumers have no time for activations.
 #pragma once
 #include "finish.cuh"
 #if MW == 1
 static_assert(!FP8 || HOUT == 128, "one row tile makes one block of activations that share a scale");
 
-constexpr bool ROWS_LEFT = KW == 1;
+DEV bool results_left(int phase) { return KW == 1 && (phase || !NARROW); }
+
+// The factors of a warp's 16 rows, copied behind its main loop: they would take registers from it.
+DEV u32 factor_place(const Pipe& q) { return q.base + Shared::FACTORS + (threadIdx.x >> 5) * 128; }
+DEV void fetch_factors(const Params& p, const Tile& t, const Pipe& q) {
+  if (!results_left(t.phase)) return;
+  const Gemm& g = p.gemm[t.phase];
+  int row64 = min(t.row_tile * ROW64 + q.group, g.row64s - 1), part = q.lane & 3;
+  long row = ((long)t.expert * g.row64s + row64) * 64 + q.warp * 16 + part * 4;
+  if (q.lane < 4) copy16(factor_place(q) + part * 16, g.row_scale + row, 16);
+  else if (g.bias && q.lane < 8) copy16(factor_place(q) + 64 + part * 16, g.bias + row, 16);
+  copies_commit();
+}
+DEV RowFactors fetched_factors(const Params& p, const Tile& t, const Pipe& q) {
+  copies_wait<0>();
+  __syncwarp();
+  u32 at = factor_place(q) + (q.lane >> 2) * 4;
+  RowFactors f = {{load_shared_float(at), load_shared_float(at + 32)}, {0.f, 0.f}};
+  if (p.gemm[t.phase].bias) f.bias[0] = load_shared_float(at + 64), f.bias[1] = load_shared_float(at + 96);
+  __syncwarp();                                       // the next tile's may come
+  return f;
+}
+
 constexpr int ROW_BYTES = ROW64 * 128;             // of a token's rows of w2 in a tile
 template <int N>
-DEV void leave_rows(const Params& p, const Tile& t, u32 out, const Pipe& q, const RowScales& s, const u8* smem, const float* acc) {
-  RowFactors f = row_factors(p.gemm[1], t, q, s, 0);
+DEV void leave_rows(const Params& p, u32 out, const RowFactors& f, const u8* smem, const Pipe& q, const float* acc) {
 #pragma unroll
   for (int j = 0; j < N / 8; ++j) {
     float v[4];                                       // the compiler serialises products whose sums are changed in place
@@ -26,17 +47,20 @@ DEV void leave_sums(u32 out, const Pipe& q, const float* acc) {
 #pragma unroll
   for (int i = 0; i < N / 2; ++i) store_shared4(at + i * 512, __float_as_uint(acc[i]));
 }
-
 template <int N>
-DEV void leave_tile(const Params& p, const Tile& t, Pipe& q, const RowScales& s, const u8* smem, const float* acc) {
+DEV void leave_tile(const Params& p, const Tile& t, Pipe& q, const u8* smem, const float* acc) {
   u32 out = q.base + Shared::OUT + q.sum.at * SUM_BYTES;
+  RowFactors f;
+  if (results_left(t.phase)) f = fetched_factors(p, t, q);
   bar_wait(q.base + Shared::SUM_EMPTY + 8 * q.sum.at, q.sum.parity ^ 1);
-  if (ROWS_LEFT && t.phase) leave_rows<N>(p, t, out, q, s, smem, acc);
-  else leave_sums<N>(out, q, acc);
+  if (!results_left(t.phase)) leave_sums<N>(out, q, acc);
+  else if (t.phase) leave_rows<N>(p, out, f, smem, q, acc);
+  else stage_activations<N>(p, out, f, smem, q, q.group, acc);
   release(q.base + Shared::SUM_FULL + 8 * q.sum.at, q.lane);
   q.sum.next<SUMS>();
 }
 
+#if KW > 1 || NARROW
 // Each second tile is for one pair of warps, and one warp of the pair takes the tokens of one parity: its lane 4b + q
 // holds, of each 16 rows, rows b and b + 8 of token 8j + 2q + parity, as the consumer's lane does.
 constexpr int FRAGMENTS = ROW_GROUPS * 4;
@@ -82,28 +106,6 @@ DEV int shared_exponent(const u32 (&a)[FRAGMENTS / 2]) {
   return scale_exponent(most);
 }
 
-// The four activations of a lane in one block of 32 are neighbours in the e4m3 order (quant.cuh, transpose_block32).
-DEV void store_e4m3(const Params& p, const Tile& t, int token, int lane, const u32 (&a)[FRAGMENTS / 2]) {
-  int e = shared_exponent(a), b = lane >> 2;
-  if (token >= t.count) return;
-  float inverse = exp2_int(max(-e, -126));
-  long slot = t.start + token;
-  u8* h = (u8*)p.h + slot * p.h_pitch + t.row_tile * HOUT + (DIRECT ? 2 * b : 16 * (b & 1) + 4 * (b >> 1));
-#pragma unroll
-  for (int g = 0; g < ROW64; ++g) {
-    u32 low = to_e4m3x2(bf16_low(a[2 * g]) * inverse, bf16_high(a[2 * g]) * inverse);
-    u32 high = to_e4m3x2(bf16_low(a[2 * g + 1]) * inverse, bf16_high(a[2 * g + 1]) * inverse);
-    if (t.row_tile * HOUT + g * 32 >= p.h_pitch) break;
-    if (DIRECT) {
-      *(u16*)(h + g * 32) = select_bytes(low, high, 0x40);
-      *(u16*)(h + g * 32 + 16) = select_bytes(low, high, 0x51);
-    } else {
-      *(u32*)(h + g * 32) = low | (high << 16);
-    }
-  }
-  if (b == 0) p.hs[(long)t.row_tile * (p.tokens * p.top_k) + slot] = exp2_int(e);
-}
-
 DEV void finish_w13(const Params& p, const Tile& t, u32 sums, int token, int lane, float weight, const Factors& f) {
   u32 a[FRAGMENTS / 2];
   int groups = min(ROW64, p.gemm[0].row64s - t.row_tile * ROW64);
@@ -112,7 +114,6 @@ DEV void finish_w13(const Params& p, const Tile& t, u32 sums, int token, int lan
     float2 first = read_sums(p.gemm[0], t, sums, i, lane, f), second = read_sums(p.gemm[0], t, sums, i + 1, lane, f);
     a[i / 2] = i / 4 < groups ? pack_bf16(activate(p, first.x, first.y) * weight, activate(p, second.x, second.y) * weight) : 0;
   }
-  if (FP8) return store_e4m3(p, t, token, lane, a);
   if (p.round_h) {
     int e = shared_exponent(a);
 #pragma unroll
@@ -152,14 +153,18 @@ DEV void finish_sums(const Params& p, const Tile& t, const u8* smem, u32 base, i
     float weight = live && weighted ? weights[token] : 1.f;
     u32 sums = base + Shared::OUT + pair * SUM_BYTES + (4 * octet + parity) * 512 + lane * 4;
     if (t.phase == 0) finish_w13(p, t, sums, token, lane, weight, f);
-    else if (!ROWS_LEFT && live) finish_w2(p, t, sums, flat[token], lane, weight, f);
+    else if (KW > 1 && live) finish_w2(p, t, sums, flat[token], lane, weight, f);
   }
 }
+#endif
 
-DEV void finish_rows(const Params& p, const Tile& t, const u8* smem, u32 base, int slot, int pair, u32 phase, int parity) {
+DEV void finish_result(const Params& p, const Tile& t, const u8* smem, u32 base, int slot, int pair, u32 phase, int parity) {
+  u32 out = base + Shared::OUT + pair * SUM_BYTES;
+  int thread = parity * 32 + lane_id();
+  const int* flat = (const int*)(smem + Shared::FLAT) + slot * NMAX;
   bar_wait_idle(base + Shared::SUM_FULL + 8 * pair, phase);
-  write_rows<ROW_BYTES>(p, t, base + Shared::OUT + pair * SUM_BYTES, (const int*)(smem + Shared::FLAT) + slot * NMAX,
-                        t.row_tile * ROW64 * 64, parity * 32 + lane_id(), FINISHERS * 32);
+  if (t.phase) write_rows<ROW_BYTES>(p, t, out, flat, t.row_tile * ROW64 * 64, thread, FINISHERS * 32);
+  else write_activations(p, t, out, thread, FINISHERS * 32);
 }
 
 DEV void finish_tiles(const Params& p, const u8* smem, u32 base, int warp) {
@@ -170,8 +175,10 @@ DEV void finish_tiles(const Params& p, const u8* smem, u32 base, int warp) {
     bar_wait_idle(base + Shared::T_FULL + 8 * slot, n / TILES & 1);
     Tile t = ((const Tile*)(smem + Shared::RECORD))[slot];
     if (t.phase < 0) return;
-    if (ROWS_LEFT && t.phase) finish_rows(p, t, smem, base, slot, pair, n / SUMS & 1, warp % FINISHERS);
+    if (results_left(t.phase)) finish_result(p, t, smem, base, slot, pair, n / SUMS & 1, warp % FINISHERS);
+#if KW > 1 || NARROW
     else finish_sums(p, t, smem, base, slot, pair, n / SUMS & 1, warp % FINISHERS);
+#endif
     release(base + Shared::SUM_EMPTY + 8 * pair, lane_id());
     if (lane_id() == 0) add_release(t.phase ? p.sync + 1 : p.sync + 4 + t.token_tile, 1);
     release(base + Shared::T_EMPTY + 8 * slot, lane_id());

@@ -5,42 +5,27 @@
 #include "consume.cuh"
 #include "quant.cuh"
 
-// Scales of rows b and b + 8 of each of this thread's row groups: read before the main loop, used after it.
-struct RowScales {
-  float scale[MW][2];
-};
-DEV long first_row(const Gemm& g, const Tile& t, const Pipe& q, int m) {
-  int row64 = min(t.row_tile * ROW64 + q.group / KW * MW + m, g.row64s - 1);
-  return ((long)t.expert * g.row64s + row64) * 64 + q.warp * 16 + (q.lane >> 2);
-}
-DEV RowScales row_scales(const Gemm& g, const Tile& t, const Pipe& q) {
-  RowScales f;
-#pragma unroll
-  for (int m = 0; m < MW; ++m) {
-    const float* at = g.row_scale + first_row(g, t, q, m);
-    f.scale[m][0] = at[0];
-    f.scale[m][1] = at[8];
-  }
-  return f;
-}
-
+// Scales and biases of rows b and b + 8 of this thread.
 struct RowFactors {
   float scale[2], bias[2];
 };
-DEV RowFactors row_factors(const Gemm& g, const Tile& t, const Pipe& q, const RowScales& s, int m) {
-  RowFactors f = {{s.scale[m][0], s.scale[m][1]}, {0.f, 0.f}};
-  if (g.bias) {
-    const float* at = g.bias + first_row(g, t, q, m);
-    f.bias[0] = at[0];
-    f.bias[1] = at[8];
-  }
-  return f;
-}
 
 // Token weights of this thread: tokens 8j + 2q and 8j + 2q + 1.
 DEV float2 token_weights(const u8* smem, int slot, int j, int lane) {
   return ((const float2*)(smem + Shared::WEIGHT))[(slot * NMAX + 8 * j) / 2 + (lane & 3)];
 }
+
+// Rows b and b + 8 of w13, gate and up, and tokens 8j + 2q, 8j + 2q + 1.
+DEV u32 activate_rows(const Params& p, const RowFactors& f, const u8* smem, int slot, int j, int lane, const float* sums) {
+  float2 w = make_float2(1.f, 1.f);
+  if (p.weight_first) w = token_weights(smem, slot, j, lane);
+  float v[2];
+#pragma unroll
+  for (int i = 0; i < 2; ++i)
+    v[i] = activate(p, sums[i] * f.scale[0] + f.bias[0], sums[2 + i] * f.scale[1] + f.bias[1]) * (i ? w.y : w.x);
+  return pack_bf16(v[0], v[1]);
+}
+
 
 // Rows b and b + 8 of w2 and tokens 8j + 2q, 8j + 2q + 1.
 DEV void scale_rows(const Params& p, const RowFactors& f, const u8* smem, int slot, int j, int lane, const float* sums, float* v) {
@@ -54,62 +39,19 @@ DEV void scale_rows(const Params& p, const RowFactors& f, const u8* smem, int sl
 template <int ROW_BYTES>
 DEV u32 staged(u32 base, int token, int chunk) { return base + token * ROW_BYTES + ((chunk ^ (token & 7)) << 4); }
 
-// Rows of w2 from `column` on, ROW_BYTES of each token, by `threads` threads.
-template <int ROW_BYTES>
-DEV void write_rows(const Params& p, const Tile& t, u32 out, const int* flat, int column, int thread, int threads) {
-  constexpr int RUNS = ROW_BYTES / 16;
-  column += thread % RUNS * 8;
-  if (column >= p.y_pitch) return;
-  for (int token = thread / RUNS; token < t.count; token += threads / RUNS)
-    *(uint4*)((u16*)p.y + (long)flat[token] * p.y_pitch + column) = load_shared16(staged<ROW_BYTES>(out, token, thread % RUNS));
-}
-
-#if MW > 1
-// One 64-row group of w13: gate rows in acc[4j], acc[4j+1], their up rows in acc[4j+2], acc[4j+3].
+// Activations of a 64-row group of w13.
 template <int N>
-DEV void activate_group(const Params& p, const Tile& t, const RowFactors& f, const u8* smem, int slot, int lane,
-                        float* acc) {
-#pragma unroll
-  for (int j = 0; j < N / 8; ++j) {
-    float2 w = make_float2(1.f, 1.f);
-    if (p.weight_first) w = token_weights(smem, slot, j, lane);
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      float g = acc[4 * j + i] * f.scale[0] + f.bias[0], u = acc[4 * j + 2 + i] * f.scale[1] + f.bias[1];
-      acc[4 * j + i] = activate(p, g, u) * (i ? w.y : w.x);
-    }
-  }
-}
-
-constexpr int OWN = MW * 32;      // activations one warpgroup makes a token
-template <int N>
-DEV void stage_own(const Pipe& q, int m, const float* acc) {
-  u32 out = q.base + Shared::OUT + q.group * NMAX * 128;
+DEV void stage_activations(const Params& p, u32 out, const RowFactors& f, const u8* smem, const Pipe& q, int row64, const float* acc) {
 #pragma unroll
   for (int j = 0; j < N / 8; ++j)
-    store_matrix1(staged<128>(out, 8 * j + (q.lane & 7), 4 * m + q.warp), pack_bf16(acc[4 * j], acc[4 * j + 1]));
+    store_matrix1(staged<HOUT * 2>(out, 8 * j + (q.lane & 7), 4 * row64 + q.warp),
+                  activate_rows(p, f, smem, q.tile.at, j, q.lane, acc + 4 * j));
 }
 
-DEV void write_own(const Params& p, const Tile& t, const Pipe& q) {
-  constexpr int RUNS = OWN / 8;
-  u32 out = q.base + Shared::OUT + q.group * NMAX * 128;
-  int thread = threadIdx.x & 127, run = thread % RUNS, column = t.row_tile * HOUT + q.group * OWN + run * 8;
-  if (column >= p.h_pitch) return;
-  for (int token = thread / RUNS; token < t.count; token += 128 / RUNS)
-    *(uint4*)((u16*)p.h + (long)(t.start + token) * p.h_pitch + column) = load_shared16(staged<128>(out, token, run));
-}
-
-template <int N>
-DEV void stage_activations(const Pipe& q, int row64, const float* acc) {
-  u32 out = q.base + Shared::OUT;
-#pragma unroll
-  for (int j = 0; j < N / 8; ++j)
-    store_matrix1(staged<HOUT * 2>(out, 8 * j + (q.lane & 7), 4 * row64 + q.warp), pack_bf16(acc[4 * j], acc[4 * j + 1]));
-}
-
-DEV void write_activations(const Params& p, const Tile& t, u32 out) {
+// A tile's activations, rounded if they are, by `threads` threads, whole warps.
+DEV void write_activations(const Params& p, const Tile& t, u32 out, int thread, int threads) {
   constexpr int RUNS = HOUT / 8;
-  for (int i = threadIdx.x; i < (t.count + 1) / 2 * 2 * RUNS; i += CONSUMERS) {
+  for (int i = thread; i < (t.count + 1) / 2 * 2 * RUNS; i += threads) {
     int token = i / RUNS, run = i % RUNS, column = t.row_tile * HOUT + run * 8;
     uint4 v = load_shared16(staged<HOUT * 2>(out, token, run));
     long slot = t.start + token;
@@ -125,6 +67,64 @@ DEV void write_activations(const Params& p, const Tile& t, u32 out) {
     if (token < t.count && column < p.h_pitch) *(uint4*)((u16*)p.h + slot * p.h_pitch + column) = v;
 #endif
   }
+}
+
+// Rows of w2 from `column` on, ROW_BYTES of each token, by `threads` threads.
+template <int ROW_BYTES>
+DEV void write_rows(const Params& p, const Tile& t, u32 out, const int* flat, int column, int thread, int threads) {
+  constexpr int RUNS = ROW_BYTES / 16;
+  column += thread % RUNS * 8;
+  if (column >= p.y_pitch) return;
+  for (int token = thread / RUNS; token < t.count; token += threads / RUNS)
+    *(uint4*)((u16*)p.y + (long)flat[token] * p.y_pitch + column) = load_shared16(staged<ROW_BYTES>(out, token, thread % RUNS));
+}
+
+#if MW > 1
+// Scales of rows b and b + 8 of each of this thread's row groups: read before the main loop, used after it.
+struct RowScales {
+  float scale[MW][2];
+};
+DEV long first_row(const Gemm& g, const Tile& t, const Pipe& q, int m) {
+  int row64 = min(t.row_tile * ROW64 + q.group * MW + m, g.row64s - 1);
+  return ((long)t.expert * g.row64s + row64) * 64 + q.warp * 16 + (q.lane >> 2);
+}
+DEV RowScales row_scales(const Gemm& g, const Tile& t, const Pipe& q) {
+  RowScales f;
+#pragma unroll
+  for (int m = 0; m < MW; ++m) {
+    const float* at = g.row_scale + first_row(g, t, q, m);
+    f.scale[m][0] = at[0];
+    f.scale[m][1] = at[8];
+  }
+  return f;
+}
+
+DEV RowFactors row_factors(const Gemm& g, const Tile& t, const Pipe& q, const RowScales& s, int m) {
+  RowFactors f = {{s.scale[m][0], s.scale[m][1]}, {0.f, 0.f}};
+  if (g.bias) {
+    const float* at = g.bias + first_row(g, t, q, m);
+    f.bias[0] = at[0];
+    f.bias[1] = at[8];
+  }
+  return f;
+}
+
+constexpr int OWN = MW * 32;      // activations one warpgroup makes a token
+template <int N>
+DEV void stage_own(const Params& p, const RowFactors& f, const u8* smem, const Pipe& q, int m, const float* acc) {
+  u32 out = q.base + Shared::OUT + q.group * NMAX * 128;
+#pragma unroll
+  for (int j = 0; j < N / 8; ++j)
+    store_matrix1(staged<128>(out, 8 * j + (q.lane & 7), 4 * m + q.warp), activate_rows(p, f, smem, q.tile.at, j, q.lane, acc + 4 * j));
+}
+
+DEV void write_own(const Params& p, const Tile& t, const Pipe& q) {
+  constexpr int RUNS = OWN / 8;
+  u32 out = q.base + Shared::OUT + q.group * NMAX * 128;
+  int thread = threadIdx.x & 127, run = thread % RUNS, column = t.row_tile * HOUT + q.group * OWN + run * 8;
+  if (column >= p.h_pitch) return;
+  for (int token = thread / RUNS; token < t.count; token += 128 / RUNS)
+    *(uint4*)((u16*)p.h + (long)(t.start + token) * p.h_pitch + column) = load_shared16(staged<128>(out, token, run));
 }
 
 // One 64-row group of w2: staged and written by its warpgroup alone.
@@ -162,13 +162,12 @@ DEV void finish_tile(const Params& p, const Tile& t, const Pipe& q, const RowSca
       write_group<N>(p, t, q, row64, m > 0, smem, acc[m]);
       continue;
     }
-    activate_group<N>(p, t, f, smem, slot, q.lane, acc[m]);
-    if (together) stage_activations<N>(q, local, acc[m]);
-    else stage_own<N>(q, m, acc[m]);
+    if (together) stage_activations<N>(p, q.base + Shared::OUT, f, smem, q, local, acc[m]);
+    else stage_own<N>(p, f, smem, q, m, acc[m]);
   }
   if (t.phase == 0 && together) {
     named_sync(1, CONSUMERS);
-    write_activations(p, t, q.base + Shared::OUT);
+    write_activations(p, t, q.base + Shared::OUT, threadIdx.x, CONSUMERS);
     named_sync(1, CONSUMERS);
   } else if (t.phase == 0) {
     named_sync(4 + q.group, 128);

@@ -31,11 +31,13 @@ DEV void run_tile(const Params& p, const Tile& t, Pipe& q, const u8* smem) {
   float acc[MW][NMAX / 2];
   q.warp = opaque(q.warp);                            // keeps one token count's addresses out of the others' registers
   q.lane = opaque(q.lane);
+#if MW == 1
+  fetch_factors(p, t, q);
+  main_loop<N>(p, q, walk(p.gemm[t.phase]), acc);
+  leave_tile<N>(p, t, q, smem, acc[0]);
+#else
   RowScales scales = row_scales(p.gemm[t.phase], t, q);
   main_loop<N>(p, q, walk(p.gemm[t.phase]), acc);
-#if MW == 1
-  leave_tile<N>(p, t, q, scales, smem, acc[0]);
-#else
   finish_tile<N>(p, t, q, scales, smem, acc);
 #endif
 }

@@ -54,7 +54,7 @@ constexpr int STAGED = WGS * NMAX * 128 > NMAX * HOUT * 2 ? WGS * NMAX * 128 : N
 constexpr bool DRAINED = MW == 1;                  // tiles go through shared memory to finisher warps
 constexpr int SUMS = 2;                            // tiles that wait for their finishers
 constexpr int FINISHERS = 2;                       // warps that finish a tile (DRAINED)
-constexpr int SUM_BYTES = WGS * (NMAX / 2) * 512;
+constexpr int SUM_BYTES = KW > 1 || NARROW ? WGS * (NMAX / 2) * 512 : NMAX * ROW64 * 128;   // of fp32 sums, or results in bf16
 constexpr int ROW_GROUPS = WGS / KW;               // warpgroups, or sets that share rows, with rows of their own
 constexpr int OUT_BYTES = DRAINED ? SUMS * SUM_BYTES : STAGED;
 constexpr int PUBLISHERS = DRAINED ? FINISHERS : ROW_GROUPS;   // how often a finished tile is counted
@@ -128,7 +128,8 @@ struct Shared {
   static constexpr int S = W + W_DEPTH * W_BYTES;
   static constexpr int XS = S + W_DEPTH * S_BYTES;
   static constexpr int OUT = XS + X_DEPTH * XS_BYTES;
-  static constexpr int FLAT = OUT + OUT_BYTES;             // [TILES][NMAX] routed slot, then its weight
+  static constexpr int FACTORS = OUT + OUT_BYTES;          // of a consumer warp's rows: 16 scales, 16 biases (DRAINED)
+  static constexpr int FLAT = FACTORS + (DRAINED ? WGS * 512 : 0);   // [TILES][NMAX] routed slot, then its weight
   static constexpr int WEIGHT = FLAT + TILES * NMAX * 4;
   static constexpr int ROWS = WEIGHT + TILES * NMAX * 4;   // [TILES][NMAX] source row
   static constexpr int RECORD = ROWS + TILES * NMAX * 4;
