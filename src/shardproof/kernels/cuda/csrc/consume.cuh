@@ -7,6 +7,7 @@
 struct Pipe {
   u32 base;                     // shared memory
   int group, warp, lane;        // warpgroup of the block, warp of the warpgroup, lane of the warp
+  u32 codes, scales;            // this thread's first ones in shared memory
   Ring w, x, tile, sum;
 };
 
@@ -18,9 +19,7 @@ struct Piece {
 };
 DEV Piece read_piece(const Pipe& q, int row64, int chunk) {
   int at = row64 * CHUNKS + chunk;
-  u32 w = q.base + Shared::W + q.w.at * W_BYTES + at * W_CHUNK + q.warp * 512 + q.lane * 16;
-  u32 s = q.base + Shared::S + q.w.at * S_BYTES + at * S_CHUNK + q.warp * 32 + (q.lane >> 2) * 4;
-  return {load_shared16(w), load_shared4(s)};
+  return {load_shared16(q.codes + q.w.at * W_BYTES + at * W_CHUNK), load_shared4(q.scales + q.w.at * S_BYTES + at * S_CHUNK)};
 }
 
 // A operand of the four 16-value steps of a chunk, in two parts: register 4k + r of step k, see PTX's m64k16 fragment.

@@ -20,23 +20,23 @@ DEV void fetch_factors(const Params& p, const Tile& t, const Pipe& q) {
   else if (g.bias && q.lane < 8) copy16(factor_place(q) + 64 + part * 16, g.bias + row, 16);
   copies_commit();
 }
-DEV RowFactors fetched_factors(const Params& p, const Tile& t, const Pipe& q) {
+DEV RowFactors fetched_factors(const Params& p, int phase, const Pipe& q) {
   copies_wait<0>();
   __syncwarp();
   u32 at = factor_place(q) + (q.lane >> 2) * 4;
   RowFactors f = {{load_shared_float(at), load_shared_float(at + 32)}, {0.f, 0.f}};
-  if (p.gemm[t.phase].bias) f.bias[0] = load_shared_float(at + 64), f.bias[1] = load_shared_float(at + 96);
+  if (p.gemm[phase].bias) f.bias[0] = load_shared_float(at + 64), f.bias[1] = load_shared_float(at + 96);
   __syncwarp();                                       // the next tile's may come
   return f;
 }
 
 constexpr int ROW_BYTES = ROW64 * 128;             // of a token's rows of w2 in a tile
 template <int N>
-DEV void leave_rows(const Params& p, u32 out, const RowFactors& f, const u8* smem, const Pipe& q, const float* acc) {
+DEV void leave_rows(const Params& p, u32 out, const RowFactors& f, const Pipe& q, const float* acc) {
 #pragma unroll
   for (int j = 0; j < N / 8; ++j) {
     float v[4];                                       // the compiler serialises products whose sums are changed in place
-    scale_rows(p, f, smem, q.tile.at, j, q.lane, acc + 4 * j, v);
+    scale_rows(p, f, q, j, acc + 4 * j, v);
     store_matrix2(staged<ROW_BYTES>(out, 8 * j + (q.lane & 7), 8 * q.group + 2 * q.warp + ((q.lane >> 3) & 1)),
                   pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]));
   }
@@ -48,14 +48,16 @@ DEV void leave_sums(u32 out, const Pipe& q, const float* acc) {
   for (int i = 0; i < N / 2; ++i) store_shared4(at + i * 512, __float_as_uint(acc[i]));
 }
 template <int N>
-DEV void leave_tile(const Params& p, const Tile& t, Pipe& q, const u8* smem, const float* acc) {
+DEV void leave_tile(const Params& p, Pipe& q, const float* acc) {
+  // Read again rather than kept in a register through the main loop.
+  int phase = load_shared4(q.base + Shared::RECORD + q.tile.at * sizeof(Tile));
   u32 out = q.base + Shared::OUT + q.sum.at * SUM_BYTES;
   RowFactors f;
-  if (results_left(t.phase)) f = fetched_factors(p, t, q);
+  if (results_left(phase)) f = fetched_factors(p, phase, q);
   bar_wait(q.base + Shared::SUM_EMPTY + 8 * q.sum.at, q.sum.parity ^ 1);
-  if (!results_left(t.phase)) leave_sums<N>(out, q, acc);
-  else if (t.phase) leave_rows<N>(p, out, f, smem, q, acc);
-  else stage_activations<N>(p, out, f, smem, q, q.group, acc);
+  if (!results_left(phase)) leave_sums<N>(out, q, acc);
+  else if (phase) leave_rows<N>(p, out, f, q, acc);
+  else stage_activations<N>(p, out, f, q, q.group, acc);
   release(q.base + Shared::SUM_FULL + 8 * q.sum.at, q.lane);
   q.sum.next<SUMS>();
 }

@@ -11,14 +11,15 @@ struct RowFactors {
 };
 
 // Token weights of this thread: tokens 8j + 2q and 8j + 2q + 1.
-DEV float2 token_weights(const u8* smem, int slot, int j, int lane) {
-  return ((const float2*)(smem + Shared::WEIGHT))[(slot * NMAX + 8 * j) / 2 + (lane & 3)];
+DEV float2 token_weights(const Pipe& q, int j) {
+  uint2 w = load_shared8(q.base + Shared::WEIGHT + (q.tile.at * NMAX + 8 * j + 2 * (q.lane & 3)) * 4);
+  return make_float2(__uint_as_float(w.x), __uint_as_float(w.y));
 }
 
 // Rows b and b + 8 of w13, gate and up, and tokens 8j + 2q, 8j + 2q + 1.
-DEV u32 activate_rows(const Params& p, const RowFactors& f, const u8* smem, int slot, int j, int lane, const float* sums) {
+DEV u32 activate_rows(const Params& p, const RowFactors& f, const Pipe& q, int j, const float* sums) {
   float2 w = make_float2(1.f, 1.f);
-  if (p.weight_first) w = token_weights(smem, slot, j, lane);
+  if (p.weight_first) w = token_weights(q, j);
   float v[2];
 #pragma unroll
   for (int i = 0; i < 2; ++i)
@@ -28,9 +29,9 @@ DEV u32 activate_rows(const Params& p, const RowFactors& f, const u8* smem, int 
 
 
 // Rows b and b + 8 of w2 and tokens 8j + 2q, 8j + 2q + 1.
-DEV void scale_rows(const Params& p, const RowFactors& f, const u8* smem, int slot, int j, int lane, const float* sums, float* v) {
+DEV void scale_rows(const Params& p, const RowFactors& f, const Pipe& q, int j, const float* sums, float* v) {
   float2 w = make_float2(1.f, 1.f);
-  if (!p.weight_first) w = token_weights(smem, slot, j, lane);
+  if (!p.weight_first) w = token_weights(q, j);
 #pragma unroll
   for (int i = 0; i < 4; ++i) v[i] = (sums[i] * f.scale[i >> 1] + f.bias[i >> 1]) * (i & 1 ? w.y : w.x);
 }
@@ -41,11 +42,11 @@ DEV u32 staged(u32 base, int token, int chunk) { return base + token * ROW_BYTES
 
 // Activations of a 64-row group of w13.
 template <int N>
-DEV void stage_activations(const Params& p, u32 out, const RowFactors& f, const u8* smem, const Pipe& q, int row64, const float* acc) {
+DEV void stage_activations(const Params& p, u32 out, const RowFactors& f, const Pipe& q, int row64, const float* acc) {
 #pragma unroll
   for (int j = 0; j < N / 8; ++j)
     store_matrix1(staged<HOUT * 2>(out, 8 * j + (q.lane & 7), 4 * row64 + q.warp),
-                  activate_rows(p, f, smem, q.tile.at, j, q.lane, acc + 4 * j));
+                  activate_rows(p, f, q, j, acc + 4 * j));
 }
 
 // A tile's activations, rounded if they are, by `threads` threads, whole warps.
@@ -111,11 +112,11 @@ DEV RowFactors row_factors(const Gemm& g, const Tile& t, const Pipe& q, const Ro
 
 constexpr int OWN = MW * 32;      // activations one warpgroup makes a token
 template <int N>
-DEV void stage_own(const Params& p, const RowFactors& f, const u8* smem, const Pipe& q, int m, const float* acc) {
+DEV void stage_own(const Params& p, const RowFactors& f, const Pipe& q, int m, const float* acc) {
   u32 out = q.base + Shared::OUT + q.group * NMAX * 128;
 #pragma unroll
   for (int j = 0; j < N / 8; ++j)
-    store_matrix1(staged<128>(out, 8 * j + (q.lane & 7), 4 * m + q.warp), activate_rows(p, f, smem, q.tile.at, j, q.lane, acc + 4 * j));
+    store_matrix1(staged<128>(out, 8 * j + (q.lane & 7), 4 * m + q.warp), activate_rows(p, f, q, j, acc + 4 * j));
 }
 
 DEV void write_own(const Params& p, const Tile& t, const Pipe& q) {
@@ -158,12 +159,12 @@ DEV void finish_tile(const Params& p, const Tile& t, const Pipe& q, const RowSca
     RowFactors f = row_factors(p.gemm[t.phase], t, q, s, m);
     if (t.phase) {
 #pragma unroll
-      for (int j = 0; j < N / 8; ++j) scale_rows(p, f, smem, slot, j, q.lane, acc[m] + 4 * j, acc[m] + 4 * j);
+      for (int j = 0; j < N / 8; ++j) scale_rows(p, f, q, j, acc[m] + 4 * j, acc[m] + 4 * j);
       write_group<N>(p, t, q, row64, m > 0, smem, acc[m]);
       continue;
     }
-    if (together) stage_activations<N>(p, q.base + Shared::OUT, f, smem, q, local, acc[m]);
-    else stage_own<N>(p, f, smem, q, m, acc[m]);
+    if (together) stage_activations<N>(p, q.base + Shared::OUT, f, q, local, acc[m]);
+    else stage_own<N>(p, f, q, m, acc[m]);
   }
   if (t.phase == 0 && together) {
     named_sync(1, CONSUMERS);

@@ -31,10 +31,12 @@ DEV void run_tile(const Params& p, const Tile& t, Pipe& q, const u8* smem) {
   float acc[MW][NMAX / 2];
   q.warp = opaque(q.warp);                            // keeps one token count's addresses out of the others' registers
   q.lane = opaque(q.lane);
+  q.codes = opaque(q.base + Shared::W + q.warp * 512 + q.lane * 16);
+  q.scales = opaque(q.base + Shared::S + q.warp * 32 + (q.lane >> 2) * 4);
 #if MW == 1
   fetch_factors(p, t, q);
   main_loop<N>(p, q, walk(p.gemm[t.phase]), acc);
-  leave_tile<N>(p, t, q, smem, acc[0]);
+  leave_tile<N>(p, q, acc[0]);
 #else
   RowScales scales = row_scales(p.gemm[t.phase], t, q);
   main_loop<N>(p, q, walk(p.gemm[t.phase]), acc);
