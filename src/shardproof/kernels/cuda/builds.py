@@ -16,12 +16,12 @@ NARROW = Build(
 SMALL = replace(NARROW, name="small", kw=4, each=4, w_depth=3)
 SHORT = replace(NARROW, name="short", kw=4, each=1, w_depth=12, x_depth=8)
 HALF = replace(NARROW, name="half", kw=2, widths=(8, 16), each=2, w_depth=6, x_depth=6)
-WIDE = replace(NARROW, name="wide", widths=(8, 16, 24, 32), each=4, w_depth=3, x_depth=3)
-MID = replace(NARROW, name="mid", widths=(32,), each=4, w_depth=3, x_depth=3, narrow=False)
+WIDE = replace(NARROW, name="wide", widths=(8, 16, 24, 32), each=4, w_depth=3, x_depth=3, results=True)
+MID = replace(NARROW, name="mid", widths=(32,), each=4, w_depth=3, x_depth=3, narrow=False, results=True)
 MID8 = replace(MID, name="mid8", widths=(24, 32), x_depth=4, fp8=True)
 # Of e4m3 products the unpacking is what limits: these place codes as they are and scale products.
-FEW16_8 = replace(MID8, name="few16_8", widths=(8, 16), w_depth=4, direct=True)
-FEW24_8 = replace(FEW16_8, name="few24_8", widths=(16, 24), x_depth=3)
+FEW16_8 = replace(MID8, name="few16_8", widths=(8, 16), w_depth=4, direct=True, results=False)
+FEW24_8 = replace(FEW16_8, name="few24_8", widths=(16, 24), x_depth=3, results=True)
 LARGE = Build(
     "large",
     wgs=2,

@@ -47,6 +47,7 @@ class Build:
     pair: int = 1
     once: bool = True
     direct: bool = False
+    results: bool = False
     many: bool = False
     cluster: int = 1
     activation: int = 0
@@ -98,7 +99,7 @@ class Build:
         x = self.x_depth * atoms * self.nmax * 128
         w = self.w_depth * self.row64 * self.chunks * (2048 + 128)
         xs = self.x_depth * atoms * self.nmax * 4 if self.fp8 else 0
-        tile = self.wgs * self.nmax * 256 if self.kw > 1 or self.narrow else self.nmax * self.row64 * 128
+        tile = self.wgs * self.nmax * 256 if self.narrow or not self.results else self.nmax * self.row64 * 128
         drained = 2 * tile + self.wgs * 512
         staged = max(self.wgs * self.nmax * 128, self.nmax * self.row64 * 64)
         meta = 4 * self.nmax * 12 + 4 * 32 + 128
@@ -126,6 +127,7 @@ class Build:
             "PIECES": self.pieces,
             "CLUSTER": self.cluster,
             "MANY": int(self.many),
+            "RESULTS": int(self.results),
             "ACTIVATION": self.activation,
             "CHECKED": int(self.checked),
             "CONSUMER_REGS": self.consumer_regs,

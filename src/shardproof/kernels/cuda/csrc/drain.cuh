@@ -1,13 +1,13 @@
 // Geometries of one row tile a warpgroup: consumers leave a tile in shared memory and go on; finisher warps store and count
 // it. A consumer that did this itself would hold up every stage that it shares with the others. Where no warpgroups share
-// rows, results are left, activations or rows of w2, which finishers copy 16 bytes at a time; else sums, which finishers add,
+// rows, RESULTS are left, activations or rows of w2, which finishers copy 16 bytes at a time; else sums, which finishers add,
 // scale and activate. With few tokens (NARROW) those of w13 are left as sums, too: consumers have no time for activations.
 #pragma once
 #include "finish.cuh"
 #if MW == 1
 static_assert(!FP8 || HOUT == 128, "one row tile makes one block of activations that share a scale");
 
-DEV bool results_left(int phase) { return KW == 1 && (phase || !NARROW); }
+DEV bool results_left(int phase) { return RESULTS && (phase || !NARROW); }
 
 // The factors of a warp's 16 rows, copied behind its main loop: they would take registers from it.
 DEV u32 factor_place(const Pipe& q) { return q.base + Shared::FACTORS + (threadIdx.x >> 5) * 128; }
@@ -49,7 +49,7 @@ DEV void leave_sums(u32 out, const Pipe& q, const float* acc) {
 }
 template <int N>
 DEV void leave_tile(const Params& p, Pipe& q, const float* acc) {
-  // Read again rather than kept in a register through the main loop.
+  q.lane = opaque(lane_id());                         // read again rather than kept in registers through the main loop
   int phase = load_shared4(q.base + Shared::RECORD + q.tile.at * sizeof(Tile));
   u32 out = q.base + Shared::OUT + q.sum.at * SUM_BYTES;
   RowFactors f;
@@ -62,7 +62,7 @@ DEV void leave_tile(const Params& p, Pipe& q, const float* acc) {
   q.sum.next<SUMS>();
 }
 
-#if KW > 1 || NARROW
+#if SUMS_LEFT
 // Each second tile is for one pair of warps, and one warp of the pair takes the tokens of one parity: its lane 4b + q
 // holds, of each 16 rows, rows b and b + 8 of token 8j + 2q + parity, as the consumer's lane does.
 constexpr int FRAGMENTS = ROW_GROUPS * 4;
@@ -108,6 +108,28 @@ DEV int shared_exponent(const u32 (&a)[FRAGMENTS / 2]) {
   return scale_exponent(most);
 }
 
+// The four activations of a lane in one block of 32 are neighbours in the e4m3 order (quant.cuh, transpose_block32).
+DEV void store_e4m3(const Params& p, const Tile& t, int token, int lane, const u32 (&a)[FRAGMENTS / 2]) {
+  int e = shared_exponent(a), b = lane >> 2;
+  if (token >= t.count) return;
+  float inverse = exp2_int(max(-e, -126));
+  long slot = t.start + token;
+  u8* h = (u8*)p.h + slot * p.h_pitch + t.row_tile * HOUT + (DIRECT ? 2 * b : 16 * (b & 1) + 4 * (b >> 1));
+#pragma unroll
+  for (int g = 0; g < ROW64; ++g) {
+    u32 low = to_e4m3x2(bf16_low(a[2 * g]) * inverse, bf16_high(a[2 * g]) * inverse);
+    u32 high = to_e4m3x2(bf16_low(a[2 * g + 1]) * inverse, bf16_high(a[2 * g + 1]) * inverse);
+    if (t.row_tile * HOUT + g * 32 >= p.h_pitch) break;
+    if (DIRECT) {
+      *(u16*)(h + g * 32) = select_bytes(low, high, 0x40);
+      *(u16*)(h + g * 32 + 16) = select_bytes(low, high, 0x51);
+    } else {
+      *(u32*)(h + g * 32) = low | (high << 16);
+    }
+  }
+  if (b == 0) p.hs[(long)t.row_tile * (p.tokens * p.top_k) + slot] = exp2_int(e);
+}
+
 DEV void finish_w13(const Params& p, const Tile& t, u32 sums, int token, int lane, float weight, const Factors& f) {
   u32 a[FRAGMENTS / 2];
   int groups = min(ROW64, p.gemm[0].row64s - t.row_tile * ROW64);
@@ -116,6 +138,7 @@ DEV void finish_w13(const Params& p, const Tile& t, u32 sums, int token, int lan
     float2 first = read_sums(p.gemm[0], t, sums, i, lane, f), second = read_sums(p.gemm[0], t, sums, i + 1, lane, f);
     a[i / 2] = i / 4 < groups ? pack_bf16(activate(p, first.x, first.y) * weight, activate(p, second.x, second.y) * weight) : 0;
   }
+  if (FP8) return store_e4m3(p, t, token, lane, a);
   if (p.round_h) {
     int e = shared_exponent(a);
 #pragma unroll
@@ -135,8 +158,13 @@ DEV void finish_w2(const Params& p, const Tile& t, u32 sums, long slot, int lane
   for (int i = 0; i < FRAGMENTS; ++i) {
     if (i / 4 >= groups) break;
     float2 v = read_sums(p.gemm[1], t, sums, i, lane, f);
-    ((float*)p.y)[at + i * 16] = v.x * weight;
-    ((float*)p.y)[at + i * 16 + 8] = v.y * weight;
+    if (KW > 1) {
+      ((float*)p.y)[at + i * 16] = v.x * weight;
+      ((float*)p.y)[at + i * 16 + 8] = v.y * weight;
+    } else {
+      ((u16*)p.y)[at + i * 16] = pack_bf16(v.x * weight, 0.f) & 0xffff;
+      ((u16*)p.y)[at + i * 16 + 8] = pack_bf16(v.y * weight, 0.f) & 0xffff;
+    }
   }
 }
 
@@ -155,7 +183,7 @@ DEV void finish_sums(const Params& p, const Tile& t, const u8* smem, u32 base, i
     float weight = live && weighted ? weights[token] : 1.f;
     u32 sums = base + Shared::OUT + pair * SUM_BYTES + (4 * octet + parity) * 512 + lane * 4;
     if (t.phase == 0) finish_w13(p, t, sums, token, lane, weight, f);
-    else if (KW > 1 && live) finish_w2(p, t, sums, flat[token], lane, weight, f);
+    else if (!RESULTS && live) finish_w2(p, t, sums, flat[token], lane, weight, f);
   }
 }
 #endif
@@ -178,7 +206,7 @@ DEV void finish_tiles(const Params& p, const u8* smem, u32 base, int warp) {
     Tile t = ((const Tile*)(smem + Shared::RECORD))[slot];
     if (t.phase < 0) return;
     if (results_left(t.phase)) finish_result(p, t, smem, base, slot, pair, n / SUMS & 1, warp % FINISHERS);
-#if KW > 1 || NARROW
+#if SUMS_LEFT
     else finish_sums(p, t, smem, base, slot, pair, n / SUMS & 1, warp % FINISHERS);
 #endif
     release(base + Shared::SUM_EMPTY + 8 * pair, lane_id());

@@ -28,6 +28,7 @@
 #define DIRECT 0              // FP8, few tokens: codes are placed, not looked up; their scales multiply products
 #define ONCE 1                // weights are read once: first to leave the L2 cache
 #define ACTIVATION 0          // 0 silu, 1 swiglu_oai, 2 situ
+#define RESULTS 0             // one row tile a warpgroup: consumers leave rows of w2, and not NARROW activations, to finishers
 #define MANY 0                // many.cu
 #define CHECKED 0             // for compute-sanitizer
 #define CONSUMER_REGS 88      // registers a thread: consumers, producers
@@ -54,7 +55,8 @@ constexpr int STAGED = WGS * NMAX * 128 > NMAX * HOUT * 2 ? WGS * NMAX * 128 : N
 constexpr bool DRAINED = MW == 1;                  // tiles go through shared memory to finisher warps
 constexpr int SUMS = 2;                            // tiles that wait for their finishers
 constexpr int FINISHERS = 2;                       // warps that finish a tile (DRAINED)
-constexpr int SUM_BYTES = KW > 1 || NARROW ? WGS * (NMAX / 2) * 512 : NMAX * ROW64 * 128;   // of fp32 sums, or results in bf16
+#define SUMS_LEFT (NARROW || !RESULTS)             // sums of w13 at least
+constexpr int SUM_BYTES = SUMS_LEFT ? WGS * (NMAX / 2) * 512 : NMAX * ROW64 * 128;   // of fp32 sums, or results in bf16
 constexpr int ROW_GROUPS = WGS / KW;               // warpgroups, or sets that share rows, with rows of their own
 constexpr int OUT_BYTES = DRAINED ? SUMS * SUM_BYTES : STAGED;
 constexpr int PUBLISHERS = DRAINED ? FINISHERS : ROW_GROUPS;   // how often a finished tile is counted
