@@ -47,6 +47,8 @@ WRONG_KIND: dict[str, tuple[Callable[[Any], object], str]] = {
     "select tp": (lambda a: shardproof.select(a.model, platform="cpu", tp="2"), "tp is not a whole number"),
     "select ep": (lambda a: shardproof.select(a.model, platform="cpu", ep=2.0), "ep is not a whole number"),
     "select platform": (lambda a: shardproof.select(a.model, platform=3), "platform is not a Platform"),
+    "select packages": (lambda a: shardproof.select(a.model, packages=3), "packages is not an Iterable"),
+    "select package": (lambda a: shardproof.select(a.model, packages=[3]), "a package is not a str"),
     "select backend": (lambda a: shardproof.select(a.model, backend=a.decision), "backend is not a str"),
     "plan decision": (lambda a: shardproof.make_plan(a.model, a.decision), "recipe is not a Recipe"),
     "plan name": (lambda a: shardproof.make_plan(a.model, "aiter"), "recipe is not a Recipe"),
