@@ -44,7 +44,7 @@ def write_repaired(examinations: Sequence[Examination], path: Path) -> None:
         if examination.recipe is None:
             raise DiagnoseError(
                 "diagnose.repair_backend", "a repair needs to know which backend will read the tensors",
-                needed="--backend NAME", next_step="`shardproof explain` lists the backends",
+                needed="--backend NAME", next_step="`shardproof explain CKPT` lists the backends",
             )  # fmt: skip
         for held in examination.held:
             named = f"{examination.key}.experts.{held.name}"

@@ -59,10 +59,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             "packed.damaged", "the manifest is not JSON", file=path, found=str(reason)[:120], next_step="pack again"
         ) from None
     check_version(data, path)
-    if not isinstance(data.get("ranks"), dict):
+    try:
+        for text in [*data["ranks"].values(), *({data["digest"]} - {None})]:
+            Digest.parse(text)
+    except (LookupError, AttributeError, TypeError, ValueError) as reason:
         raise PackedError(
-            "packed.damaged", "the manifest does not say which ranks there are", file=path, next_step="pack again"
-        )
+            "packed.damaged", "the manifest does not say which ranks there are", file=path, found=repr(reason)[:120],
+            needed="a digest of each rank and of the whole", next_step="pack again",
+        ) from None  # fmt: skip
     return dict(data)
 
 
