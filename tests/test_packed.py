@@ -308,14 +308,15 @@ def test_a_rank_file_of_the_same_plan_for_other_weights(tmp_path):
         model = read_experts(Checkpoint.open(tmp_path / "model"))
         plan = make_plan(model, AITER, tp=2)
         pack(model, plan, tmp_path / out)
+    old = (tmp_path / "first" / FIRST).read_bytes()
     shutil.copy(tmp_path / "second" / FIRST, tmp_path / "first" / FIRST)
     error = refused(load, tmp_path / "first", 0)
     assert (error.code, error.what) == ("packed.mixed", "the rank file belongs to another packing")
     assert error.found == f"digest {load_file(tmp_path / 'second' / FIRST).digest}"
     assert error.needed == f"the manifest's digest {read_manifest(tmp_path / 'first')['ranks'][FIRST]}"
-    shutil.copy(tmp_path / "first" / FIRST, tmp_path / "second" / FIRST)  # of the checkpoint as it is now
-    pack(model, plan, tmp_path / "second")
-    assert load(tmp_path / "second", 0).digest == load_file(tmp_path / "second" / FIRST).digest
+    (tmp_path / "second" / FIRST).write_bytes(old)
+    pack(model, plan, tmp_path / "second")  # writes again what is not its own
+    assert load(tmp_path / "second", 0).rank.index == 0
 
 
 @given(at=st.integers(0, 6000), new=st.binary(min_size=1, max_size=3))
