@@ -239,6 +239,23 @@ def test_a_list_for_a_manifest(copy):
     assert refused(load, copy).code == "packed.version"
 
 
+def test_files_that_this_user_may_not_read(copy, monkeypatch):
+    """Packing again is no cure for a permission."""
+
+    def forbidden(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("shardproof.checkpoint.header.os.open", forbidden)
+    error = refused(load, copy, 0)
+    assert (error.code, error.found) == ("packed.not_found", "Permission denied")
+    assert error.next_step == "correct the path or the file's permissions"
+    monkeypatch.setattr("pathlib.Path.read_text", forbidden)
+    error = refused(load, copy, 0)
+    assert (error.code, error.found, error.next_step) == (
+        "packed.not_found", "Permission denied", "correct its permissions",
+    )  # fmt: skip
+
+
 def rewritten(path, change):
     """The rank file with another header."""
     raw = path.read_bytes()

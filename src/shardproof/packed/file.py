@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import mmap
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -122,13 +124,14 @@ def load_file(path: Path) -> PackedExperts:
     try:
         found = read_header(path)
     except CheckpointError as reason:
-        code = "packed.not_found" if reason.code == "checkpoint.not_a_file" else "packed.damaged"
+        unread = reason.code == "checkpoint.not_a_file"
+        forbidden = unread and reason.found != os.strerror(errno.ENOENT)
         raise PackedError(
-            code,
+            "packed.not_found" if unread else "packed.damaged",
             f"the rank file cannot be read: {reason.what}",
             file=path,
             found=reason.found,
-            next_step="pack the rank again (shardproof pack)",
+            next_step=reason.next_step if forbidden else "pack the rank again (shardproof pack)",
         ) from reason
     try:
         record = json.loads(found.metadata[METADATA_KEY])

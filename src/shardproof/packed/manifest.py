@@ -46,14 +46,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError:
+    except OSError as reason:
+        missing = isinstance(reason, FileNotFoundError | NotADirectoryError)
         raise PackedError(
-            "packed.not_found",
-            "not a packed folder",
-            file=folder,
-            needed=MANIFEST,
-            next_step="shardproof pack CKPT OUT",
-        ) from None
+            "packed.not_found", "not a packed folder", file=folder, found=None if missing else reason.strerror,
+            needed=MANIFEST, next_step="shardproof pack CKPT OUT" if missing else "correct its permissions",
+        ) from None  # fmt: skip
     except (ValueError, RecursionError) as reason:
         raise PackedError(
             "packed.damaged", "the manifest is not JSON", file=path, found=str(reason)[:120], next_step="pack again"
