@@ -63,10 +63,10 @@ def test_a_reader_that_has_enough(command: str, code: int, said: str, checkpoint
 @pytest.mark.parametrize(("encoding", "shown"), [("ascii:strict", "h\\xe4\\udcff"), ("utf-8:strict", "hä\\udcff")])
 def test_a_name_that_the_output_cannot_show(encoding: str, shown: str, checkpoint: Path, tmp_path: Path) -> None:
     """Old locales, and names that are no text at all."""
-    shutil.copytree(checkpoint, tmp_path / os.fsdecode(b"h\xc3\xa4\xff"))
-    done = shell(f"cd {tmp_path} && $S inspect $'h\\xc3\\xa4\\xff'", PYTHONIOENCODING=encoding)
+    named = shutil.copytree(checkpoint, tmp_path / os.fsdecode(b"h\xc3\xa4\xff"))
+    done = shell('$S inspect "$CKPT"', CKPT=str(named), PYTHONIOENCODING=encoding)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines()[0].split() == ["checkpoint", shown]
+    assert done.stdout.splitlines()[0].endswith(f"/{shown}")
 
 
 @needs_full
