@@ -32,7 +32,7 @@ for _size in (
 _OTHER_VERSION = "it was built from another version of shardproof: build it again"
 
 ENGINE = "SHARDPROOF_ENGINE"
-"""Environment: `numpy` leaves the engine alone, `portable`, `avx2`, `avx512` hold it back; `amx`, the default, does not."""
+"""Environment: `numpy` leaves the engine alone; `portable`, `avx2`, `avx512` hold it back; `amx` is the default."""
 
 
 @cache
