@@ -46,6 +46,9 @@ def at(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
 
 WRONG_KIND: dict[str, tuple[Callable[[Any], object], str]] = {
     "checkpoint": (lambda a: shardproof.open_model(a.model), "checkpoint is not a path"),
+    "format": (lambda a: shardproof.open_model(a.folder / "checkpoint", format=[]), "format is not a str"),
+    "restrict": (lambda a: a.plan.restrict(0), "layers is not an Iterable"),
+    "pack worker": (lambda a: shardproof.pack(a.model, a.plan, a.out, worker=1), "worker is not a Worker"),
     "select tp": (lambda a: shardproof.select(a.model, platform="cpu", tp="2"), "tp is not a whole number"),
     "select ep": (lambda a: shardproof.select(a.model, platform="cpu", ep=2.0), "ep is not a whole number"),
     "select platform": (lambda a: shardproof.select(a.model, platform=3), "platform is not a Platform"),

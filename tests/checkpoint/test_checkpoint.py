@@ -264,6 +264,15 @@ def test_the_environment_chooses_the_cache(hub, tmp_path):
     assert done.stdout.strip() == "25", done.stderr
 
 
+def test_a_file_whose_name_is_no_text(tmp_path):
+    make(tmp_path, "quark", files=1)
+    (tmp_path / "model.safetensors.index.json").unlink()
+    (shard,) = tmp_path.glob("*.safetensors")
+    named = shard.rename(tmp_path / os.fsdecode(b"caf\xe9.safetensors"))
+    assert Checkpoint.open(tmp_path).paths == (named,)
+    assert Checkpoint.open(named).identity == Checkpoint.open(tmp_path).identity
+
+
 def test_a_user_without_a_home(monkeypatch):
     pytest.importorskip("huggingface_hub")
 
