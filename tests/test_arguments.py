@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -44,9 +46,14 @@ def at(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
 
 WRONG_KIND: dict[str, tuple[Callable[[Any], object], str]] = {
     "checkpoint": (lambda a: shardproof.open_model(a.model), "checkpoint is not a path"),
+    "format": (lambda a: shardproof.open_model(a.folder / "checkpoint", format=[]), "format is not a str"),
+    "restrict": (lambda a: a.plan.restrict(0), "layers is not an Iterable"),
+    "pack worker": (lambda a: shardproof.pack(a.model, a.plan, a.out, worker=1), "worker is not a Worker"),
     "select tp": (lambda a: shardproof.select(a.model, platform="cpu", tp="2"), "tp is not a whole number"),
     "select ep": (lambda a: shardproof.select(a.model, platform="cpu", ep=2.0), "ep is not a whole number"),
     "select platform": (lambda a: shardproof.select(a.model, platform=3), "platform is not a Platform"),
+    "select packages": (lambda a: shardproof.select(a.model, packages=3), "packages is not an Iterable"),
+    "select package": (lambda a: shardproof.select(a.model, packages=[3]), "a package is not a str"),
     "select backend": (lambda a: shardproof.select(a.model, backend=a.decision), "backend is not a str"),
     "plan decision": (lambda a: shardproof.make_plan(a.model, a.decision), "recipe is not a Recipe"),
     "plan name": (lambda a: shardproof.make_plan(a.model, "aiter"), "recipe is not a Recipe"),
@@ -156,3 +163,25 @@ def test_numpy_numbers_are_numbers(at: SimpleNamespace, tmp_path: Path) -> None:
     loaded = shardproof.load(tmp_path / "out", np.int64(1))
     assert (loaded.plan.tp, loaded.rank.index) == (2, 1)
     assert loaded.digest == digests[1]
+
+
+@pytest.mark.parametrize(("name", "values"), [
+    ("SHARDPROOF_ENGINE", "amx or avx512 or avx2 or portable or numpy"), ("SHARDPROOF_HUGE_PAGES", "0 or 1"),
+])  # fmt: skip
+def test_a_variable_that_is_set_to_nothing_known(
+    name: str, values: str, at: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, "AVX2")
+    with pytest.raises(ShardproofError) as caught:
+        pack_in_memory(at.model, at.plan, at.rank)
+    assert str(caught.value) == (
+        f"[argument.value] {name} is set to what it does not know\n  found: AVX2\n  needed: {values}\n"
+        f"  next: set it to one of these, or unset {name}"
+    )
+    with contextlib.suppress(ShardproofError):
+        shardproof.pack(at.model, at.plan, at.out)
+        shutil.rmtree(at.out)
+    assert not Path(at.out).exists()
+    assert not list(at.folder.glob(".out.part*"))
+    monkeypatch.setenv(name, "")
+    pack_in_memory(at.model, at.plan, at.rank)

@@ -92,8 +92,8 @@ def test_asking_by_name_gives_it_or_fails():
         ("AITER", "did you mean aiter"),
         ("AITER_MXFP4_BF16", "did you mean aiter or "),
         ("batched_marlin", "did you mean marlin"),
-        ("", "`shardproof explain` shows them all"),
-        ("zzz", "`shardproof explain` shows them all"),
+        ("", "`shardproof explain CKPT` shows them all"),
+        ("zzz", "`shardproof explain CKPT` shows them all"),
     ],
 )
 def test_an_unknown_name_is_refused_with_the_nearest_ones(name, hint):

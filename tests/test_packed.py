@@ -182,11 +182,39 @@ def test_a_manifest_that_is_not_json(copy, text):
 
 @pytest.mark.parametrize("change", [
     {"plan": None}, {"plan": {}}, {"plan": []}, {"ranks": None}, {"ranks": 3}, {"plan": {"tp": "x"}},
+    {"ranks": {FIRST: 3}}, {"ranks": {FIRST: "x"}}, {"digest": []}, {"digest": "x"},
 ], ids=str)  # fmt: skip
 def test_a_manifest_that_lost_its_plan(copy, change):
     manifest = json.loads((copy / MANIFEST).read_text())
     (copy / MANIFEST).write_text(json.dumps({**manifest, **change}))
     assert refused(load, copy).code == "packed.damaged"
+
+
+@pytest.mark.parametrize("identity", [None, 3, ["raw.rows"], {}], ids=str)
+def test_a_layout_that_is_no_text(copy, identity):
+    manifest = json.loads((copy / MANIFEST).read_text())
+    manifest["plan"]["recipe"]["layouts"]["w2.scale"] = identity
+    (copy / MANIFEST).write_text(json.dumps(manifest))
+    error = refused(load, copy)
+    assert (error.code, error.what) == ("packed.damaged", "the record of how this was packed is not whole")
+    assert "w2.scale is not a str" in error.found
+
+
+def test_more_experts_than_memory_could_count(copy):
+    manifest = json.loads((copy / MANIFEST).read_text())
+    manifest["plan"]["shapes"][0]["spec"]["experts"] = 10**30
+    (copy / MANIFEST).write_text(json.dumps(manifest))
+    error = refused(load, copy)
+    assert error.code == "packed.damaged"
+    assert "an expert is on no rank" in error.found
+
+
+def test_a_manifest_without_its_digest(copy):
+    manifest = json.loads((copy / MANIFEST).read_text())
+    del manifest["digest"]
+    (copy / MANIFEST).write_text(json.dumps(manifest))
+    error = refused(load, copy)
+    assert (error.code, error.found) == ("packed.damaged", "KeyError('digest')")
 
 
 @pytest.mark.parametrize("size", ["2", 2.0, True, None, 0, 1 << 40, [2]])
@@ -209,6 +237,23 @@ def test_a_version_from_the_future(copy, version):
 def test_a_list_for_a_manifest(copy):
     (copy / MANIFEST).write_text("[]")
     assert refused(load, copy).code == "packed.version"
+
+
+def test_files_that_this_user_may_not_read(copy, monkeypatch):
+    """Packing again is no cure for a permission."""
+
+    def forbidden(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("shardproof.checkpoint.header.os.open", forbidden)
+    error = refused(load, copy, 0)
+    assert (error.code, error.found) == ("packed.not_found", "Permission denied")
+    assert error.next_step == "correct the path or the file's permissions"
+    monkeypatch.setattr("pathlib.Path.read_text", forbidden)
+    error = refused(load, copy, 0)
+    assert (error.code, error.found, error.next_step) == (
+        "packed.not_found", "Permission denied", "correct its permissions",
+    )  # fmt: skip
 
 
 def rewritten(path, change):
@@ -271,6 +316,24 @@ def test_a_rank_file_of_another_plan(whole, copy, tmp_path):
     error = refused(load, copy, 0)
     assert (error.code, error.file) == ("packed.mixed", copy / FIRST)
     assert "another plan" in error.what
+
+
+def test_a_rank_file_of_the_same_plan_for_other_weights(tmp_path):
+    """Weights that were trained on have the same headers, so the same plan: only the digest tells their ranks apart."""
+    for seed, out in enumerate(("first", "second")):
+        make(tmp_path / "model", "gpt_oss", seed=seed)  # written anew in its place
+        model = read_experts(Checkpoint.open(tmp_path / "model"))
+        plan = make_plan(model, AITER, tp=2)
+        pack(model, plan, tmp_path / out)
+    old = (tmp_path / "first" / FIRST).read_bytes()
+    shutil.copy(tmp_path / "second" / FIRST, tmp_path / "first" / FIRST)
+    error = refused(load, tmp_path / "first", 0)
+    assert (error.code, error.what) == ("packed.mixed", "the rank file belongs to another packing")
+    assert error.found == f"digest {load_file(tmp_path / 'second' / FIRST).digest}"
+    assert error.needed == f"the manifest's digest {read_manifest(tmp_path / 'first')['ranks'][FIRST]}"
+    (tmp_path / "second" / FIRST).write_bytes(old)
+    pack(model, plan, tmp_path / "second")  # writes again what is not its own
+    assert load(tmp_path / "second", 0).rank.index == 0
 
 
 @given(at=st.integers(0, 6000), new=st.binary(min_size=1, max_size=3))

@@ -59,6 +59,15 @@ def _offset(tensor) -> int:
 # -- right ----------------------------------------------------------------------------------------------------------
 
 
+def test_a_folder_without_ranks_proves_nothing(model, tmp_path):
+    packed(model, tmp_path / "out")
+    manifest = json.loads((tmp_path / "out" / MANIFEST).read_text())
+    (tmp_path / "out" / MANIFEST).write_text(json.dumps({**manifest, "ranks": {}}))
+    with pytest.raises(PackedError, match="the folder holds no rank, so there is nothing to prove") as caught:
+        verify(tmp_path / "out", model)
+    assert (caught.value.code, caught.value.found) == ("packed.incomplete", "0 of 1 ranks")
+
+
 @pytest.mark.parametrize("chosen", RECIPES, ids=lambda r: r.backend)
 @pytest.mark.parametrize(("tp", "ep"), [(1, 1), (3, 1), (2, 3), (7, 1)])
 def test_what_pack_wrote_is_proven(model, tmp_path, chosen, tp, ep):
@@ -198,9 +207,9 @@ def test_many_wrong_bytes_are_counted_and_the_first_four_shown(model, tmp_path):
 
 def test_a_recorded_digest_that_is_another(model, tmp_path):
     packed(model, tmp_path / "out")
-    path = tmp_path / "out" / "rank-00000-of-00001.safetensors"
     digest = str(load(tmp_path / "out").digest)
-    path.write_bytes(path.read_bytes().replace(digest.encode(), b"0" * 32))
+    for path in (tmp_path / "out").iterdir():
+        path.write_bytes(path.read_bytes().replace(digest.encode(), b"0" * 32))
     (difference,) = verify(tmp_path / "out", model).differences
     assert difference.tensor == "(digest)"
     assert digest in difference.first[0]

@@ -50,6 +50,17 @@ def thread_count(threads: object) -> int | None:
     return None if threads is None else whole_number("threads", threads, least=1)
 
 
+def variable(name: str, *values: str) -> str | None:
+    """The value of an environment variable; None where it is unset or empty. Raises ArgumentError `argument.value`."""
+    found = os.environ.get(name) or None
+    if found is None or found in values:
+        return found
+    raise ArgumentError(
+        "argument.value", f"{name} is set to what it does not know", found=found, needed=" or ".join(values),
+        next_step=f"set it to one of these, or unset {name}",
+    )  # fmt: skip
+
+
 def path_of(name: str, found: str | os.PathLike[str]) -> Path:
     """A path from text or a path. Raises ArgumentError `argument.type`."""
     if isinstance(found, str | os.PathLike):

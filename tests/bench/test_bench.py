@@ -148,7 +148,7 @@ def test_command(tmp_path, capsys):
 def test_a_tuned_table_is_what_the_kernels_read(tmp_path, monkeypatch):
     builds = pytest.importorskip("shardproof.kernels.cuda.builds")
     made = rows([(1, "small"), (4, "small"), (16, "wide"), (64, "mid")], top_k=6, experts=256)
-    assert made == [[8 * 6 / 256, "small"], [32 * 6 / 256, "wide"], [None, "mid"]]
+    assert made == [(8 * 6 / 256, "small"), (32 * 6 / 256, "wide"), (None, "mid")]
     path = tmp_path / "t.json"
     write(path, {"Another": {"w4a8": [[None, "mid"]]}, "Mine": {"w4a8": [[None, "wide"]]}})
     write(path, {"Mine": {"w4a16": made}})

@@ -264,6 +264,28 @@ def test_the_environment_chooses_the_cache(hub, tmp_path):
     assert done.stdout.strip() == "25", done.stderr
 
 
+def test_a_file_whose_name_is_no_text(tmp_path):
+    make(tmp_path, "quark", files=1)
+    (tmp_path / "model.safetensors.index.json").unlink()
+    (shard,) = tmp_path.glob("*.safetensors")
+    named = shard.rename(tmp_path / os.fsdecode(b"caf\xe9.safetensors"))
+    assert Checkpoint.open(tmp_path).paths == (named,)
+    assert Checkpoint.open(named).identity == Checkpoint.open(tmp_path).identity
+
+
+def test_a_user_without_a_home(monkeypatch):
+    pytest.importorskip("huggingface_hub")
+
+    def homeless(*_, **__):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", homeless)
+    with pytest.raises(CheckpointError, match="the Hugging Face cache cannot be looked for") as caught:
+        Checkpoint.open("some/model")
+    assert (caught.value.code, caught.value.found) == ("checkpoint.not_found", "Could not determine home directory.")
+    assert "HF_HOME" in str(caught.value.next_step)
+
+
 def test_an_index_may_carry_more_than_a_map(tmp_path):
     make(tmp_path, "quark")
     index = tmp_path / "model.safetensors.index.json"

@@ -60,6 +60,15 @@ def test_a_reader_that_has_enough(command: str, code: int, said: str, checkpoint
     assert (done.returncode, done.stderr.partition("\n")[0]) == (code, said)
 
 
+@pytest.mark.parametrize(("encoding", "shown"), [("ascii:strict", "h\\xe4\\udcff"), ("utf-8:strict", "hä\\udcff")])
+def test_a_name_that_the_output_cannot_show(encoding: str, shown: str, checkpoint: Path, tmp_path: Path) -> None:
+    """Old locales, and names that are no text at all."""
+    named = shutil.copytree(checkpoint, tmp_path / os.fsdecode(b"h\xc3\xa4\xff"))
+    done = shell('$S inspect "$CKPT"', CKPT=str(named), PYTHONIOENCODING=encoding)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[0].endswith(f"/{shown}")
+
+
 @needs_full
 @pytest.mark.parametrize("command", ["inspect $CKPT", "inspect $CKPT --json", "layouts list --json"])
 def test_an_output_that_is_full(command: str, checkpoint: Path) -> None:
@@ -188,6 +197,11 @@ def test_demo_looks_at_its_folder_first(tmp_path: Path, capsys: pytest.CaptureFi
     [
         (("bench", "--tokens", "0", "--device", "cpu", "--shape", "gptosstp8"), "partition.range",
          ("--tokens is too small", "needed: numbers from 1 up")),
+        (("bench", "--shape", "gptosstp8", "--device", "cpu", "--with", "foo"), "backend.platform",
+         ("cannot read a package version", "found: foo")),
+        (("bench", "--shape", "gptosstp8", "--device", "cpu", "--with", "foo=1"), "backend.package",
+         ("no backend needs a package of this name", "found: foo=1")),
+        (("diagnose", "/dev/null", "--against", "CKPT"), "diagnose.dump", ("found: no regular file",)),
         (("bench", "--device", "gpu"), "kernel.device", ("no such device", "needed: cpu, cuda or cuda:N")),
         (("bench", "--device", "cpu"), "packed.subject", ("there is nothing to bench", "found: neither")),
         (("bench", "x", "--shape", "dsv4", "--device", "cpu"), "packed.subject",

@@ -132,6 +132,7 @@ def test_scale_values_as_float32_are_bytes_again(made: Made) -> None:
     ("dump", "code", "words"),
     [
         ({}, "diagnose.empty", "the dump holds no tensor"),
+        ({"w13.weight": np.zeros(0, np.uint8)}, "diagnose.empty", "found: 1 tensors, all of them empty"),
         ({f"t{i}": np.zeros(4, np.uint8) for i in range(6)}, "diagnose.names", "no tensor of the dump has the name"),
         ({"layers.0.w13.scale": np.zeros(64, np.uint8)}, "diagnose.too_little", "too little to decide"),
         (

@@ -10,6 +10,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from shardproof import select
 from shardproof.cli.diagnose import diagnose as command
 from shardproof.diagnose import diagnose, put_back
 from shardproof.mistakes import find_mistake
@@ -107,6 +108,23 @@ def test_repair_gives_what_the_backend_needs(made: Made, tmp_path: Path, name: s
         for slot, right in put_back(model, plan, key, rank).items():
             assert np.array_equal(file.get_tensor(slot), right), slot
         assert json.loads(file.metadata()["layouts"])[f"{key}.experts.w13.weight"] == "aiter.w16@1"
+
+
+def test_repair_adds_the_padding_that_the_dump_lacks(made: Made, tmp_path: Path) -> None:
+    """Raw parameters, as an engine holds them before it converts them: 96 values of I a rank, where AITER wants 128."""
+    from safetensors import safe_open
+
+    from shardproof.plan import make_plan
+
+    model, plan, _ = made("v4_pro")
+    raw = make_plan(model, select(model, platform="cpu", backend="reference", tp=8).recipe, tp=8)
+    key, rank = "layers.0", plan.ranks[3]
+    assert [p.shape(key).intermediate for p in (raw, plan)] == [96, 128]
+    out = tmp_path / "repaired.safetensors"
+    diagnose(put_back(model, raw, key, raw.ranks[3]), model, rank=3, tp=8, ep=1, recipe=plan.recipe, repair=out)
+    with safe_open(out, framework="numpy") as file:
+        for slot, right in put_back(model, plan, key, rank).items():
+            assert np.array_equal(file.get_tensor(slot), right), slot
 
 
 @pytest.mark.parametrize("name", ["padded_offset", "zero_experts", "scales_numeric", "truncated", "cast_weights"])

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeAlias, cast
 
+from shardproof.arguments import expect
 from shardproof.backends.platform import Platform
 from shardproof.errors import BackendError
 from shardproof.experts import ExpertSpec, Field, Stack
@@ -99,7 +100,8 @@ class Recipe:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Recipe:
         """Read what `to_dict` wrote."""
-        layouts = {tuple(key.split(".")): identity for key, identity in data["layouts"].items()}
+        ids = {key: expect(key, identity, str, "pack again") for key, identity in data["layouts"].items()}
+        layouts = {tuple(key.split(".")): identity for key, identity in ids.items()}
         return cls(**{**data, "layouts": layouts, "notes": tuple(data["notes"])})
 
 

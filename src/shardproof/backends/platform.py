@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
+from shardproof.arguments import expect
 from shardproof.errors import BackendError
 
+_AS_TEXT = 'give "name=version", one or several'
 KINDS = ("cpu", "cuda", "rocm", "xpu")
 _ARCH = {
     "cuda": re.compile(r"sm\d{2,3}a?"),
@@ -44,7 +46,7 @@ class Platform:
 def describe(text: str, packages: str | Iterable[str] = ()) -> Platform:
     """Read `cuda:sm90`, `rocm:gfx950` or `cpu`, and packages as `name=version`, one or several.
 
-    Raises BackendError `backend.platform`.
+    Raises BackendError `backend.platform`, ArgumentError.
     """
     kind, _, arch = text.lower().partition(":")
     arch = arch.replace("sm_", "sm")
@@ -85,7 +87,9 @@ def cpu_flags() -> frozenset[str]:
 
 def _read_packages(packages: str | Iterable[str]) -> dict[str, str]:
     named = {}
-    for text in [packages] if isinstance(packages, str) else packages:
+    several = [packages] if isinstance(packages, str) else packages
+    for each in expect("packages", several, Iterable, _AS_TEXT):  # type: ignore[type-abstract]
+        text = expect("a package", each, str, _AS_TEXT)
         name, equals, version = text.partition("=")
         if not (name and equals and re.fullmatch(r"[\w.+\-]+", version)):
             raise BackendError(

@@ -53,7 +53,7 @@ def find(name: str) -> Backend:
             "no such backend",
             found=repr(name),
             needed="one of: " + ", ".join(named),
-            next_step=f"did you mean {' or '.join(close)}?" if close else "`shardproof explain` shows them all",
+            next_step=f"did you mean {' or '.join(close)}?" if close else "`shardproof explain CKPT` shows them all",
         )
     return named[name]
 

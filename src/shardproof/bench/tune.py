@@ -19,14 +19,12 @@ if TYPE_CHECKING:
 
     from shardproof.kernels.cuda.compile import Build
     from shardproof.kernels.cuda.layer import HopperExperts
-
-Table = dict[str, dict[str, list[list[Any]]]]
-"""GPU name -> "PRECISION" or "PRECISION SHAPE" -> rows [most tokens an expert or null, geometry]."""
+    from shardproof.kernels.cuda.tuning import Table
 
 
 def tune(
     subject: Subject, made: Sequence[Way], tokens: Sequence[int], rounds: int = 15
-) -> tuple[Table, list[dict[str, Any]]]:
+) -> tuple[dict[str, Table], list[dict[str, Any]]]:
     """The table for this GPU, and every geometry's median us behind it.
 
     Raises KernelError `kernel.implementation` where the Hopper kernels cannot run.
@@ -35,7 +33,7 @@ def tune(
 
     from shardproof.kernels.cuda.builds import shape_class
 
-    table: dict[str, list[list[Any]]] = {}
+    table: Table = {}
     seen: list[dict[str, Any]] = []
     for way in made:
         if way.prepared is None or not way.name.startswith("shardproof_hopper"):
@@ -43,7 +41,7 @@ def tune(
         layer = _experts(way)
         for precision in _precisions(layer):
             best = []
-            for count in sorted(tokens):
+            for count in sorted(set(tokens)):
                 times = _times(subject, layer, precision, count, rounds)
                 seen += [{"precision": precision, "tokens": count, "geometry": n, "us": us} for n, us in times.items()]
                 best.append((count, min(times, key=times.__getitem__)))
@@ -59,26 +57,36 @@ def tune(
     return {torch.cuda.get_device_name(): table}, seen
 
 
-def rows(best: Sequence[tuple[int, str]], top_k: int, experts: int) -> list[list[Any]]:
+def rows(best: Sequence[tuple[int, str]], top_k: int, experts: int) -> list[tuple[float | None, str]]:
     """Rows of a table from (tokens, geometry) pairs, ascending.
 
     Between two batches the boundary is their geometric mean; equal neighbours are one row.
     """
-    made: list[list[Any]] = []
+    made: list[tuple[float | None, str]] = []
     for (count, name), following in zip(best, [*best[1:], None], strict=True):
         top = None if following is None else math.sqrt(count * following[0]) * top_k / experts
         if made and made[-1][1] == name:
             made.pop()
-        made.append([top, name])
+        made.append((top, name))
     return made
 
 
-def write(path: Path, table: Table) -> None:
-    """Write a table into a file; what the file says of other GPUs and precisions stays."""
-    held: Table = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    for gpu, precisions in table.items():
-        held[gpu] = {**held.get(gpu, {}), **precisions}
-    path.write_text(json.dumps(held, indent=2) + "\n", encoding="utf-8")
+def held(path: Path) -> dict[str, Table]:
+    """The tables that a file holds, none if it is not there. Raises KernelError `kernel.tuning`."""
+    from shardproof.kernels.cuda.builds import BUILDS
+    from shardproof.kernels.cuda.tuning import read
+
+    return read(path, BUILDS) if path.exists() else {}
+
+
+def write(path: Path, table: dict[str, Table]) -> None:
+    """Write tables into a file; what the file says of other GPUs and precisions stays.
+
+    Raises KernelError `kernel.tuning` where the file holds something else.
+    """
+    before = held(path)
+    after = before | {gpu: {**before.get(gpu, {}), **precisions} for gpu, precisions in table.items()}
+    path.write_text(json.dumps(after, indent=2) + "\n", encoding="utf-8")
 
 
 def _experts(way: Way) -> HopperExperts:

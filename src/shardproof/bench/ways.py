@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from shardproof.backends import Platform, Recipe, Request, describe, detect
+from shardproof.backends.packages import check_names
 from shardproof.bench.subject import Subject
 from shardproof.errors import KernelError, ShardproofError
 from shardproof.oracle import select
@@ -59,7 +60,7 @@ def ways(
 
     Weights of all ways are held at once, so that they can be timed in turn. `packages` (`name=version`) are those that
     can be imported without being installed.
-    Raises KernelError `kernel.device` or `kernel.implementation`.
+    Raises KernelError `kernel.device` or `kernel.implementation`, BackendError `backend.platform` or `backend.package`.
     """
     from shardproof.kernels.implementation import implementations
 
@@ -76,7 +77,9 @@ def ways(
         )
     packed: dict[str, PackedLayer] = {}
     asked = names or [name for name in known if name != "reference"]
-    where = detect(packages) if device != "cpu" else Platform("cpu")
+    here = detect(packages)
+    check_names(here)
+    where = here if device != "cpu" else Platform("cpu")
     return [_way(subject, device, where, known[name], packed) for name in asked]
 
 

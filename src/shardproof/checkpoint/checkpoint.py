@@ -48,7 +48,8 @@ class Checkpoint:
                 except CheckpointError as unreadable:
                     self._report(unreadable, strict)
                     continue
-                digest.update(path.name.encode() + self._stamps[-1][0].to_bytes(8, "little", signed=True) + header.raw)
+                name = path.name.encode("utf-8", "surrogateescape")  # names of files are bytes, and need be no text
+                digest.update(name + self._stamps[-1][0].to_bytes(8, "little", signed=True) + header.raw)
                 self._add(header.tensors, strict)
         self.identity = digest.hexdigest()
         """Digest of all headers, file names and sizes: changes whenever a tensor moves, not when data changes."""

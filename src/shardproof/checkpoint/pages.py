@@ -11,16 +11,20 @@ from __future__ import annotations
 
 import contextlib
 import mmap
-import os
+
+from shardproof.arguments import variable
 
 HUGE_PAGES = "SHARDPROOF_HUGE_PAGES"
 HUGE = 2 << 20
 
 
 def wanted(asked: bool | None = None) -> bool | None:
-    """What the caller decides, else SHARDPROOF_HUGE_PAGES (0 or 1); None: nobody did."""
-    if asked is None and os.environ.get(HUGE_PAGES) in {"0", "1"}:
-        return os.environ[HUGE_PAGES] == "1"
+    """What the caller decides, else SHARDPROOF_HUGE_PAGES (0 or 1); None: nobody did.
+
+    Raises ArgumentError `argument.value`.
+    """
+    if asked is None and (found := variable(HUGE_PAGES, "0", "1")):
+        return found == "1"
     return asked
 
 

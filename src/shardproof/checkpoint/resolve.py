@@ -188,3 +188,8 @@ def _from_hub_cache(name: str) -> Path:
             "checkpoint.not_found", "not in the Hugging Face cache (nothing is downloaded by shardproof)", file=name,
             next_step=f"hf download {repo}" + (f" --revision {revision}" if revision else ""),
         ) from None  # fmt: skip
+    except RuntimeError as reason:  # a container's user of whom the system knows a number only
+        raise CheckpointError(
+            "checkpoint.not_found", "the Hugging Face cache cannot be looked for", file=name, found=str(reason)[:120],
+            next_step="set HF_HOME to its folder, or give the folder of the checkpoint",
+        ) from None  # fmt: skip

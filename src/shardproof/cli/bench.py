@@ -108,8 +108,9 @@ def _compile(packed: Path | None, shape: str | None, rank: int, layer: str | Non
 
 
 def _tune(subject: Subject, made: list[Way], counts: list[int], rounds: int, path: Path, as_json: bool) -> None:
-    from shardproof.bench.tune import tune, write
+    from shardproof.bench.tune import held, tune, write
 
+    held(path)  # refused now and not after minutes of measuring
     table, seen = tune(subject, made, counts, rounds)
     write(path, table)
 

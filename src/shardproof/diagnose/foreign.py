@@ -69,7 +69,8 @@ def read_dump(source: Any) -> list[Foreign]:
         raise _unreadable("(in memory)", type(source).__name__, "give one of these")
     if not any(t.data.size for t in tensors):
         raise DiagnoseError(
-            "diagnose.empty", "the dump holds no tensor", found=f"{len(tensors)} tensors",
+            "diagnose.empty", "the dump holds no tensor",
+            found=f"{len(tensors)} tensors{', all of them empty' if tensors else ''}",
             needed="a layer's w13 and w2, weights and scales", next_step="docs/diagnose.md shows how to dump a layer",
         )  # fmt: skip
     return _unnamed([_named(t) for t in tensors if t.data.size])
@@ -88,7 +89,7 @@ def _unreadable(
 def _from_path(path: Path) -> Iterator[Foreign]:
     if not path.is_file():
         raise _unreadable(
-            path, "a folder" if path.is_dir() else "no such file",
+            path, "a folder" if path.is_dir() else "no regular file" if path.exists() else "no such file",
             "give one of its files, a rank each" if path.is_dir() else "correct the path",
         )  # fmt: skip
     suffix = path.suffix

@@ -24,6 +24,7 @@ from shardproof.plan import Cut
 if TYPE_CHECKING:
     from shardproof.diagnose.examine import Examination
     from shardproof.diagnose.held import Held
+    from shardproof.diagnose.settle import Situation
 
 Ints = npt.NDArray[np.int64]
 _DIGITS = 9  # hexadecimal digits of a nibble's number
@@ -44,7 +45,7 @@ def write_repaired(examinations: Sequence[Examination], path: Path) -> None:
         if examination.recipe is None:
             raise DiagnoseError(
                 "diagnose.repair_backend", "a repair needs to know which backend will read the tensors",
-                needed="--backend NAME", next_step="`shardproof explain` lists the backends",
+                needed="--backend NAME", next_step="`shardproof explain CKPT` lists the backends",
             )  # fmt: skip
         for held in examination.held:
             named = f"{examination.key}.experts.{held.name}"
@@ -69,7 +70,8 @@ def repaired(examination: Examination, held: Held) -> Bytes:
     """One tensor as the backend needs it, flat uint8. Raises DiagnoseError `diagnose.repair_lost`."""
     if held.wrong and held.explanation is None:
         raise _lost(held, "where its bytes come from is not known")
-    plan, rank = examination.situation.plan, examination.situation.rank
+    target = _aligned(examination.situation)
+    plan, rank = target.plan, target.rank
     planned = plan.experts(examination.key, rank)
     places = {expert: place for place, expert in enumerate(held.scene.experts()) if expert is not None}
     missing = [e for e in planned if e not in places]
@@ -79,7 +81,7 @@ def repaired(examination: Examination, held: Held) -> Bytes:
     identity = held.scene.layout(*held.slot, mistakes)
     reader = next((m for m in mistakes if m.read is not None), None)
     scene = replace(held.scene, owners=None)
-    needed, there = _origins(scene, held, ()), _origins(scene, held, mistakes)
+    needed, there = _origins(replace(scene, plan=plan), held, ()), _origins(scene, held, mistakes)
     at = _positions(held, needed, there)
     stacked = []
     for expert in planned:
@@ -91,10 +93,20 @@ def repaired(examination: Examination, held: Held) -> Bytes:
         pad = np.tile(np.array([fill & 15, fill >> 4], dtype=np.uint8), needed.size // 2)
         whole = np.where(needed.reshape(-1) > 0, codes, pad).astype(np.uint8)
         stacked.append(pack_codes(whole.reshape(needed.shape)))
-        _proven(examination, held, expert, planned, stacked[-1])
+        expected = examination.scene(target).matrix(list(planned).index(expert), *held.slot)
+        if not np.array_equal(stacked[-1], expected):  # a value that was cast away cannot come back
+            raise _lost(held, f"values of expert {expert} were changed, not only moved", expert=expert)
     canonical = np.stack(stacked)
     layout, parameters = find(plan.recipe.layouts[held.slot])
     return layout.place((canonical.shape[0], canonical.shape[1], canonical.shape[2]), parameters).pack(canonical)
+
+
+def _aligned(situation: Situation) -> Situation:
+    """The situation with the padding that the backend wants, where the dump has less."""
+    plan = situation.plan
+    h, i = plan.recipe.align_hidden, plan.recipe.align_intermediate
+    shapes = [replace(s, hidden=-(-s.hidden // h) * h, intermediate=-(-s.intermediate // i) * i) for s in plan.shapes]
+    return replace(situation, plan=replace(plan, shapes=tuple(shapes)))
 
 
 def _origins(scene: Scene, held: Held, mistakes: Sequence[Any]) -> Ints:
@@ -137,13 +149,6 @@ def _positions(held: Held, needed: Ints, there: Ints) -> Ints:
         lost = int(absent.sum()) // 2
         raise _lost(held, f"{lost} bytes of each expert are not in the dump, the first in row {row}")
     return np.where(wanted > 0, order[at], 0)
-
-
-def _proven(examination: Examination, held: Held, expert: int, planned: Sequence[int], matrix: Bytes) -> None:
-    """What was recovered must be what the checkpoint says; a value that was cast away cannot come back."""
-    expected = examination.scene(None).matrix(list(planned).index(expert), *held.slot)
-    if not np.array_equal(matrix, expected):
-        raise _lost(held, f"values of expert {expert} were changed, not only moved", expert=expert)
 
 
 def _lost(held: Held, why: str, *, expert: int | None = None) -> DiagnoseError:

@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
+from shardproof.arguments import expect
 from shardproof.checkpoint import Checkpoint, config_value
 from shardproof.checkpoint.resolve import INDEX
 from shardproof.errors import FormatError
@@ -92,7 +93,7 @@ def _one_shard(checkpoint: Checkpoint, reason: FormatError) -> FormatError:
 def _read(checkpoint: Checkpoint, format: str | None) -> ExpertModel:  # noqa: A002
     known = formats()
     if format is not None:
-        if format not in known:
+        if expect("format", format, str, "give a format's name") not in known:
             raise FormatError(
                 "format.unknown",
                 "no such format",

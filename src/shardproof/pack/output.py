@@ -228,7 +228,7 @@ def _coded(target: Path) -> Iterator[None]:
 def _not_empty(target: Path) -> PackError:
     return PackError(
         "pack.not_empty", "the output is there already", file=target, needed="a new or empty folder",
-        next_step="choose another folder, or remove this one",
+        next_step="choose another folder",
     )  # fmt: skip
 
 

@@ -66,7 +66,7 @@ def pack(
     threads, out = _checked(model, plan, threads), path_of("output", out)
     if isinstance(reader, str):
         reader = open_reader(reader, model.checkpoint)
-    share = worker or Worker()
+    share = expect("worker", worker or Worker(), Worker, "Worker.from_environment() makes one")
     indices = share.ranks(_indices(plan, rank_indices))
     variant = f"mistake {mistake.name}" if mistake else ""
     held = Output(out, plan, model.checkpoint, indices, variant).held()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import mmap
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -67,20 +69,18 @@ def _record(plan: Plan, rank: Rank, digest: Digest | None) -> dict[str, Any]:
 
 def held_digests(folder: Path, plan: Plan) -> dict[int, Digest]:
     """Ranks that a packed folder of this plan holds, and their digests; a file that is cut off or gone is not held."""
-    held = read_manifest(folder)["ranks"]
-    return {
-        rank.index: Digest.parse(held[rank_file(rank)])
-        for rank in plan.ranks
-        if rank_file(rank) in held and _whole(folder / rank_file(rank), rank)
-    }
+    noted = read_manifest(folder)["ranks"]
+    held = {rank.index: Digest.parse(noted[rank_file(rank)]) for rank in plan.ranks if rank_file(rank) in noted}
+    return {i: digest for i, digest in held.items() if _whole(folder / rank_file(plan.ranks[i]), plan.ranks[i], digest)}
 
 
-def _whole(path: Path, rank: Rank) -> bool:
-    """Whether a rank's file has all its tensors, as far as header and length say; bytes are for `verify`."""
+def _whole(path: Path, rank: Rank, digest: Digest) -> bool:
+    """Whether a rank's file is the one that was noted, and whole as far as its header says; bytes are for `verify`."""
     try:
-        return load_file(path).rank == rank
+        found = load_file(path)
     except PackedError:
         return False
+    return found.rank == rank and found.digest == digest
 
 
 def load(folder: str | Path, rank: int = 0) -> PackedExperts:
@@ -101,16 +101,22 @@ def load(folder: str | Path, rank: int = 0) -> PackedExperts:
             if 0 <= rank < len(plan.ranks) else f"load one of these: the folder is for {len(plan.ranks)} ranks",
         )  # fmt: skip
     packed = load_file(root / rank_file(plan.ranks[rank]))
-    if packed.rank.index != rank or packed.plan != plan:
-        other_rank = packed.rank.index != rank
-        raise PackedError(
-            "packed.mixed", f"the rank file belongs to another {'rank' if other_rank else 'plan'}",
-            file=root / rank_file(plan.ranks[rank]), rank=rank,
-            found=f"rank {packed.rank.index}" if other_rank else f"tp {packed.plan.tp}, ep {packed.plan.ep}",
-            needed=f"rank {rank}" if other_rank else f"the manifest's plan (tp {plan.tp}, ep {plan.ep})",
-            next_step="pack again; files of different packings were put together",
-        )  # fmt: skip
+    noted = held[rank_file(plan.ranks[rank])]
+    if packed.rank.index != rank:
+        raise _mixed(root, plan, rank, "rank", f"rank {packed.rank.index}", f"rank {rank}")
+    if packed.plan != plan:
+        needed = f"the manifest's plan (tp {plan.tp}, ep {plan.ep})"
+        raise _mixed(root, plan, rank, "plan", f"tp {packed.plan.tp}, ep {packed.plan.ep}", needed)
+    if str(packed.digest) != noted:
+        raise _mixed(root, plan, rank, "packing", f"digest {packed.digest}", f"the manifest's digest {noted}")
     return packed
+
+
+def _mixed(folder: Path, plan: Plan, rank: int, other: str, found: str, needed: str) -> PackedError:
+    return PackedError(
+        "packed.mixed", f"the rank file belongs to another {other}", file=folder / rank_file(plan.ranks[rank]),
+        rank=rank, found=found, needed=needed, next_step="pack again; files of different packings were put together",
+    )  # fmt: skip
 
 
 def load_file(path: Path) -> PackedExperts:
@@ -118,13 +124,14 @@ def load_file(path: Path) -> PackedExperts:
     try:
         found = read_header(path)
     except CheckpointError as reason:
-        code = "packed.not_found" if reason.code == "checkpoint.not_a_file" else "packed.damaged"
+        unread = reason.code == "checkpoint.not_a_file"
+        forbidden = unread and reason.found != os.strerror(errno.ENOENT)
         raise PackedError(
-            code,
+            "packed.not_found" if unread else "packed.damaged",
             f"the rank file cannot be read: {reason.what}",
             file=path,
             found=reason.found,
-            next_step="pack the rank again (shardproof pack)",
+            next_step=reason.next_step if forbidden else "pack the rank again (shardproof pack)",
         ) from reason
     try:
         record = json.loads(found.metadata[METADATA_KEY])

@@ -46,23 +46,25 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError:
+    except OSError as reason:
+        missing = isinstance(reason, FileNotFoundError | NotADirectoryError)
         raise PackedError(
-            "packed.not_found",
-            "not a packed folder",
-            file=folder,
-            needed=MANIFEST,
-            next_step="shardproof pack CKPT OUT",
-        ) from None
+            "packed.not_found", "not a packed folder", file=folder, found=None if missing else reason.strerror,
+            needed=MANIFEST, next_step="shardproof pack CKPT OUT" if missing else "correct its permissions",
+        ) from None  # fmt: skip
     except (ValueError, RecursionError) as reason:
         raise PackedError(
             "packed.damaged", "the manifest is not JSON", file=path, found=str(reason)[:120], next_step="pack again"
         ) from None
     check_version(data, path)
-    if not isinstance(data.get("ranks"), dict):
+    try:
+        for text in [*data["ranks"].values(), *({data["digest"]} - {None})]:
+            Digest.parse(text)
+    except (LookupError, AttributeError, TypeError, ValueError) as reason:
         raise PackedError(
-            "packed.damaged", "the manifest does not say which ranks there are", file=path, next_step="pack again"
-        )
+            "packed.damaged", "the manifest does not say which ranks there are", file=path, found=repr(reason)[:120],
+            needed="a digest of each rank and of the whole", next_step="pack again",
+        ) from None  # fmt: skip
     return dict(data)
 
 

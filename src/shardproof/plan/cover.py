@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 
 from shardproof.errors import PartitionError
 from shardproof.experts import STACKS, Field
@@ -46,11 +47,12 @@ def prove_cover(shape: LayerShape, group: Sequence[Rank], bias_item: int) -> Ite
 
 
 def _owners(shape: LayerShape) -> str:
-    held, there = set[int]().union(*shape.owners), set(range(shape.spec.experts))
-    if held != there:
-        wrong = min(there ^ held)
-        what = "an expert is on no rank" if wrong in there else "a rank holds an expert that does not exist"
-        raise uncovered(what, expert=wrong, needed=f"0..{shape.spec.experts - 1}, each at least once")
+    held, there = set[int]().union(*shape.owners), range(shape.spec.experts)
+    left_out = (expert for expert in there if expert not in held)  # the first: a damaged file's number has no end
+    wrong = sorted([*islice(left_out, 1), *(expert for expert in held if expert not in there)])
+    if wrong:
+        what = "an expert is on no rank" if wrong[0] in there else "a rank holds an expert that does not exist"
+        raise uncovered(what, expert=wrong[0], needed=f"0..{shape.spec.experts - 1}, each at least once")
     copies = sum(map(len, shape.owners)) - shape.spec.experts
     if copies:
         return f"at least one rank ({copies} replicas)"

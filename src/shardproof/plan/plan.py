@@ -124,8 +124,8 @@ class Plan:
         }
 
     def restrict(self, keys: Iterable[str]) -> Plan:
-        """The same plan for some layers only. Raises PartitionError `plan.layer`."""
-        wanted = list(keys)
+        """The same plan for some layers only. Raises PartitionError `plan.layer`, ArgumentError."""
+        wanted = list(expect("layers", keys, Iterable, 'give a list, for instance ["layers.0"]'))  # type: ignore[type-abstract]
         unknown = [key for key in wanted if key not in self.layers]
         if unknown or not wanted:
             raise self._no_layer(unknown[0] if unknown else None, ", ".join(map(str, wanted)) or "no layer")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from shardproof.arguments import path_of
 from shardproof.digest import Digest
-from shardproof.errors import VerifyError
+from shardproof.errors import PackedError, VerifyError
 from shardproof.formats import ExpertModel, check_model
 from shardproof.mistakes import Slot
 from shardproof.mxfp4 import Bytes
@@ -37,6 +37,11 @@ def verify(folder: str | Path, model: ExpertModel, *, report: Report | None = No
     statements = plan.prove()
     differences: list[Difference] = []
     held = [r.index for r in plan.ranks if rank_file(r) in manifest["ranks"]]
+    if not held:
+        raise PackedError(
+            "packed.incomplete", "the folder holds no rank, so there is nothing to prove", file=folder,
+            found=f"0 of {len(plan.ranks)} ranks", needed="at least one rank", next_step="pack again",
+        )  # fmt: skip
     total, done, digest = sum(plan.rank_bytes(plan.ranks[i]) for i in held), 0, Digest()
     room: dict[Slot, Bytes] = {}
     causes = Causes()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 from dataclasses import replace
 from pathlib import Path
 
 from shardproof.kernels.cuda.compile import Build
+from shardproof.kernels.cuda.tuning import Table, read
 
 NARROW = Build(
     "narrow", wgs=4, mw=1, kw=1, widths=(8,), w_depth=4, x_depth=4, narrow=True, consumer_regs=88, producer_regs=48
@@ -126,13 +126,15 @@ _ALL = (SMALL, SHORT, HALF, WIDE, MID, LARGE64, LARGE, FEW16_8, FEW24_8, MID8, L
 BUILDS = {b.name: b for b in _ALL}
 
 
-def tables() -> dict[str, dict[str, list[tuple[float | None, str]]]]:
-    """All tuning tables as their files hold them: GPU -> precision -> rows; of a GPU in both files, the user's."""
-    every: dict[str, dict[str, list[tuple[float | None, str]]]] = json.loads(
-        (Path(__file__).parent / "tuning.json").read_text()
-    )
+def tables() -> dict[str, Table]:
+    """All tuning tables, GPU -> precision -> rows; of rows that stand in both files, the user's.
+
+    Raises KernelError `kernel.tuning` for a file that a layer could not choose by.
+    """
+    every = read(Path(__file__).parent / "tuning.json", BUILDS)
     extra = os.environ.get("SHARDPROOF_TUNING")
-    return every | json.loads(Path(extra).read_text()) if extra else every
+    mine = read(Path(extra), BUILDS) if extra else {}
+    return every | {gpu: {**every.get(gpu, {}), **rows} for gpu, rows in mine.items()}
 
 
 @functools.cache
@@ -140,7 +142,7 @@ def table(device_name: str) -> dict[str, list[tuple[float, str]]]:
     """The tuning table of a GPU: rows (most tokens an expert, build), those of its name before those of all ("*").
 
     The table of tuning.json was measured on an NVIDIA H100 80GB HBM3 and an NVIDIA H200; `SHARDPROOF_TUNING` names a
-    file that extends it.
+    file that extends it. Raises KernelError `kernel.tuning`.
     """
     every = tables()
     chosen = {**every["*"], **every.get(device_name, {})}

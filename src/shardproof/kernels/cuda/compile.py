@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shardproof.errors import BackendError
+from shardproof.errors import BackendError, ShardproofError
 
 SOURCES = Path(__file__).parent / "csrc"
 KINDS = {"silu": 0, "swiglu_oai": 1, "situ": 2}  # ACTIVATION of csrc/params.cuh
@@ -199,9 +199,22 @@ def source_text(entry: str, build: Build) -> str:
 
 
 def cache_folder() -> Path:
-    """Where compiled kernels are kept: SHARDPROOF_CACHE, else the user's cache folder."""
+    """Where compiled kernels are kept: SHARDPROOF_CACHE, else the user's cache folder.
+
+    Raises ShardproofError `system.file` for a user without a home.
+    """
     root = os.environ.get("SHARDPROOF_CACHE")
-    return Path(root) if root else Path.home() / ".cache" / "shardproof"
+    try:
+        return Path(root) if root else Path.home() / ".cache" / "shardproof"
+    except RuntimeError as reason:  # a container's user of whom the system knows a number only
+        raise _not_kept(None, str(reason)) from reason
+
+
+def _not_kept(folder: Path | None, found: str | None) -> ShardproofError:
+    return ShardproofError(
+        "system.file", "compiled kernels cannot be kept", file=folder, found=found,
+        needed="a folder that this user may write", next_step="set SHARDPROOF_CACHE to such a folder",
+    )  # fmt: skip
 
 
 _INSTALL = "pip install 'shardproof[cuda]', which brings NVRTC"
@@ -247,16 +260,22 @@ def _room(size: int) -> bytes:
 
 
 def compiled(name: str, source: str, options: list[str]) -> bytes:
-    """The cubin of a source text, from the cache (files that begin with `name`) or from NVRTC."""
+    """The cubin of a source text, from the cache (files that begin with `name`) or from NVRTC.
+
+    Raises BackendError `backend.compile`, ShardproofError `system.file` where the cache cannot be written.
+    """
     key = hashlib.sha256("\0".join([source, *options]).encode()).hexdigest()[:24]
     path = cache_folder() / f"{name}-{key}.cubin"
-    if path.is_file():
-        return path.read_bytes()
-    code, _ = _nvrtc(source, options)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as f:
-        f.write(code)
-    Path(f.name).replace(path)
+    try:
+        if path.is_file():
+            return path.read_bytes()
+        path.parent.mkdir(parents=True, exist_ok=True)  # refused now and not after seconds of compiling
+        with tempfile.TemporaryDirectory(dir=path.parent) as room:
+            part = Path(room) / path.name
+            part.write_bytes(code := _nvrtc(source, options)[0])
+            part.replace(path)
+    except OSError as reason:
+        raise _not_kept(path.parent, reason.strerror) from reason
     return code
 
 

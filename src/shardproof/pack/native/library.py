@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import os
 from functools import cache
 from pathlib import Path
 
+from shardproof.arguments import variable
 from shardproof.pack.native.structs import (
     AVX2,
     AVX512,
@@ -32,7 +32,7 @@ for _size in (
 _OTHER_VERSION = "it was built from another version of shardproof: build it again"
 
 ENGINE = "SHARDPROOF_ENGINE"
-"""Environment: `numpy` leaves the engine alone, `portable`, `avx2` and `avx512` hold it back; else the fastest."""
+"""Environment: `numpy` leaves the engine alone; `portable`, `avx2`, `avx512` hold it back; `amx` is the default."""
 
 
 @cache
@@ -66,9 +66,13 @@ def _say_once(reason: str) -> None:
     log.warning("packing with NumPy, several times slower: the native engine is missing; %s", reason)
 
 
+def _asked() -> str | None:
+    return variable(ENGINE, "amx", "avx512", "avx2", "portable", "numpy")
+
+
 def library() -> ctypes.CDLL | None:
     """The engine, or None where it is missing (said once in the log) or switched off."""
-    if os.environ.get(ENGINE) == "numpy":
+    if _asked() == "numpy":
         return None
     found, reason = _load()
     if found is None:
@@ -78,7 +82,7 @@ def library() -> ctypes.CDLL | None:
 
 def why_not() -> str | None:
     """Why packing goes through NumPy here; None where the native engine runs."""
-    if os.environ.get(ENGINE) == "numpy":
+    if _asked() == "numpy":
         return f"{ENGINE}=numpy"
     return _load()[1] or None
 
@@ -86,11 +90,11 @@ def why_not() -> str | None:
 def isa() -> int:
     """The instruction set that is used: PORTABLE, AVX2 or AVX512."""
     found = library()
-    asked = {"portable": PORTABLE, "avx2": AVX2}.get(os.environ.get(ENGINE, ""), AVX512)
+    asked = {"portable": PORTABLE, "avx2": AVX2}.get(_asked() or "", AVX512)
     return PORTABLE if found is None else min(asked, int(found.sp_isa()))
 
 
 def has_tiles() -> bool:
     """Whether digests of weights may be taken with AMX."""
     found = library()
-    return found is not None and os.environ.get(ENGINE) != "avx512" and bool(found.sp_has_tiles())
+    return found is not None and _asked() != "avx512" and bool(found.sp_has_tiles())
