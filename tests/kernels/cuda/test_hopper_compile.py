@@ -31,10 +31,22 @@ def test_parameters_and_shared_memory_agree(build, monkeypatch, tmp_path) -> Non
     extra = (
         f'static_assert(sizeof(Params) == {ctypes.sizeof(launch.Args)}, "");\n'
         f'static_assert(sizeof(Gemm) == {ctypes.sizeof(launch.GemmArgs)}, "");\n'
+        f'static_assert(sizeof(Boxes) == {ctypes.sizeof(launch.Boxes)}, "");\n'
+        f'static_assert(BOXES == {int(build.boxes)}, "");\n'
         f'static_assert({end} <= {build.shared_bytes}, "");\n'
         f'static_assert({end} + 64 > {build.shared_bytes}, "");\n'
     )
     assert checked(monkeypatch, build, extra)
+
+
+def test_stages_end_within_what_lies_behind_the_multipliers() -> None:
+    from shardproof.kernels.cuda.pack import BEHIND, derive, pack_scale, pack_weight
+
+    weight, scale = torch.zeros(1, 64, 96, dtype=torch.uint8), torch.full((1, 64, 6), 120, dtype=torch.uint8)
+    multiplier = derive(pack_weight(weight, "w2"), pack_scale(scale, "w2"), 1, 64, 192).multiplier
+    behind = torch.as_strided(multiplier, (BEHIND,), (1,), multiplier.numel())
+    assert set(behind.tolist()) == {253}
+    assert 128 * (max(b.chunks for b in builds.BUILDS.values() if b.boxes) - 1) <= BEHIND
 
 
 def test_a_wrong_size_does_not_compile(monkeypatch, tmp_path) -> None:

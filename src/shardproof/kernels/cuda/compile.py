@@ -24,7 +24,8 @@ class Build:
     of weights and tokens; `each` chunks of 64 values a warpgroup and stage; `narrow` takes warp-wide
     products; `overlap` unpacks weights while products run, `pair` chunks at a time; `once` lets weights
     leave the L2 cache first. Of e4m3 products (`fp8`), `direct` places codes as they are and multiplies the
-    products of each block by its scale, for few tokens; others look scaled codes up. `activation` is 0 silu,
+    products of each block by its scale, for few tokens; others look scaled codes up. `results`: consumers leave
+    rows of w2, and but for `narrow` activations, where else they leave sums (csrc/drain.cuh). `activation` is 0 silu,
     1 swiglu_oai, 2 situ; `checked` is for compute-sanitizer, which follows arrivals by thread. `many` is the
     kernel for many tokens (csrc/many.cu): `w_depth` stages of `each` chunks, weights and tokens together, `mw`
     and `kw` 1, `cluster` blocks that share a token tile. `consumer_regs` and `producer_regs` are registers a

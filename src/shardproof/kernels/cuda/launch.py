@@ -10,7 +10,10 @@ from shardproof.errors import KernelError
 from shardproof.kernels.cuda.compile import Build, machine_code
 
 
-TensorMap = ctypes.c_uint64 * 16  # CUtensorMap
+class TensorMap(ctypes.Structure):
+    """`CUtensorMap` of the driver."""
+
+    _fields_ = (("words", ctypes.c_uint64 * 16),)
 
 
 class Boxes(ctypes.Structure):

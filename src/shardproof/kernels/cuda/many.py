@@ -70,4 +70,5 @@ def run(
     _route(layer, build, args, x, stream)
     kernel = launch.function("many.cu", build, device)
     grid = layer.processors // build.cluster * build.cluster
-    launch.launch(kernel, grid, build.threads, build.shared_bytes, stream, True, args, layer.boxes(build), cluster=build.cluster)
+    params = (args, layer.boxes(build))
+    launch.launch(kernel, grid, build.threads, build.shared_bytes, stream, True, *params, cluster=build.cluster)
