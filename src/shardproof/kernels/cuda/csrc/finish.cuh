@@ -27,7 +27,6 @@ DEV u32 activate_rows(const Params& p, const RowFactors& f, const Pipe& q, int j
   return pack_bf16(v[0], v[1]);
 }
 
-
 // Rows b and b + 8 of w2 and tokens 8j + 2q, 8j + 2q + 1.
 DEV void scale_rows(const Params& p, const RowFactors& f, const Pipe& q, int j, const float* sums, float* v) {
   float2 w = make_float2(1.f, 1.f);
