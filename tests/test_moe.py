@@ -53,6 +53,18 @@ def test_w2_bias_is_counted_once(tmp_path):
     assert all(rank.canonical("w2", "bias").any() == (rank.rank.tp_rank == 0) for rank in three)
 
 
+def test_a_guessed_activation_is_said_once(tmp_path):
+    """Without a config nobody knows what the layer computes; packing notes it, and so does running it."""
+    made = make(tmp_path / "ckpt", "deepseek")
+    (made.folder / "config.json").unlink()
+    layer = pack_ranks(made.folder)[0]
+    call = inputs(2, layer.spec)
+    said = r"ckpt had no config.json .* activation \(silu.*\) and the routing weight"
+    with pytest.warns(RuntimeWarning, match=said):
+        moe(call[0], layer, *call[1:])
+    moe(call[0], layer, *call[1:])  # a warning here is an error
+
+
 def test_renaming_experts_changes_nothing(ckpt, tmp_path):
     """The same matrices under other ids, with ids renamed alike, give the same tokens."""
     ranks = pack_ranks(ckpt.folder, INTERLEAVED, tp=2)

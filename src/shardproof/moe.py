@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -36,6 +38,8 @@ class PreparedLayer:
         keep: bool = False, check_ids: bool | None = None,
     ) -> None:  # fmt: skip
         self.layer = expect("packed", layer, PackedLayer, A_LAYER)
+        if layer.plan.guesses_activation:
+            _say_guess(layer.plan.source, str(layer.spec.activation))
         self.device = torch.device(device)
         self.check_ids = self.device.type == "cpu" if check_ids is None else check_ids
         chosen = choose(layer, self.device, implementation)
@@ -107,6 +111,17 @@ def moe(
     for rank in prepared[1:]:
         total = total + rank.partial(x, topk_ids, topk_weights)
     return total.to(x.dtype)
+
+
+@functools.cache
+def _say_guess(source: str, activation: str) -> None:
+    """Once for each checkpoint: what runs may not be the model."""
+    warnings.warn(
+        f"shardproof: {source} had no config.json that names its family when it was packed, so its activation "
+        f"({activation}) and the routing weight after w2 are guesses; put the model's config.json there and pack again",
+        RuntimeWarning,
+        stacklevel=3,
+    )
 
 
 def choose(layer: PackedLayer, device: torch.device, name: str | None = None) -> Implementation:

@@ -9,6 +9,9 @@ from shardproof.checkpoint import config_value
 from shardproof.errors import FormatError
 from shardproof.experts import Activation
 
+UNKNOWN = "unknown"
+"""The family of a model that no config names: its activation is a guess."""
+
 _HUGE = 1e30
 
 
@@ -34,7 +37,7 @@ def read_family(config: dict[str, Any]) -> Family:
     (swiglu_oai); Kimi-K3 (SiTU); everything else silu. Sizes that the config leaves out follow from tensor shapes.
     Raises FormatError `format.config` for values that cannot be.
     """
-    name = str(config_value(config, "model_type") or "unknown")
+    name = str(config_value(config, "model_type") or UNKNOWN)
     experts = _integer(config, "n_routed_experts", "num_local_experts", "num_experts")
     said_top_k = _integer(config, "num_experts_per_tok", "num_experts_per_token", "experts_per_token")
     top_k = said_top_k or 1
@@ -58,7 +61,7 @@ def read_family(config: dict[str, Any]) -> Family:
 
 def _guessed(config: dict[str, Any], name: str, activation: Activation, top_k: int | None) -> tuple[str, ...]:
     guesses = [] if top_k else ["top-k 1"]
-    if name == "unknown":
+    if name == UNKNOWN:
         guesses += [f"activation {activation}", "the routing weight after w2"]
     why = "config.json does not say" if config else "there is no config.json"
     return (f"guessed, for {why}: {', '.join(guesses)}; packing does not need it, running the layer does",) * bool(

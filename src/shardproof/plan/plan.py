@@ -16,6 +16,7 @@ from shardproof.backends import Recipe
 from shardproof.errors import PartitionError
 from shardproof.experts import ExpertSpec, Field, Stack
 from shardproof.formats import ExpertModel, check_model, layer_span
+from shardproof.formats.family import UNKNOWN
 from shardproof.layouts import Placed, find
 from shardproof.mxfp4 import BLOCK
 from shardproof.partition import Placement, Policy, Rank, block_intervals, expert_owners, ranks
@@ -51,6 +52,11 @@ class Plan:
 
     def __repr__(self) -> str:
         return f"Plan({self.family}, tp {self.tp} x ep {self.ep} for {self.recipe.backend}, {len(self.layers)} layers)"
+
+    @property
+    def guesses_activation(self) -> bool:
+        """Whether no config named the model's family: its activation and where its routing weight goes are guesses."""
+        return self.family == UNKNOWN
 
     @cached_property
     def ranks(self) -> tuple[Rank, ...]:
