@@ -145,6 +145,18 @@ def test_a_file_extends_the_table(monkeypatch, tmp_path) -> None:
     assert builds.choose(1e9, "w4a8 exact", "My GPU").name == "many192_8"
 
 
+def test_a_slice_of_a_few_processors_rounds_too(monkeypatch) -> None:
+    grids = []
+    monkeypatch.setattr(route.launch, "function", lambda entry, *_: entry)
+    monkeypatch.setattr(route.launch, "launch", lambda _, grid, *a, **k: grids.append(grid))
+    x = torch.zeros(4096, 4096, dtype=torch.bfloat16)
+    for processors in (1, 7, 14, 16, 132):
+        layer = SimpleNamespace(processors=processors, experts=256, device=torch.device("cpu"))
+        route.run(layer, builds.MANY192_8, launch.Args(tokens=4096, top_k=6), x, None, 0)
+        route.run(layer, builds.MID8, launch.Args(tokens=16, top_k=6), x[:16], None, 0)
+    assert grids == [16, 2, 16, 7, 16, 9, 16, 9, 128, 9]  # sorters, and whole clusters that round
+
+
 @pytest.mark.parametrize(
     ("tokens", "build", "cluster", "grid"),
     [(16, builds.WIDE, 1, 1), (16, builds.MID8, 1, 9), (400, builds.MANY112, 8, 8), (4096, builds.MANY192_8, 8, 128)],

@@ -25,7 +25,8 @@ def run(
     sorters = CLUSTER if args.tokens * args.top_k > ONE_BLOCK else 1
     rounds = build.fp8 or rounded is not None
     rounders = -(-x.numel() // (ROUNDED_EACH * sorters)) if rounds else 0  # in units of `sorters` blocks
-    grid = sorters * (1 + min(rounders, layer.processors // sorters - 1))
+    room = max(1, layer.processors // sorters - 1)  # one wave, if the GPU (or its slice) holds more than the sorters
+    grid = sorters * (1 + min(rounders, room))
     args.x = x.data_ptr()
     target = ctypes.c_void_p(0 if rounded is None else rounded.data_ptr())
     function = launch.function("route.cu", build, layer.device.index or 0)
