@@ -77,9 +77,8 @@ def ways(
         )
     packed: dict[str, PackedLayer] = {}
     asked = names or [name for name in known if name != "reference"]
-    here = detect(packages)
-    check_names(here)
-    where = here if device != "cpu" else Platform("cpu")
+    where = describe("cpu", packages) if device == "cpu" else detect(packages)
+    check_names(where)
     return [_way(subject, device, where, known[name], packed) for name in asked]
 
 

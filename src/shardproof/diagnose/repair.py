@@ -24,7 +24,6 @@ from shardproof.plan import Cut
 if TYPE_CHECKING:
     from shardproof.diagnose.examine import Examination
     from shardproof.diagnose.held import Held
-    from shardproof.diagnose.settle import Situation
 
 Ints = npt.NDArray[np.int64]
 _DIGITS = 9  # hexadecimal digits of a nibble's number
@@ -70,8 +69,7 @@ def repaired(examination: Examination, held: Held) -> Bytes:
     """One tensor as the backend needs it, flat uint8. Raises DiagnoseError `diagnose.repair_lost`."""
     if held.wrong and held.explanation is None:
         raise _lost(held, "where its bytes come from is not known")
-    target = _aligned(examination.situation)
-    plan, rank = target.plan, target.rank
+    plan, rank = examination.situation.plan.aligned(), examination.situation.rank
     planned = plan.experts(examination.key, rank)
     places = {expert: place for place, expert in enumerate(held.scene.experts()) if expert is not None}
     missing = [e for e in planned if e not in places]
@@ -83,8 +81,8 @@ def repaired(examination: Examination, held: Held) -> Bytes:
     scene = replace(held.scene, owners=None)
     needed, there = _origins(replace(scene, plan=plan), held, ()), _origins(scene, held, mistakes)
     at = _positions(held, needed, there)
-    stacked = []
-    for expert in planned:
+    stacked, proof = [], examination.scene(replace(examination.situation, plan=plan))
+    for index, expert in enumerate(planned):
         found = held.views.expert(places[expert], identity, reader)
         if found is None:
             raise _lost(held, "its byte order cannot be undone")
@@ -93,20 +91,13 @@ def repaired(examination: Examination, held: Held) -> Bytes:
         pad = np.tile(np.array([fill & 15, fill >> 4], dtype=np.uint8), needed.size // 2)
         whole = np.where(needed.reshape(-1) > 0, codes, pad).astype(np.uint8)
         stacked.append(pack_codes(whole.reshape(needed.shape)))
-        expected = examination.scene(target).matrix(list(planned).index(expert), *held.slot)
-        if not np.array_equal(stacked[-1], expected):  # a value that was cast away cannot come back
+        if not np.array_equal(
+            stacked[-1], proof.matrix(index, *held.slot)
+        ):  # a value that was cast away cannot come back
             raise _lost(held, f"values of expert {expert} were changed, not only moved", expert=expert)
     canonical = np.stack(stacked)
     layout, parameters = find(plan.recipe.layouts[held.slot])
     return layout.place((canonical.shape[0], canonical.shape[1], canonical.shape[2]), parameters).pack(canonical)
-
-
-def _aligned(situation: Situation) -> Situation:
-    """The situation with the padding that the backend wants, where the dump has less."""
-    plan = situation.plan
-    h, i = plan.recipe.align_hidden, plan.recipe.align_intermediate
-    shapes = [replace(s, hidden=-(-s.hidden // h) * h, intermediate=-(-s.intermediate // i) * i) for s in plan.shapes]
-    return replace(situation, plan=replace(plan, shapes=tuple(shapes)))
 
 
 def _origins(scene: Scene, held: Held, mistakes: Sequence[Any]) -> Ints:

@@ -129,6 +129,14 @@ class Plan:
             "intermediate_pad": shape.intermediate - shape.valid(rank),
         }
 
+    def aligned(self) -> Plan:
+        """The same plan with the padding that its backend wants, where its shapes have less."""
+        h, i = self.recipe.align_hidden, self.recipe.align_intermediate
+        shapes = (
+            replace(s, hidden=_round_up(s.hidden, h), intermediate=_round_up(s.intermediate, i)) for s in self.shapes
+        )
+        return replace(self, shapes=tuple(shapes))
+
     def restrict(self, keys: Iterable[str]) -> Plan:
         """The same plan for some layers only. Raises PartitionError `plan.layer`, ArgumentError."""
         wanted = list(expect("layers", keys, Iterable, 'give a list, for instance ["layers.0"]'))  # type: ignore[type-abstract]
