@@ -24,3 +24,8 @@ DEV float activate(const Params& p, float g, float u) {
   return ACTIVATION == 1 ? (u + 1.f) * g * sigmoid(p.alpha * g) : g * sigmoid(g) * u;
 #endif
 }
+
+// Scales and biases of rows b and b + 8 of this thread.
+struct RowFactors {
+  float scale[2], bias[2];
+};

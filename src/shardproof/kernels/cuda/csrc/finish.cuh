@@ -5,11 +5,6 @@
 #include "consume.cuh"
 #include "quant.cuh"
 
-// Scales and biases of rows b and b + 8 of this thread.
-struct RowFactors {
-  float scale[2], bias[2];
-};
-
 // Token weights of this thread: tokens 8j + 2q and 8j + 2q + 1.
 DEV float2 token_weights(const Pipe& q, int j) {
   uint2 w = load_shared8(q.base + Shared::WEIGHT + (q.tile.at * NMAX + 8 * j + 2 * (q.lane & 3)) * 4);

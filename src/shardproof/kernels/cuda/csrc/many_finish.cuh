@@ -3,10 +3,6 @@
 #include "activation.cuh"
 #include "many_consume.cuh"
 
-// Scales and biases of rows b and b + 8 of this thread.
-struct RowFactors {
-  float scale[2], bias[2];
-};
 DEV RowFactors row_factors(const Pipe& q, bool biased) {
   u32 at = q.base + Many::FACTORS + q.tile.at * FACTORS_TILE + (q.group * 64 + q.warp * 16 + (q.lane >> 2)) * 4;
   RowFactors f = {{load_shared_float(at), load_shared_float(at + 32)}, {0.f, 0.f}};

@@ -57,11 +57,12 @@ DEV void bulk_load(u32 dst, const void* src, u32 bytes, u32 bar) {
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
                ::"r"(dst), "l"(src), "r"(bytes), "r"(bar) : "memory");
 }
-// A box of a tensor of four dimensions from its place [expert][row64][chunk][0] on; zeros where it leaves the tensor. ONCE:
-// what is read leaves the L2 cache first.
-struct alignas(64) TensorMap {
-  u64 words[16];
-};
+DEV void bulk_load(u32 dst, const void* src, u32 bytes, u32 bar, u64 policy) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;"
+      ::"r"(dst), "l"(src), "r"(bytes), "r"(bar), "l"(policy) : "memory");
+}
+// ONCE_READ: what is read leaves the L2 cache first.
 template <bool ONCE_READ>
 DEV u64 weight_policy() {
   u64 policy;
@@ -69,11 +70,10 @@ DEV u64 weight_policy() {
   else asm volatile("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(policy));
   return policy;
 }
-DEV void bulk_load(u32 dst, const void* src, u32 bytes, u32 bar, u64 policy) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;"
-      ::"r"(dst), "l"(src), "r"(bytes), "r"(bar), "l"(policy) : "memory");
-}
+struct alignas(64) TensorMap {               // CUtensorMap
+  u64 words[16];
+};
+// A box of a tensor of four dimensions from its place [expert][row64][chunk][0] on; zeros where it leaves the tensor.
 template <bool ONCE_READ>
 DEV void tensor_load(u32 dst, const TensorMap& map, int chunk, int row64, int expert, u32 bar) {
   if (ONCE_READ) {
