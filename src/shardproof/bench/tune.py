@@ -17,7 +17,7 @@ from shardproof.errors import KernelError
 if TYPE_CHECKING:
     import torch
 
-    from shardproof.kernels.cuda.compile import Build
+    from shardproof.kernels.cuda.geometry import Build
     from shardproof.kernels.cuda.layer import HopperExperts
     from shardproof.kernels.cuda.tuning import Table
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from shardproof.errors import BackendError
 from shardproof.kernels.cuda.builds import BUILDS, tables
-from shardproof.kernels.cuda.compile import KINDS, Build, machine_code
+from shardproof.kernels.cuda.compile import KINDS, machine_code
+from shardproof.kernels.cuda.geometry import Build
 
 if TYPE_CHECKING:
     from shardproof.experts import ActivationKind

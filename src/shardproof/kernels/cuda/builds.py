@@ -7,7 +7,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from shardproof.kernels.cuda.compile import Build
+from shardproof.kernels.cuda.geometry import Build
 from shardproof.kernels.cuda.tuning import Table, read
 
 NARROW = Build(

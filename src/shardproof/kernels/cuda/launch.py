@@ -7,7 +7,8 @@ import functools
 from typing import Any
 
 from shardproof.errors import KernelError
-from shardproof.kernels.cuda.compile import Build, machine_code
+from shardproof.kernels.cuda.compile import machine_code
+from shardproof.kernels.cuda.geometry import Build
 
 
 class TensorMap(ctypes.Structure):

@@ -14,7 +14,7 @@ from shardproof.kernels.cuda.pack import Derived, derive, pack_bias, pad_to
 
 if TYPE_CHECKING:
     from shardproof.experts import Activation
-    from shardproof.kernels.cuda.compile import Build
+    from shardproof.kernels.cuda.geometry import Build
 
 Precision = Literal["w4a16", "w4a8"]
 SMALL_SLOTS = 512  # csrc/params.cuh

@@ -9,7 +9,7 @@ import torch
 from shardproof.kernels.cuda import launch, route, workspace
 
 if TYPE_CHECKING:
-    from shardproof.kernels.cuda.compile import Build
+    from shardproof.kernels.cuda.geometry import Build
     from shardproof.kernels.cuda.layer import HopperExperts
 
 

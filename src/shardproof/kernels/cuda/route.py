@@ -10,7 +10,7 @@ from shardproof.kernels.cuda import launch
 if TYPE_CHECKING:
     import torch
 
-    from shardproof.kernels.cuda.compile import Build
+    from shardproof.kernels.cuda.geometry import Build
     from shardproof.kernels.cuda.layer import HopperExperts
 
 ONE_BLOCK = 1024  # slots that one block sorts as fast as a cluster does

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from shardproof.errors import KernelError
-from shardproof.kernels.cuda.compile import Build
+from shardproof.kernels.cuda.geometry import Build
 
 Table = dict[str, list[tuple[float | None, str]]]
 """Of one GPU: "PRECISION" or "PRECISION SHAPE" -> rows (most tokens an expert or None for any number, geometry)."""
