@@ -172,4 +172,4 @@ def test_sorting_and_rounding_fill_whole_clusters(tokens, build, cluster, grid, 
     entry, blocks, threads, shared, _, overlap, *_, of = launched[0]
     assert (entry, blocks, threads, overlap, of) == ("route.cu", grid, 1024, False, cluster)
     assert blocks % of == 0
-    assert shared >= 4 * (3 * 256 + 3 * 32)
+    assert shared >= 4 * (4 * 256 + 3 * 32)

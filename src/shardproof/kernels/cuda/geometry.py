@@ -60,6 +60,11 @@ class Build:
         return 2 if self.many and self.fp8 and self.nmax > 192 else 1
 
     @property
+    def small_slots(self) -> int:
+        """Routed slots that every block sorts by itself (SMALL_SLOTS of csrc/params.cuh)."""
+        return 512 if self.kw > 1 else 256 if self.narrow else 0
+
+    @property
     def boxes(self) -> bool:
         """Whether weights are copied by tensor maps (BOXES of csrc/params.cuh)."""
         return self.many or self.mw > 1
@@ -95,7 +100,7 @@ class Build:
         staged = max(self.wgs * self.nmax * 128, self.nmax * self.row64 * 64)
         meta = 4 * self.nmax * 12 + 4 * 32 + 128
         barriers = 16 * (self.w_depth + self.x_depth) + 16 * 4 + 32 + 16
-        return x + w + xs + (drained if self.mw == 1 else staged) + meta + barriers + (512 * 20 if self.kw > 1 else 0)
+        return x + w + xs + (drained if self.mw == 1 else staged) + meta + barriers + 20 * self.small_slots
 
     @property
     def macros(self) -> list[str]:

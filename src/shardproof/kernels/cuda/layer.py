@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from shardproof.kernels.cuda.geometry import Build
 
 Precision = Literal["w4a16", "w4a8"]
-SMALL_SLOTS = 512  # csrc/params.cuh
 
 
 def refuse_arch(device: torch.device) -> str | None:
@@ -215,8 +214,9 @@ class HopperExperts:
         x_pitch = -(-self.hidden // 128) * 128 if build.fp8 else self.hidden
         args = self.plain_args(build, ids, weights, out)
         args.x_pitch, args.h_pitch = x_pitch, h_pitch
-        args.small_route = int(build.kw > 1 and slots <= SMALL_SLOTS and self.experts <= 1024)
         args.round_x = int(a8 and build.kw > 1)
+        rounds_before = a8 and not args.round_x
+        args.small_route = int(slots <= build.small_slots and self.experts <= 1024 and not rounds_before)
         args.round_h = int(a8 and build.kw == 1 and not build.fp8)
 
         def take(name: str, size: int, dtype: torch.dtype, *, zero: bool = False) -> torch.Tensor:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from shardproof.kernels.cuda.layer import HopperExperts
 
 ONE_BLOCK = 1024  # slots that one block sorts as fast as a cluster does
-CLUSTER = 8
+CLUSTER = 8  # SORTERS of csrc/route.cuh
 ROUNDED_EACH = 8192  # values of x a rounding block takes at least
 
 
@@ -30,5 +30,5 @@ def run(
     args.x = x.data_ptr()
     target = ctypes.c_void_p(0 if rounded is None else rounded.data_ptr())
     function = launch.function("route.cu", build, layer.device.index or 0)
-    shared = 12 * layer.experts + 384  # sort_slots of csrc/route.cuh
+    shared = 16 * layer.experts + 384  # sort_slots of csrc/route.cuh
     launch.launch(function, grid, 1024, shared, stream, False, args, target, cluster=sorters)

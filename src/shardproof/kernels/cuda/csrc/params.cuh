@@ -50,7 +50,7 @@ constexpr int CONSUMERS = WGS * 128;
 constexpr int LOADERS = 64;                        // token loader threads: the last two warps
 constexpr int LAG = X_DEPTH > 2 ? X_DEPTH - 2 : 1;            // stages of tokens in flight before one is handed over
 constexpr int TILES = 4;                           // depth of the ring of tile records
-constexpr int SMALL_SLOTS = 512;                   // routed slots that a block sorts by itself
+constexpr int SMALL_SLOTS = KW > 1 ? 512 : NARROW ? 256 : 0;   // routed slots that a block sorts by itself
 constexpr int STAGED = WGS * NMAX * 128 > NMAX * HOUT * 2 ? WGS * NMAX * 128 : NMAX * HOUT * 2;
 constexpr bool DRAINED = MW == 1;                  // tiles go through shared memory to finisher warps
 constexpr int SUMS = 2;                            // tiles that wait for their finishers
@@ -143,7 +143,7 @@ struct Shared {
   static constexpr int TILE_COUNT = SUM_EMPTY + 8 * SUMS;
   static constexpr int SORTED = TILE_COUNT + 16;           // small routing only: tiles, then sorted slots
   static constexpr int END = SORTED;
-  static constexpr int END_SMALL = SORTED + (KW > 1 ? SMALL_SLOTS * 20 : 0);
+  static constexpr int END_SMALL = SORTED + SMALL_SLOTS * 20;
 };
 
 // A warp's arrival: what its lanes did before is done for whoever waits. compute-sanitizer follows arrivals by thread

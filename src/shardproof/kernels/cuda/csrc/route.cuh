@@ -115,11 +115,12 @@ DEV void route_in_block(const Params& p, u32* scratch, int4* tiles, int* slots, 
 }
 
 // One cluster sorts many slots, each block its part of them: all count, and know from the others' counts where their own
-// slots of an expert begin. The place within an expert changes no result. `smem`: 3 * experts + 96 integers.
+// slots of an expert begin. The place within an expert changes no result. `smem`: 4 * experts + 96 integers.
+constexpr int SORTERS = 8;                         // blocks of the cluster at most
 DEV void sort_slots(const Params& p, int* smem) {
   int n = p.tokens * p.top_k, rank = cluster_rank(), ranks = cluster_size(), each = (n + ranks - 1) / ranks;
   int first = rank * each + threadIdx.x, last = min(n, (rank + 1) * each);
-  int *counts = smem, *starts = smem + p.experts, *totals = smem + 2 * p.experts;
+  int *counts = smem, *starts = smem + p.experts, *totals = smem + 2 * p.experts, *earlier = smem + 3 * p.experts;
   for (int e = threadIdx.x; e < p.experts; e += blockDim.x) counts[e] = 0;
   __syncthreads();
 #pragma unroll 8
@@ -129,15 +130,19 @@ DEV void sort_slots(const Params& p, int* smem) {
   }
   cluster_sync();
   for (int e = threadIdx.x; e < p.experts; e += blockDim.x) {
-    totals[e] = 0;
-    for (int r = 0; r < ranks; ++r) totals[e] += load_in_block(smem_addr(counts + e), r);
+    int of[SORTERS], total = 0, before = 0;           // all loads before the first sum
+#pragma unroll
+    for (int r = 0; r < SORTERS; ++r) of[r] = r < ranks ? load_in_block(smem_addr(counts + e), r) : 0;
+#pragma unroll
+    for (int r = 0; r < SORTERS; ++r) total += of[r], before += r < rank ? of[r] : 0;
+    totals[e] = total;
+    earlier[e] = before;
   }
   __syncthreads();
-  Cut made = cut_tiles(totals, starts, p.experts, rank == 0 ? p.tiles : nullptr, p.groups, (Cut*)(smem + 3 * p.experts));
+  Cut made = cut_tiles(totals, starts, p.experts, rank == 0 ? p.tiles : nullptr, p.groups, (Cut*)(smem + 4 * p.experts));
   if (rank == 0 && threadIdx.x == 0) p.tile_count[0] = made.tiles, p.tile_count[1] = made.groups;
-  for (int e = threadIdx.x; e < p.experts; e += blockDim.x)
-    for (int r = 0; r < rank; ++r) starts[e] += load_in_block(smem_addr(counts + e), r);
-  cluster_sync();
+  for (int e = threadIdx.x; e < p.experts; e += blockDim.x) starts[e] += earlier[e];
+  cluster_sync();                                     // no block's counts go while another may still read them
 #pragma unroll 8
   for (int i = first; i < last; i += blockDim.x) {
     int e = local_expert(p, p.ids[i]);
