@@ -33,8 +33,28 @@ def token_order() -> list[int]:
 def place(word: int) -> tuple[int, int]:
     """The two registers of a word: place_direct."""
     sign, magnitude = 0x80808080, 0x1C1C1C1C
-    low = ((word << 4) & sign) | ((word << 2) & magnitude)
+    low = ((word & 0x0F0F0F0F) * 4 + 0x60606060) & (sign | magnitude)
     return low, (word & sign) | ((word >> 2) & magnitude)
+
+
+def place_bf16(word: int) -> list[int]:
+    """The four registers of a word, each two bf16 numbers: place_bf16 of dequant.cuh."""
+    kept, carry = 0x81C081C0, 0x7E007E00
+    low = word & 0x00FF00FF
+    high = int.from_bytes(select_bytes(list(word.to_bytes(4, "little")), [0] * 4, 0x4341), "little")
+    pairs = [(((v << 12) | (v << 6)) & kept, (v * 4 + carry) & kept) for v in (low, high)]
+    return [r & 0xFFFFFFFF for pair in pairs for r in pair]
+
+
+def test_a_placed_code_is_its_value_in_bf16() -> None:
+    rng = random.Random(0)
+    for code in range(16):
+        value = MAGNITUDES[code & 7] * (-1 if code & 8 else 1) * 2.0**-126
+        for nibble in range(8):  # nibble 4z + 2d + f is number z of register 2d + f
+            word = rng.getrandbits(32) & ~(0xF << (4 * nibble)) & 0xFFFFFFFF | code << (4 * nibble)
+            half = place_bf16(word)[nibble % 4] >> (16 * (nibble // 4)) & 0xFFFF
+            assert struct.unpack("<f", struct.pack("<I", half << 16))[0] == value
+            assert half >> 15 == code >> 3
 
 
 def test_codes_meet_the_tokens_of_their_k() -> None:

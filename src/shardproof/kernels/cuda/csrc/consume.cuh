@@ -182,7 +182,7 @@ DEV void place_direct(const Piece& p, const u32 (&powers)[6], u32* a) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     u32 w = words[i], *to = a + 4 * (i >> 1) + (i & 1);
-    to[0] = ((w * powers[3]) & S) | ((w * powers[4]) & MAG);
+    to[0] = ((w & 0x0f0f0f0fu) * powers[4] + 0x60606060u) & (S | MAG);
     to[2] = (w & S) | ((w >> 2) & MAG);
   }
 }
