@@ -25,7 +25,20 @@ DEV float activate(const Params& p, float g, float u) {
 #endif
 }
 
-// Scales and biases of rows b and b + 8 of this thread.
+// ---- what epilogues do to sums of this thread: rows b and b + 8, tokens 8j + 2q and 8j + 2q + 1
 struct RowFactors {
   float scale[2], bias[2];
 };
+// w13: a gate and an up row become activations in bf16.
+DEV u32 activated(const Params& p, const RowFactors& f, float2 w, const float* sums) {
+  float v[2];
+#pragma unroll
+  for (int i = 0; i < 2; ++i)
+    v[i] = activate(p, sums[i] * f.scale[0] + f.bias[0], sums[2 + i] * f.scale[1] + f.bias[1]) * (i ? w.y : w.x);
+  return pack_bf16(v[0], v[1]);
+}
+// w2: rows of the result.
+DEV void scaled(const RowFactors& f, float2 w, const float* sums, float* v) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) v[i] = (sums[i] * f.scale[i >> 1] + f.bias[i >> 1]) * (i & 1 ? w.y : w.x);
+}

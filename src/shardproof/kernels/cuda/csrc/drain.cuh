@@ -36,7 +36,7 @@ DEV void leave_rows(const Params& p, u32 out, const RowFactors& f, const Pipe& q
 #pragma unroll
   for (int j = 0; j < N / 8; ++j) {
     float v[4];                                       // the compiler serialises products whose sums are changed in place
-    scale_rows(p, f, q, j, acc + 4 * j, v);
+    scaled(f, token_weights(q, j, !p.weight_first), acc + 4 * j, v);
     store_matrix2(staged<ROW_BYTES>(out, 8 * j + (q.lane & 7), 8 * q.group + 2 * q.warp + ((q.lane >> 3) & 1)),
                   pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]));
   }

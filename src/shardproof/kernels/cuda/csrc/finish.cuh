@@ -5,29 +5,11 @@
 #include "consume.cuh"
 #include "quant.cuh"
 
-// Token weights of this thread: tokens 8j + 2q and 8j + 2q + 1.
-DEV float2 token_weights(const Pipe& q, int j) {
+// Token weights of this thread where it is this product that is weighted, else ones.
+DEV float2 token_weights(const Pipe& q, int j, bool weighted) {
+  if (!weighted) return make_float2(1.f, 1.f);
   uint2 w = load_shared8(q.base + Shared::WEIGHT + (q.tile.at * NMAX + 8 * j + 2 * (q.lane & 3)) * 4);
   return make_float2(__uint_as_float(w.x), __uint_as_float(w.y));
-}
-
-// Rows b and b + 8 of w13, gate and up, and tokens 8j + 2q, 8j + 2q + 1.
-DEV u32 activate_rows(const Params& p, const RowFactors& f, const Pipe& q, int j, const float* sums) {
-  float2 w = make_float2(1.f, 1.f);
-  if (p.weight_first) w = token_weights(q, j);
-  float v[2];
-#pragma unroll
-  for (int i = 0; i < 2; ++i)
-    v[i] = activate(p, sums[i] * f.scale[0] + f.bias[0], sums[2 + i] * f.scale[1] + f.bias[1]) * (i ? w.y : w.x);
-  return pack_bf16(v[0], v[1]);
-}
-
-// Rows b and b + 8 of w2 and tokens 8j + 2q, 8j + 2q + 1.
-DEV void scale_rows(const Params& p, const RowFactors& f, const Pipe& q, int j, const float* sums, float* v) {
-  float2 w = make_float2(1.f, 1.f);
-  if (!p.weight_first) w = token_weights(q, j);
-#pragma unroll
-  for (int i = 0; i < 4; ++i) v[i] = (sums[i] * f.scale[i >> 1] + f.bias[i >> 1]) * (i & 1 ? w.y : w.x);
 }
 
 // [token][chunk] with the chunk index rotated by the token, so that eight tokens spread over the banks.
@@ -40,7 +22,7 @@ DEV void stage_activations(const Params& p, u32 out, const RowFactors& f, const 
 #pragma unroll
   for (int j = 0; j < N / 8; ++j)
     store_matrix1(staged<HOUT * 2>(out, 8 * j + (q.lane & 7), 4 * row64 + q.warp),
-                  activate_rows(p, f, q, j, acc + 4 * j));
+                  activated(p, f, token_weights(q, j, p.weight_first), acc + 4 * j));
 }
 
 // A tile's activations, rounded if they are, by `threads` threads, whole warps.
@@ -110,7 +92,7 @@ DEV void stage_own(const Params& p, const RowFactors& f, const Pipe& q, int m, c
   u32 out = q.base + Shared::OUT + q.group * NMAX * 128;
 #pragma unroll
   for (int j = 0; j < N / 8; ++j)
-    store_matrix1(staged<128>(out, 8 * j + (q.lane & 7), 4 * m + q.warp), activate_rows(p, f, q, j, acc + 4 * j));
+    store_matrix1(staged<128>(out, 8 * j + (q.lane & 7), 4 * m + q.warp), activated(p, f, token_weights(q, j, p.weight_first), acc + 4 * j));
 }
 
 DEV void write_own(const Params& p, const Tile& t, const Pipe& q) {
@@ -153,7 +135,7 @@ DEV void finish_tile(const Params& p, const Tile& t, const Pipe& q, const RowSca
     RowFactors f = row_factors(p.gemm[t.phase], t, q, s, m);
     if (t.phase) {
 #pragma unroll
-      for (int j = 0; j < N / 8; ++j) scale_rows(p, f, q, j, acc[m] + 4 * j, acc[m] + 4 * j);
+      for (int j = 0; j < N / 8; ++j) scaled(f, token_weights(q, j, !p.weight_first), acc[m] + 4 * j, acc[m] + 4 * j);
       write_group<N>(p, t, q, row64, m > 0, smem, acc[m]);
       continue;
     }

@@ -17,7 +17,7 @@ DEV u32 transpose8(u32 v) {
   return r;
 }
 
-// Token weights of this thread: tokens 8j + 2q and 8j + 2q + 1. Ones where it is the other product that is weighted.
+// Token weights of this thread. Ones where it is the other product that is weighted.
 DEV float2 token_weights(const Pipe& q, int j) {
   uint2 w = load_shared8(q.base + Many::WEIGHT + (q.tile.at * NMAX + 8 * j + 2 * (q.lane & 3)) * 4);
   return make_float2(__uint_as_float(w.x), __uint_as_float(w.y));
@@ -48,14 +48,7 @@ DEV void store_activations(const Params& p, const ManyTile& t, const Pipe& q, co
 #pragma unroll
   for (int j = 0; j < N / 8; ++j) {
     if (j % TOGETHER == 0 && 8 * j >= count) break;
-    float2 w = token_weights(q, j);
-    float v[2];
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      float g = acc[4 * j + i] * f.scale[0] + f.bias[0], u = acc[4 * j + 2 + i] * f.scale[1] + f.bias[1];
-      v[i] = activate(p, g, u) * (i ? w.y : w.x);
-    }
-    u32 pair = transpose8(pack_bf16(v[0], v[1]));
+    u32 pair = transpose8(activated(p, f, token_weights(q, j), acc + 4 * j));
     if (8 * j < count) *(u32*)to.at = pair;
     to.at += to.step;
   }
@@ -71,10 +64,8 @@ DEV void store_rows(const Params& p, const ManyTile& t, const Pipe& q, const Row
 #pragma unroll
   for (int j = 0; j < N / 8; ++j) {
     if (j % TOGETHER == 0 && 8 * j >= count) break;
-    float2 w = token_weights(q, j);
     float v[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) v[i] = (acc[4 * j + i] * f.scale[i >> 1] + f.bias[i >> 1]) * (i & 1 ? w.y : w.x);
+    scaled(f, token_weights(q, j), acc + 4 * j, v);
     u32 low = transpose8(pack_bf16(v[0], v[1])), high = transpose8(pack_bf16(v[2], v[3]));
     u32 got = __shfl_xor_sync(~0u, odd ? low : high, 1);
     u32 slot = load_shared4(flat + 32 * j);
