@@ -50,6 +50,15 @@ def thread_count(threads: object) -> int | None:
     return None if threads is None else whole_number("threads", threads, least=1)
 
 
+def check_function(name: str, found: object) -> None:
+    """Raises ArgumentError `argument.type` for what is there and cannot be called."""
+    if found is not None and not callable(found):
+        raise ArgumentError(
+            "argument.type", f"{name} is not a function", found=_shown(found), needed="a function, or None",
+            next_step=f"give a function, or leave {name} out",
+        )  # fmt: skip
+
+
 def variable(name: str, *values: str) -> str | None:
     """The value of an environment variable; None where it is unset or empty. Raises ArgumentError `argument.value`."""
     found = os.environ.get(name) or None

@@ -10,7 +10,7 @@ import logging
 import mmap
 import threading
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,7 @@ class Span(NamedTuple):
     stop: int
 
 
+@runtime_checkable
 class Reader(Protocol):
     """Brings the bytes of spans. All calls come from one thread; the bytes are read from several."""
 

@@ -108,7 +108,7 @@ def _read(checkpoint: Checkpoint, format: str | None) -> ExpertModel:  # noqa: A
     chosen = [n for n in by_tensors if n in by_config]
     if not by_config:
         chosen = [n for n in by_tensors if evidence[n][0] is None]
-    shown = tuple(e for pair in evidence.values() for e in pair if e is not None)
+    shown = [f"{name} {', '.join(str(e) for e in pair if e is not None)}" for name, pair in evidence.items() if any(pair)]
     if len(chosen) == 1:
         kept = tuple(e for e in evidence[chosen[0]] if e is not None)
         return known[chosen[0]].read(checkpoint, kept)
@@ -121,7 +121,7 @@ def _read(checkpoint: Checkpoint, format: str | None) -> ExpertModel:  # noqa: A
     _refuse_other_dtype(checkpoint)
     raise FormatError(
         "format.conflict", "config and tensors do not point to one format", file=checkpoint.root,
-        found="; ".join(map(str, shown)), needed="evidence for exactly one format",
+        found="; ".join(shown), needed="evidence for exactly one format",
         next_step="correct the config, or name the format (--format)",
     )  # fmt: skip
 

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from shardproof.arguments import expect, path_of, thread_count, whole_number
+from shardproof.arguments import check_function, expect, path_of, thread_count, whole_number
 from shardproof.checkpoint import MappedReader, Reader, open_reader
 from shardproof.digest import Digest
 from shardproof.errors import PackError
@@ -66,6 +66,9 @@ def pack(
     threads, out = _checked(model, plan, threads), path_of("output", out)
     if isinstance(reader, str):
         reader = open_reader(reader, model.checkpoint)
+    if reader is not None:
+        expect("reader", reader, Reader, "give a reader's name, or leave it out")  # type: ignore[type-abstract]
+    check_function("report", report)
     share = expect("worker", worker or Worker(), Worker, "Worker.from_environment() makes one")
     indices = share.ranks(_indices(plan, rank_indices))
     variant = f"mistake {mistake.name}" if mistake else ""

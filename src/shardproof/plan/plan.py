@@ -69,8 +69,8 @@ class Plan:
         return BIAS_ITEM[self.recipe.bias_dtype]
 
     def shape(self, layer: str) -> LayerShape:
-        """The shape of a layer. Raises PartitionError `plan.layer`."""
-        if layer not in self.layers:
+        """The shape of a layer. Raises PartitionError `plan.layer`, ArgumentError."""
+        if expect("layer", layer, str, "give a layer of the plan: plan.layers") not in self.layers:
             raise self._no_layer(layer, layer)
         return self.shapes[self.layers[layer]]
 

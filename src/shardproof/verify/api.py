@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
-from shardproof.arguments import path_of
+from shardproof.arguments import check_function, path_of
 from shardproof.digest import Digest
 from shardproof.errors import PackedError, VerifyError
 from shardproof.formats import ExpertModel, check_model
@@ -31,6 +31,7 @@ def verify(folder: str | Path, model: ExpertModel, *, report: Report | None = No
     """
     check_model(model)
     folder = path_of("folder", folder)
+    check_function("report", report)
     manifest = read_manifest(folder)
     plan = read_plan(manifest, folder / MANIFEST)
     _same_checkpoint(folder, plan, model)
