@@ -108,7 +108,6 @@ def _read(checkpoint: Checkpoint, format: str | None) -> ExpertModel:  # noqa: A
     chosen = [n for n in by_tensors if n in by_config]
     if not by_config:
         chosen = [n for n in by_tensors if evidence[n][0] is None]
-    shown = [f"{name} {', '.join(str(e) for e in pair if e is not None)}" for name, pair in evidence.items() if any(pair)]
     if len(chosen) == 1:
         kept = tuple(e for e in evidence[chosen[0]] if e is not None)
         return known[chosen[0]].read(checkpoint, kept)
@@ -119,9 +118,11 @@ def _read(checkpoint: Checkpoint, format: str | None) -> ExpertModel:  # noqa: A
             needed=", ".join(known), next_step="`shardproof inspect` shows the names; see docs/formats.md",
         )  # fmt: skip
     _refuse_other_dtype(checkpoint)
+    asked = evidence.items()
     raise FormatError(
         "format.conflict", "config and tensors do not point to one format", file=checkpoint.root,
-        found="; ".join(shown), needed="evidence for exactly one format",
+        found="; ".join(f"{name} {', '.join(map(str, filter(None, pair)))}" for name, pair in asked if any(pair)),
+        needed="evidence for exactly one format",
         next_step="correct the config, or name the format (--format)",
     )  # fmt: skip
 
