@@ -61,12 +61,12 @@ class Build:
 
     @property
     def small_slots(self) -> int:
-        """Routed slots that every block sorts by itself (SMALL_SLOTS of csrc/params.cuh)."""
+        """Routed slots that every block sorts by itself."""
         return 512 if self.kw > 1 else 256 if self.narrow else 0
 
     @property
     def boxes(self) -> bool:
-        """Whether weights are copied by tensor maps (BOXES of csrc/params.cuh)."""
+        """Whether weights are copied by tensor maps."""
         return self.many or self.mw > 1
 
     @property
@@ -126,6 +126,8 @@ class Build:
             "RESULTS": int(self.results),
             "ACTIVATION": self.activation,
             "CHECKED": int(self.checked),
+            "SMALL_SLOTS": self.small_slots,
+            "BOXES": int(self.boxes),
             "CONSUMER_REGS": self.consumer_regs,
             "PRODUCER_REGS": self.producer_regs,
         }

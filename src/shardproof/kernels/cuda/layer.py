@@ -214,10 +214,10 @@ class HopperExperts:
         x_pitch = -(-self.hidden // 128) * 128 if build.fp8 else self.hidden
         args = self.plain_args(build, ids, weights, out)
         args.x_pitch, args.h_pitch = x_pitch, h_pitch
-        args.round_x = int(a8 and build.kw > 1)
-        rounds_before = a8 and not args.round_x
+        rounds_before = a8 and build.kw == 1
+        args.round_x = int(a8 and not rounds_before)
         args.small_route = int(slots <= build.small_slots and self.experts <= 1024 and not rounds_before)
-        args.round_h = int(a8 and build.kw == 1 and not build.fp8)
+        args.round_h = int(rounds_before and not build.fp8)
 
         def take(name: str, size: int, dtype: torch.dtype, *, zero: bool = False) -> torch.Tensor:
             return workspace.buffer(name, size, dtype, dev, zero=zero)

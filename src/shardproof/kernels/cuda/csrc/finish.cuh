@@ -5,7 +5,8 @@
 #include "consume.cuh"
 #include "quant.cuh"
 
-// Token weights of this thread where it is this product that is weighted, else ones.
+// Token weights of this thread where it is this product that is weighted, else ones. Not one function with that of
+// many_finish.cuh: by an address handed in, ptxas spills more there (148, then 196 bytes in many112_8).
 DEV float2 token_weights(const Pipe& q, int j, bool weighted) {
   if (!weighted) return make_float2(1.f, 1.f);
   uint2 w = load_shared8(q.base + Shared::WEIGHT + (q.tile.at * NMAX + 8 * j + 2 * (q.lane & 3)) * 4);

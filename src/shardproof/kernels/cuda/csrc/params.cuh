@@ -31,6 +31,8 @@
 #define RESULTS 0             // one row tile a warpgroup: consumers leave rows of w2, and not NARROW activations, to finishers
 #define MANY 0                // many.cu
 #define CHECKED 0             // for compute-sanitizer
+#define SMALL_SLOTS 512       // routed slots that a block sorts by itself
+#define BOXES 0               // moe.cu, many.cu: weights are copied by tensor maps
 #define CONSUMER_REGS 88      // registers a thread: consumers, producers
 #define PRODUCER_REGS 48
 #endif
@@ -50,7 +52,6 @@ constexpr int CONSUMERS = WGS * 128;
 constexpr int LOADERS = 64;                        // token loader threads: the last two warps
 constexpr int LAG = X_DEPTH > 2 ? X_DEPTH - 2 : 1;            // stages of tokens in flight before one is handed over
 constexpr int TILES = 4;                           // depth of the ring of tile records
-constexpr int SMALL_SLOTS = KW > 1 ? 512 : NARROW ? 256 : 0;   // routed slots that a block sorts by itself
 constexpr int STAGED = WGS * NMAX * 128 > NMAX * HOUT * 2 ? WGS * NMAX * 128 : NMAX * HOUT * 2;
 constexpr bool DRAINED = MW == 1;                  // tiles go through shared memory to finisher warps
 constexpr int SUMS = 2;                            // tiles that wait for their finishers
@@ -71,7 +72,6 @@ struct Gemm {
 
 // BOXES: a stage of a tile's weights, and one of their scales, is one copy of a box of [experts][row64s][chunks][bytes of a
 // chunk]. Past K's end come zero codes, and other scales, of which memory holds as many as the last stage wants.
-#define BOXES (MANY || MW > 1)
 struct Boxes {
   TensorMap weight[2], scale[2];  // of w13 and of w2
 };
