@@ -114,6 +114,8 @@ def test_a_conflict_is_refused_with_the_evidence(tmp_path, kind, config, evidenc
     error = refused(tmp_path)
     assert error.code == "format.conflict"
     assert all(part in error.found for part in evidence), error.found
+    of_kind = next(said for said in error.found.split("; ") if said.startswith(f"{kind} "))
+    assert "+ tensors" in of_kind  # each piece stands with the format it speaks of
     assert "--format" in error.next_step
 
 

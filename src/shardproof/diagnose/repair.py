@@ -91,9 +91,8 @@ def repaired(examination: Examination, held: Held) -> Bytes:
         pad = np.tile(np.array([fill & 15, fill >> 4], dtype=np.uint8), needed.size // 2)
         whole = np.where(needed.reshape(-1) > 0, codes, pad).astype(np.uint8)
         stacked.append(pack_codes(whole.reshape(needed.shape)))
-        if not np.array_equal(
-            stacked[-1], proof.matrix(index, *held.slot)
-        ):  # a value that was cast away cannot come back
+        expected = proof.matrix(index, *held.slot)
+        if not np.array_equal(stacked[-1], expected):  # a value that was cast away cannot come back
             raise _lost(held, f"values of expert {expert} were changed, not only moved", expert=expert)
     canonical = np.stack(stacked)
     layout, parameters = find(plan.recipe.layouts[held.slot])

@@ -118,10 +118,10 @@ def _read(checkpoint: Checkpoint, format: str | None) -> ExpertModel:  # noqa: A
             needed=", ".join(known), next_step="`shardproof inspect` shows the names; see docs/formats.md",
         )  # fmt: skip
     _refuse_other_dtype(checkpoint)
-    asked = evidence.items()
+    said = {name: ", ".join(str(e) for e in pair if e is not None) for name, pair in evidence.items()}
     raise FormatError(
         "format.conflict", "config and tensors do not point to one format", file=checkpoint.root,
-        found="; ".join(f"{name} {', '.join(map(str, filter(None, pair)))}" for name, pair in asked if any(pair)),
+        found="; ".join(f"{name} {what}" for name, what in said.items() if what),
         needed="evidence for exactly one format",
         next_step="correct the config, or name the format (--format)",
     )  # fmt: skip

@@ -64,11 +64,11 @@ def pack(
     ArgumentError.
     """
     threads, out = _checked(model, plan, threads), path_of("output", out)
+    check_function("report", report)
     if isinstance(reader, str):
         reader = open_reader(reader, model.checkpoint)
     if reader is not None:
         expect("reader", reader, Reader, "give a reader's name, or leave it out")  # type: ignore[type-abstract]
-    check_function("report", report)
     share = expect("worker", worker or Worker(), Worker, "Worker.from_environment() makes one")
     indices = share.ranks(_indices(plan, rank_indices))
     variant = f"mistake {mistake.name}" if mistake else ""
